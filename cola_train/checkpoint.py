@@ -1,0 +1,256 @@
+"""Checkpoints of a run: saved while training goes on, found again, loaded on any process count.
+
+`checkpoint_files.py` says what one looks like on disk, `checkpoint_storage.py` why reading it is
+safe.
+"""
+
+import json
+import math
+import sys
+import uuid
+import warnings
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeVar, cast
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner, DefaultSavePlanner
+from torch.distributed.checkpoint.metadata import MetadataIndex
+from torch.distributed.checkpoint.state_dict_loader import load
+from torch.distributed.checkpoint.state_dict_saver import save
+from torch.distributed.tensor import DTensor
+
+from cola_train.checkpoint_files import (
+    MANIFEST,
+    NAME,
+    first_few,
+    newest_first,
+    read_state,
+    remove,
+    verify,
+)
+from cola_train.checkpoint_storage import CheckpointReader, CheckpointWriter
+from cola_train.errors import UserError
+
+__all__ = ["Checkpointer", "read_state", "verify"]
+
+T = TypeVar("T")
+
+# Without a process group, as in tools, DCP warns of that at each save and load.
+warnings.filterwarnings("ignore", message="torch.distributed is disabled")
+
+
+class Checkpointer:
+    """Saves into and loads from `folder`, which all processes share; keeps the newest `keep`.
+
+    keep_best: also keep the one with the lowest metric.
+    asynchronous: write in a background thread, on a gloo group of its own.
+
+    Every method is collective: all processes call it with the same arguments, or, for `tensors`,
+    with the same keys. An error of one process is raised on all.
+    """
+
+    def __init__(self, folder: Path, *, keep: int, keep_best: bool, asynchronous: bool) -> None:
+        assert keep >= 1
+        self.folder, self.keep, self.keep_best = folder, keep, keep_best
+        self._group = dist.new_group(backend="gloo") if dist.is_initialized() else None
+        self._rank = dist.get_rank() if self._group else 0
+        self._world_size = dist.get_world_size() if self._group else 1
+        self._thread = ThreadPoolExecutor(1, "checkpoint") if asynchronous else None
+        self._under_way: Future[None] | None = None
+        self._writer_id = self._on_every_rank(lambda: uuid.uuid4().hex[:8])[0]
+
+    def save(
+        self,
+        step: int,
+        tensors: Mapping[str, Tensor],
+        state: Mapping[str, Any],
+        metric: float | None = None,
+    ) -> None:
+        """Save `tensors` (DTensors, or plain ones that are the same on every process), and rank
+        0's `state` (JSON values) under `step`.
+
+        Returns when they are copied to the CPU, so training may change them; the rest happens in
+        the background. A checkpoint of the same step is replaced once the new one is whole. Waits
+        for the save under way, and raises what that one raised (see `wait`).
+        """
+        self.wait()
+        writer = CheckpointWriter(
+            self.folder / f"step-{step:08d}",
+            writer_id=self._writer_id,
+            rank=self._rank,
+            world_size=self._world_size,
+            step=step,
+            metric=metric if metric is not None and math.isfinite(metric) else None,
+            state=json.dumps(dict(state), indent=1),
+        )
+        live = {key: tensor.detach() for key, tensor in tensors.items()}
+        staged = {key: _copy_to_cpu(tensor) for key, tensor in live.items()}
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        if self._thread is not None:
+            self._under_way = self._thread.submit(self._save, writer, live, staged)
+        else:
+            self._save(writer, live, staged)
+
+    def wait(self) -> None:
+        """Return when the save under way is whole and visible.
+
+        Raises UserError on every process if the folder cannot be written or the disk is full; the
+        checkpoints saved before are intact.
+        """
+        under_way, self._under_way = self._under_way, None
+        if under_way is not None:
+            under_way.result()
+
+    def close(self) -> None:
+        """Wait as `wait` does, and end the thread. Before the process group ends, errors or not."""
+        try:
+            self.wait()
+        finally:
+            if self._thread is not None:
+                self._thread.shutdown()
+
+    def find(self, resume: str) -> Path | None:
+        """The checkpoint folder to resume from, verified by all processes together.
+
+        resume: "never" (None), "auto" (the newest good one here, or None), or a path to a
+        checkpoint or to a folder of them. Damaged ones are named on stderr and passed over.
+        Raises UserError if `resume` is a path with no good checkpoint.
+        """
+        self.wait()
+        if resume == "never":
+            return None
+        auto = resume == "auto"
+        start = self.folder if auto else Path(resume)
+        damaged, good = [], None
+        for path in self._on_every_rank(lambda: _candidates(start) if self._rank == 0 else [])[0]:
+            parts = self._on_every_rank(partial(verify, path, self._rank, self._world_size))
+            problems = list(dict.fromkeys(problem for part in parts for problem in part))
+            if not problems:
+                good = path
+                break
+            damaged.append(f"{path}: {first_few(problems, '; ')}")
+        if good is None and not auto:
+            what = first_few(damaged, "\n") if damaged else f"{start}: no checkpoint in this folder"
+            raise UserError(f"resume={resume} names no good checkpoint.", what, "Use resume=auto.")
+        if self._rank == 0:
+            for line in damaged:
+                print(f"Damaged checkpoint passed over: {line}", file=sys.stderr, flush=True)
+        return good
+
+    def load(self, path: Path, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
+        """Fill `tensors` in place from checkpoint folder `path`, whatever the number of processes
+        that saved it, and return its state.
+
+        Raises UserError if names, shapes or dtypes differ, or if a file is damaged.
+        """
+        self.wait()
+        reader = CheckpointReader(path)
+        self._on_every_rank(partial(reader.open, tensors))
+        state = self._on_every_rank(partial(read_state, path))[0]
+        try:
+            load(
+                dict(tensors),
+                storage_reader=reader,
+                planner=DefaultLoadPlanner(flatten_state_dict=False, flatten_sharded_tensors=False),
+                process_group=self._group,
+                no_dist=self._group is None,
+            )
+        except CheckpointException as failure:
+            raise (
+                _user_error(failure, f"{path} cannot be loaded; use another.") or failure
+            ) from None
+        return state
+
+    def _save(
+        self, writer: CheckpointWriter, live: dict[str, Tensor], staged: dict[str, Tensor]
+    ) -> None:
+        try:
+            save(
+                live,
+                storage_writer=writer,
+                planner=_StagedPlanner(staged),
+                process_group=self._group,
+                no_dist=self._group is None,
+            )
+        except CheckpointException as failure:
+            if self._rank == 0:
+                writer.discard()
+            where = f"{writer.path} cannot be written; the checkpoints before it are intact."
+            fix = f"Free some space or make {self.folder} writable, or choose another run_dir."
+            raise _user_error(failure, where, fix) or failure from None
+        if self._rank == 0:
+            try:
+                self._remove_old()
+            except OSError as error:  # the new one is whole: no reason to stop the run
+                print(f"Cannot delete an old checkpoint: {error}", file=sys.stderr, flush=True)
+
+    def _remove_old(self) -> None:
+        # One whose manifest cannot be read is left for a person to look at.
+        readable = [(path, manifest) for path, manifest in newest_first(self.folder) if manifest]
+        kept = {path for path, _ in readable[: self.keep]}
+        metrics = [(m.metric, path) for path, m in readable if m.metric is not None]
+        if self.keep_best and metrics:
+            kept.add(min(metrics)[1])
+        for path, _ in readable:
+            if path not in kept:
+                remove(path)
+
+    def _on_every_rank(self, work: Callable[[], T]) -> list[T]:
+        """What `work()` returns on each rank; if it fails on any, that error on all."""
+        mine: T | Exception
+        try:
+            mine = work()
+        except Exception as error:
+            mine = error
+        outcomes = [mine] * self._world_size
+        if self._group is not None:
+            dist.all_gather_object(outcomes, mine, group=self._group)
+        for outcome in outcomes:
+            if isinstance(outcome, Exception):
+                raise outcome
+        return cast(list[T], outcomes)
+
+
+class _StagedPlanner(DefaultSavePlanner):
+    """Plans by the live tensors' shapes and shards, and writes the copies made of them."""
+
+    def __init__(self, staged: dict[str, Tensor]) -> None:
+        super().__init__(flatten_state_dict=False, flatten_sharded_tensors=False)
+        self.staged = staged
+
+    def lookup_object(self, index: MetadataIndex) -> Tensor:
+        return self.staged[index.fqn]
+
+
+def _copy_to_cpu(tensor: Tensor) -> Tensor:
+    """A copy of this process's part; from a GPU it is complete after a synchronize."""
+    local = tensor.to_local() if isinstance(tensor, DTensor) else tensor
+    copy = torch.empty(local.shape, dtype=local.dtype, device="cpu", pin_memory=local.is_cuda)
+    return copy.copy_(local, non_blocking=True)
+
+
+def _candidates(start: Path) -> list[Path]:
+    """Checkpoints that `start` names: itself, or those in it, or in its `checkpoints`."""
+    try:
+        if NAME.fullmatch(start.name) or (start / MANIFEST).exists():
+            return [start]
+        found = newest_first(start) or newest_first(start / "checkpoints")
+        return [path for path, _ in found]
+    except OSError as error:
+        raise UserError(f"{start}: cannot be read ({error.strerror})") from None
+
+
+def _user_error(failure: CheckpointException, where: str, *fix: str) -> UserError | None:
+    """What failed on which rank, if the user can do something about all of it."""
+    errors = {rank: error for rank, (error, _) in failure.failures.items()}
+    if not all(isinstance(error, OSError | UserError) for error in errors.values()):
+        return None
+    problems = [f"rank {rank}: {error}" for rank, error in sorted(errors.items())]
+    return UserError(where, first_few(problems, "\n"), *fix)

@@ -1,0 +1,138 @@
+"""The command lines: Hydra composes the configuration, errors become messages and exit codes."""
+
+import os
+import re
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, NoReturn
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from cola_train import distributed
+from cola_train.config import Config, field_names, load, unknown
+from cola_train.errors import EXIT_DONE, EXIT_FAULT, EXIT_USER_ERROR, TrainingFault, UserError
+
+
+def config_dir() -> Path:
+    """The Hydra configs: inside an installed wheel, or beside the package in a checkout."""
+    package = Path(__file__).parent
+    installed = package / "configs"
+    return installed if installed.is_dir() else package.parent / "configs"
+
+
+def run_app(task: Callable[[Config], int], arguments: list[str] | None = None) -> NoReturn:
+    """Compose a `Config` from the command line, run `task` on it, and exit with its code.
+
+    Hydra's own flags (`--help`, `--cfg job`, `--multirun`, ...) work as everywhere.
+    """
+    arguments = sys.argv[1:] if arguments is None else arguments
+    flags = [a for a in arguments if a.startswith("-") and not re.match(r"-?\d", a)]
+    try:
+        overrides, problems = check_overrides([a for a in arguments if a not in flags])
+        if flags:
+            if problems:
+                raise UserError(*problems)
+            code = _run_hydra(task)
+        else:
+            code = task(load(compose(overrides, problems), problems))
+        distributed.stop()
+    except (UserError, TrainingFault, HydraException, OmegaConfBaseException) as error:
+        faulty = isinstance(error, TrainingFault)
+        code = EXIT_FAULT if faulty else EXIT_USER_ERROR
+        # one process speaks for all of them; torchrun's others exit with the same code
+        if distributed.is_main() or faulty:
+            _print_problems(error)
+        if distributed.world_size() > 1:
+            distributed.abandon(code)
+    sys.exit(code)
+
+
+def compose(overrides: list[str], problems: list[str]) -> Mapping[str, Any]:
+    """Plain nested values from Hydra's configs and `overrides`.
+
+    Raises:
+        UserError: with `problems` and what Hydra refuses.
+    """
+    try:
+        with hydra.initialize_config_dir(str(config_dir()), version_base="1.3"):
+            return _plain(hydra.compose("config", overrides))
+    except (HydraException, OmegaConfBaseException) as error:
+        raise UserError(*problems, _one_line(error)) from error
+
+
+def check_overrides(overrides: list[str]) -> tuple[list[str], list[str]]:
+    """The overrides that can be composed, and a message for each that cannot."""
+    names = list(field_names())
+    groups = {
+        folder.name: sorted(file.stem for file in folder.glob("*.yaml"))
+        for folder in config_dir().iterdir()
+        if folder.is_dir()
+    }
+    parser = OverridesParser.create()
+    good, problems = [], []
+    for text in overrides:
+        try:
+            override = parser.parse_override(text)
+        except HydraException:
+            problems.append(f"override `{text}`: cannot be read; write option=value")
+            continue
+        key = override.key_or_group
+        if key.split(".")[0].split("/")[0] == "hydra":
+            good.append(text)
+        elif key in groups:
+            choice = override.value()
+            if override.is_sweep_override() or choice in groups[key] or choice is None:
+                good.append(text)
+            else:
+                problems.append(unknown(str(choice), groups[key], f"{key}:"))
+        elif key not in names:
+            problems.append(unknown(key, names, "option"))
+        else:
+            good.append(text)
+    return good, problems
+
+
+def _run_hydra(task: Callable[[Config], int]) -> int:
+    """Let Hydra take the command line: for its flags, and for sweeps, whose jobs run in turn."""
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # errors come to us rather than to Hydra's own printer
+    codes = [EXIT_DONE]
+
+    def job(values: DictConfig) -> None:
+        if HydraConfig.get().mode == RunMode.MULTIRUN:
+            _name_after_overrides(values)
+        codes.append(task(load(_plain(values))))
+
+    hydra.main(version_base="1.3", config_path=str(config_dir()), config_name="config")(job)()
+    return max(codes)
+
+
+def _name_after_overrides(values: DictConfig) -> None:
+    """Give each job of a sweep a run folder of its own."""
+    overrides = HydraConfig.get().job.override_dirname
+    if overrides:
+        suffix = re.sub(r"[^\w.,=+-]", "_", overrides)[:120]
+        values.run_name = f"{values.run_name}-{suffix}"
+
+
+def _plain(values: DictConfig) -> Mapping[str, Any]:
+    plain = OmegaConf.to_container(values, resolve=True)
+    assert isinstance(plain, dict)
+    return {str(key): value for key, value in plain.items()}
+
+
+def _one_line(error: BaseException) -> str:
+    """Hydra's message without the repetition of the full configuration."""
+    return str(error).strip().split("\n")[0]
+
+
+def _print_problems(error: Exception) -> None:
+    problems = error.problems if isinstance(error, UserError) else (_one_line(error),)
+    for problem in problems:
+        print(f"error: {problem}", file=sys.stderr)

@@ -1,0 +1,242 @@
+"""From tokens to batches: packing, this process's share of each step, and a resumable position.
+
+Legend: B sequences of a micro-batch, T sequence length.
+"""
+
+from collections.abc import Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from cola_train.data.dataset import TokenDataset
+from cola_train.data.order import shuffled
+from cola_train.errors import UserError
+
+IGNORE_INDEX = -100
+
+
+@dataclass
+class Batch:
+    """One micro-batch.
+
+    inputs: (B, T) int64.
+    targets: (B, T) int64, the token after each input; IGNORE_INDEX where there is no loss.
+    documents: (B, T) int32, which document of its row an input belongs to, from 0 and never
+        decreasing; None where attention need not be kept within documents.
+    """
+
+    inputs: Tensor
+    targets: Tensor
+    documents: Tensor | None
+
+
+def packed_sample(dataset: TokenDataset, index: int, length: int) -> tuple[np.ndarray, np.ndarray]:
+    """Inputs and targets, (T,) each: the split as one stream, cut every T tokens."""
+    window = dataset.window(index * length, length + 1)
+    return window[:-1], window[1:]
+
+
+def document_sample(
+    dataset: TokenDataset, index: int, length: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Inputs and targets, at most (T,) and one shorter: the first T tokens of a document.
+
+    As in the paper's recipe, T tokens give T - 1 predictions: the token after a cut is not seen.
+    """
+    tokens = dataset.document(index, longest=length)
+    return tokens, tokens[1:]
+
+
+PACKINGS = {"packed": packed_sample, "per_document": document_sample}
+
+
+def count_samples(dataset: TokenDataset, packing: str, sequence_length: int) -> int:
+    """Sequences in one epoch."""
+    if packing == "per_document":
+        return dataset.n_documents
+    return (dataset.n_tokens - 1) // sequence_length
+
+
+class Collator:
+    """Makes batches of given samples; -1 stands for a row that is all padding."""
+
+    def __init__(
+        self, dataset: TokenDataset, packing: str, sequence_length: int, with_documents: bool
+    ) -> None:
+        self._dataset = dataset
+        self._sample = PACKINGS[packing]
+        self._length = sequence_length
+        # With one document a row, and padding after it, causal attention needs no mask.
+        self._with_documents = with_documents and packing == "packed"
+        self._pin = torch.cuda.is_available()
+
+    def __call__(self, indices: np.ndarray) -> Batch:
+        shape = (len(indices), self._length)
+        inputs = np.full(shape, self._dataset.eos_id, dtype=np.int64)
+        targets = np.full(shape, IGNORE_INDEX, dtype=np.int64)
+        for row, index in enumerate(indices.tolist()):
+            if index >= 0:
+                row_inputs, row_targets = self._sample(self._dataset, index, self._length)
+                inputs[row, : row_inputs.size] = row_inputs
+                targets[row, : row_targets.size] = row_targets
+        documents = None
+        if self._with_documents:
+            ends = inputs == self._dataset.eos_id
+            documents = self._tensor((np.cumsum(ends, axis=1) - ends).astype(np.int32))
+        return Batch(self._tensor(inputs), self._tensor(targets), documents)
+
+    def _tensor(self, array: np.ndarray) -> Tensor:
+        tensor = torch.from_numpy(array)
+        return tensor.pin_memory() if self._pin else tensor
+
+
+class BatchLoader:
+    """Endless shuffled training batches.
+
+    Sample g of the run is sample `g mod n` of epoch `g div n`, in that epoch's order, so the
+    number of samples consumed is the whole position: it resumes at once, on any number of
+    processes. One step takes `batch_size` samples; each process takes an equal run of them.
+
+    samples: global samples consumed so far.
+
+    Raises:
+        UserError: the split has fewer sequences than one step takes.
+        ValueError: batch_size is not a multiple of world_size · micro_batch_size.
+    """
+
+    def __init__(
+        self,
+        dataset: TokenDataset,
+        *,
+        sequence_length: int,
+        batch_size: int,
+        micro_batch_size: int,
+        rank: int,
+        world_size: int,
+        seed: int,
+        packing: str,
+        with_documents: bool,
+    ) -> None:
+        if batch_size % (world_size * micro_batch_size):
+            raise ValueError(
+                f"batch_size={batch_size} is not a multiple of world_size={world_size} x "
+                f"micro_batch_size={micro_batch_size}"
+            )
+        self._n = count_samples(dataset, packing, sequence_length)
+        if self._n < batch_size:
+            raise UserError(
+                f"{dataset.folder}: corpus shorter than one batch: the {dataset.split} split makes "
+                f"{self._n} sequences of {sequence_length} tokens, one step takes {batch_size}: "
+                "add text, or lower train.batch_size or train.sequence_length"
+            )
+        self.samples = 0
+        self._batch_size = batch_size
+        self._micro_batch_size = micro_batch_size
+        share = batch_size // world_size
+        self._share = range(rank * share, (rank + 1) * share)
+        self._identity = {
+            "data": dataset.fingerprint,
+            "seed": seed,
+            "data.packing": packing,
+            "train.sequence_length": sequence_length,
+        }
+        self._seed = seed
+        self._collate = Collator(dataset, packing, sequence_length, with_documents)
+        self._thread = ThreadPoolExecutor(1, "batches")
+        self._ahead: Future[list[Batch]] | None = None
+
+    def next(self) -> list[Batch]:
+        """This process's micro-batches of the next step; the step after is begun meanwhile."""
+        ahead = self._ahead or self._thread.submit(self._step, self.samples)
+        batches = ahead.result()
+        self.samples += self._batch_size
+        self._ahead = self._thread.submit(self._step, self.samples)
+        return batches
+
+    def state_dict(self) -> dict[str, Any]:
+        """The position, and what the order depends on. JSON can hold it."""
+        return {"samples": self.samples, **self._identity}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue from a saved position.
+
+        Raises:
+            UserError: the data, seed, packing or sequence length differ from the saved run's.
+        """
+        problems = [
+            f"{field}: the checkpoint was made with {state.get(field)!r}, this run has {value!r}: "
+            f"{_fix(field)}, or start a new run"
+            for field, value in self._identity.items()
+            if state.get(field) != value
+        ]
+        if problems:
+            raise UserError(*problems)
+        self.samples = int(state["samples"])
+        self._ahead = None
+
+    def close(self) -> None:
+        """Stop the thread that reads ahead."""
+        self._thread.shutdown(wait=True, cancel_futures=True)
+
+    def _step(self, first: int) -> list[Batch]:
+        taken = first + np.asarray(self._share, dtype=np.int64)
+        epochs, positions = np.divmod(taken, self._n)
+        indices = np.empty_like(taken)
+        for epoch in np.unique(epochs).tolist():
+            here = epochs == epoch
+            indices[here] = shuffled(positions[here], self._n, self._seed, epoch)
+        size = self._micro_batch_size
+        return [self._collate(indices[i : i + size]) for i in range(0, indices.size, size)]
+
+
+def _fix(field: str) -> str:
+    if field == "data":
+        return "give the same text and tokenizer as before"
+    return f"set {field} as before"
+
+
+def evaluation_batches(
+    dataset: TokenDataset,
+    *,
+    sequence_length: int,
+    micro_batch_size: int,
+    rank: int,
+    world_size: int,
+    packing: str,
+    with_documents: bool,
+    max_tokens: int | None,
+) -> Iterator[Batch]:
+    """This process's batches of the first sequences that make up to `max_tokens` predictions.
+
+    The sequences are the same, each exactly once, on any number of processes, and every process
+    yields equally many batches: rows of padding without targets fill them up.
+
+    Raises:
+        UserError: the split is shorter than one sequence.
+    """
+    n = count_samples(dataset, packing, sequence_length)
+    if n == 0:
+        raise UserError(
+            f"{dataset.folder}: the {dataset.split} split has {dataset.n_tokens} tokens, fewer "
+            f"than one sequence of {sequence_length}: add text or lower train.sequence_length"
+        )
+    if max_tokens is not None:
+        n = max(1, min(n, _samples_within(dataset, packing, sequence_length, max_tokens)))
+    collate = Collator(dataset, packing, sequence_length, with_documents)
+    together = world_size * micro_batch_size
+    for first in range(rank * micro_batch_size, rank * micro_batch_size + n, together):
+        indices = np.arange(first, first + micro_batch_size)
+        yield collate(np.where(indices < n, indices, -1))
+
+
+def _samples_within(
+    dataset: TokenDataset, packing: str, sequence_length: int, max_tokens: int
+) -> int:
+    if packing == "packed":
+        return max_tokens // sequence_length
+    predictions = np.minimum(dataset.document_lengths(), sequence_length) - 1
+    return int(np.searchsorted(np.cumsum(predictions), max_tokens, side="right"))

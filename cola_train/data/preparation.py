@@ -1,0 +1,260 @@
+"""Text to token shards: `prepare` tokenises a corpus with all cores, once.
+
+The input is cut into jobs, each one large file or a run of small ones (`jobs.py`). A later start
+reuses every job that is whole, whichever signal ended the one before; the manifest comes last.
+Nothing here imports torch, which would cost each worker seconds.
+"""
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import os
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tqdm import tqdm
+
+from cola_train.data import tokenizer as tokenizers
+from cola_train.data.jobs import (
+    POLL_SECONDS,
+    Job,
+    KeepAlive,
+    Reading,
+    Record,
+    documents,
+    run_jobs,
+    utf8,
+)
+from cola_train.data.shards import (
+    FORMAT,
+    MANIFEST,
+    TEMPORARY,
+    TOKENIZER,
+    Shard,
+    disk_errors,
+    read_manifest,
+    token_dtype,
+    write_json,
+    write_text,
+)
+from cola_train.data.sources import SOURCES, SPLITS, InputFile
+from cola_train.data.tokenizer import Tokenizer
+from cola_train.errors import UserError
+
+if TYPE_CHECKING:
+    from cola_train.config import DataConfig
+
+# Files smaller than this share a shard. It grows with the corpus, to keep shards few.
+SMALL_FILE_BYTES = 4 << 20
+SMALL_FILE_BYTES_MOST = 64 << 20
+SHARDS_WANTED = 256
+
+# Merges learnt from this much text are as good as from more; the corpus is sampled file by file.
+TOKENIZER_TRAINING_BYTES = 64 << 20
+
+
+def prepare(
+    data: "DataConfig",
+    model_vocab_size: int | None = None,
+    progress: bool = True,
+    keep_alive: KeepAlive | None = None,
+) -> Path:
+    """Make the token shards of a corpus, or find them made, and return their folder.
+
+    Safe to interrupt at any moment and to run twice at once; finished shards are reused.
+    `keep_alive` is called about five times a second while there is work.
+
+    Raises:
+        UserError: a mistake in the configuration, an unreadable file, a full disk, a tokenizer
+            larger than `model_vocab_size`.
+    """
+    if found := problems(data, model_vocab_size):
+        raise UserError(*found)
+    source = SOURCES[data.source]
+    if source.folder is not None:
+        return source.folder(data)
+    files = source.files(data)
+    folder = Path(data.cache_dir).expanduser() / f"{data.source}-{_key(data, files)}"
+    if not _is_complete(folder):
+        keep_alive = keep_alive or (lambda: None)
+        with disk_errors(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+        with _only_writer(folder, keep_alive):
+            if not _is_complete(folder):  # another process may have finished it meanwhile
+                _write(data, model_vocab_size, files, folder, progress, keep_alive)
+    _check_fit(data, read_manifest(folder)["vocab_size"], model_vocab_size)
+    return folder
+
+
+def problems(data: "DataConfig", model_vocab_size: int | None = None) -> list[str]:
+    """Mistakes in the configuration that show without reading the corpus or a download."""
+    source = SOURCES.get(data.source)
+    if source is None:
+        return [f"data.source={data.source}: must be one of {', '.join(SOURCES)}"]
+    found: list[str] = []
+    try:
+        if source.folder is None:
+            source.files(data)
+        else:
+            vocab_size = read_manifest(source.folder(data))["vocab_size"]
+            _check_fit(data, vocab_size, model_vocab_size)
+    except UserError as error:
+        found += error.problems
+    if source.folder is None:
+        found += tokenizers.problems(data.tokenizer, data.vocab_size, model_vocab_size)
+    return found
+
+
+def _check_fit(data: "DataConfig", vocab_size: int, model_vocab_size: int | None) -> None:
+    if model_vocab_size is not None and vocab_size > model_vocab_size:
+        name = data.path if data.source == "tokens" else data.tokenizer
+        raise UserError(tokenizers.does_not_fit(str(name), vocab_size, model_vocab_size))
+
+
+def _key(data: "DataConfig", files: list[InputFile]) -> str:
+    """A hash of all that decides the shards' content, as far as the configuration shows it."""
+    tokenizer: dict[str, object] = {"name": data.tokenizer}
+    if data.tokenizer == tokenizers.TRAIN:
+        tokenizer["vocab_size"] = data.vocab_size
+    elif path := tokenizers.local_file(data.tokenizer):
+        tokenizer = {"sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
+    inputs = [(f.name, f.split, f.size, f.modified_ns) for f in files]
+    decides = [FORMAT, data.source, data.text_field, data.validation_fraction, tokenizer, inputs]
+    return hashlib.sha256(json.dumps(decides).encode()).hexdigest()[:12]
+
+
+def _is_complete(folder: Path) -> bool:
+    if not (folder / MANIFEST).exists() or not (folder / TOKENIZER).exists():
+        return False
+    try:
+        splits = read_manifest(folder)["splits"].values()
+    except UserError:
+        return False  # it is written again
+    shards = [Shard.from_json(values) for split in splits for values in split["shards"]]
+    return not any(file.problem(folder) for shard in shards for file in shard.files)
+
+
+@contextlib.contextmanager
+def _only_writer(folder: Path, keep_alive: KeepAlive) -> Iterator[None]:
+    """Wait until no other process prepares this folder, to spare the work of doing it twice."""
+    with disk_errors(folder):
+        lock = open(folder / ".lock", "w")  # noqa: SIM115, closed below
+    with lock:
+        locked = False
+        waits = 0
+        while not locked:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                locked = True
+            except BlockingIOError:
+                if waits == 0:
+                    tqdm.write(f"Waiting: another process prepares {folder}", file=sys.stderr)
+                waits += 1
+                keep_alive()
+                time.sleep(POLL_SECONDS)
+            except OSError:
+                break  # no locks on this file system: unique names and renames keep it correct
+        if locked:  # then whoever left these is gone
+            for leftover in folder.glob(f"*{TEMPORARY}*"):
+                leftover.unlink(missing_ok=True)
+        yield
+
+
+def _write(
+    data: "DataConfig",
+    model_vocab_size: int | None,
+    files: list[InputFile],
+    folder: Path,
+    progress: bool,
+    keep_alive: KeepAlive,
+) -> None:
+    reading = Reading(data.source, data.text_field, data.validation_fraction)
+    path = folder / TOKENIZER
+    if path.exists():
+        tokenizer = Tokenizer.load(str(path))
+    else:
+        if data.tokenizer == tokenizers.TRAIN:
+            if progress:
+                tqdm.write(f"Training a tokenizer of {data.vocab_size:,} tokens", file=sys.stderr)
+            sample = _training_sample(files, reading, keep_alive)
+            tokenizer = Tokenizer.train(sample, data.vocab_size)
+        else:
+            tokenizer = Tokenizer.load(data.tokenizer)
+        with disk_errors(folder):
+            for record in folder.glob("job-*.json"):  # of shards made with a tokenizer since lost
+                record.unlink()
+            write_text(path, tokenizer.to_json())
+    _check_fit(data, tokenizer.vocab_size, model_vocab_size)
+    workers = data.workers or os.cpu_count() or 1
+    records = run_jobs(_cut(files), reading, folder, workers, progress, keep_alive)
+    with disk_errors(folder):
+        write_json(folder / MANIFEST, _manifest(data, tokenizer, records, folder))
+
+
+def _training_sample(
+    files: list[InputFile], reading: Reading, keep_alive: KeepAlive
+) -> Iterator[str]:
+    """Training documents of files in a fixed mixed order, up to TOKENIZER_TRAINING_BYTES."""
+    mixed = sorted(files, key=lambda file: hashlib.sha256(os.fsencode(file.name)).digest())
+    used = 0
+    for split, text in documents(mixed, reading, only="train"):
+        if split == "train":
+            text, size = utf8(text)
+            yield text
+            used += size
+            keep_alive()
+        if used >= TOKENIZER_TRAINING_BYTES:
+            return
+
+
+def _cut(files: list[InputFile]) -> list[Job]:
+    total = sum(file.size for file in files)
+    small = min(max(SMALL_FILE_BYTES, total // SHARDS_WANTED), SMALL_FILE_BYTES_MOST)
+    groups: list[list[InputFile]] = [[]]
+    size = 0
+    for file in files:
+        if size + file.size > small and groups[-1]:
+            groups.append([])
+            size = 0
+        groups[-1].append(file)
+        size += file.size
+    return [Job(index, tuple(group)) for index, group in enumerate(groups)]
+
+
+def _manifest(
+    data: "DataConfig", tokenizer: Tokenizer, records: list[Record], folder: Path
+) -> dict[str, Any]:
+    tokenizer_sha256 = hashlib.sha256((folder / TOKENIZER).read_bytes()).hexdigest()
+    splits: dict[str, dict[str, Any]] = {}
+    for split in SPLITS:
+        shards = [record[split] for record in records if split in record]
+        checksums = [file.sha256 for shard in shards for file in shard.files]
+        content = json.dumps([tokenizer_sha256, tokenizer.eos_id, checksums])
+        splits[split] = {
+            "fingerprint": hashlib.sha256(content.encode()).hexdigest()[:16],
+            "n_tokens": sum(shard.n_tokens for shard in shards),
+            "n_documents": sum(shard.n_documents for shard in shards),
+            "bytes_of_text": sum(shard.bytes_of_text for shard in shards),
+            "shards": [shard.to_json() for shard in shards],
+        }
+    n_documents = sum(shard.n_documents for record in records for shard in record.values())
+    if not splits["train"]["shards"]:
+        raise UserError(f"data.source={data.source}: the training files hold no text")
+    if not splits["validation"]["shards"]:
+        raise UserError(
+            f"data.validation_fraction={data.validation_fraction}: none of the {n_documents} "
+            "documents fell to validation: raise it, or name data.validation_files"
+        )
+    return {
+        "format": FORMAT,
+        "source": data.source,
+        "tokenizer": {"name": data.tokenizer, "sha256": tokenizer_sha256},
+        "vocab_size": tokenizer.vocab_size,
+        "eos_id": tokenizer.eos_id,
+        "dtype": token_dtype(tokenizer.vocab_size).name,
+        "splits": splits,
+    }

@@ -1,0 +1,166 @@
+"""Text to token ids and back, on top of the `tokenizers` library."""
+
+import re
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from cola_train.errors import UserError
+
+if TYPE_CHECKING:
+    import tokenizers
+
+TRAIN = "train"  # the value of data.tokenizer that asks for a tokenizer of the corpus's own
+END_OF_TEXT = "<|endoftext|>"
+END_TOKENS = (END_OF_TEXT, "</s>", "<|end_of_text|>", "<eos>", "<|eos|>", "[EOS]", "[SEP]")
+BYTES = 256
+
+
+class Tokenizer:
+    """A tokenizer whose output is plain text's tokens only: no special tokens are added or found.
+
+    vocab_size: one more than the largest id that text or the end-of-document token can have.
+        Special tokens past it do not count: T5's 100 sentinels follow its 32,000 pieces, and a
+        model of 32,000 tokens takes T5's text.
+    eos_id: the id that ends a document; `encode` never returns it.
+    """
+
+    def __init__(self, backend: "tokenizers.Tokenizer", name: str) -> None:
+        vocabulary = backend.get_vocab(with_added_tokens=True)
+        ends = [token for token in END_TOKENS if token in vocabulary]
+        if not ends:
+            raise UserError(
+                f"data.tokenizer={name}: no end-of-document token (looked for "
+                f"{', '.join(END_TOKENS)}): add one of them to it"
+            )
+        self.eos_id: int = vocabulary[ends[0]]
+        special = {t.content for t in backend.get_added_tokens_decoder().values() if t.special}
+        text_ids = (i for token, i in vocabulary.items() if token not in special)
+        self.vocab_size: int = 1 + max([self.eos_id, *text_ids])
+        # A document that quotes "</s>" is text like any other, and nothing is cut or padded here.
+        backend.encode_special_tokens = True
+        backend.no_truncation()
+        backend.no_padding()
+        self._backend = backend
+
+    @classmethod
+    def load(cls, name: str) -> "Tokenizer":
+        """From a tokenizer.json, a folder holding one, or a name on the Hugging Face hub."""
+        from tokenizers import Tokenizer as Backend
+
+        path = local_file(name)
+        if path is None:
+            path = _from_hub(name)
+        try:
+            backend = Backend.from_file(str(path))
+        except Exception as error:  # `tokenizers` raises plain Exception
+            raise UserError(
+                f"data.tokenizer={name}: {path} is not a tokenizer.json of the `tokenizers` "
+                f"library ({error}): replace it"
+            ) from error
+        return cls(backend, name)
+
+    @classmethod
+    def train(cls, texts: Iterable[str], vocab_size: int) -> "Tokenizer":
+        """Byte-level BPE with `<|endoftext|>`. The same texts give the same tokenizer."""
+        from tokenizers import Tokenizer as Backend
+        from tokenizers import decoders, models, pre_tokenizers, trainers
+
+        backend = Backend(models.BPE())
+        backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+        backend.decoder = decoders.ByteLevel()
+        trainer = trainers.BpeTrainer(
+            vocab_size=vocab_size,
+            special_tokens=[END_OF_TEXT],
+            initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+            show_progress=False,
+        )
+        backend.train_from_iterator(texts, trainer)
+        return cls(backend, TRAIN)
+
+    def to_json(self) -> str:
+        """The content of a tokenizer.json."""
+        return self._backend.to_str(pretty=True)
+
+    def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
+        """Each text's ids: uint32, 1-D, all below `vocab_size`, none equal to `eos_id`."""
+        encodings = self._backend.encode_batch_fast(list(texts), add_special_tokens=False)
+        return [self._text_only(np.asarray(e.ids, dtype=np.uint32)) for e in encodings]
+
+    def encode(self, text: str) -> list[int]:
+        return self.encode_batch([text])[0].tolist()
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Text of the ids; special tokens (the end of a document) are left out."""
+        return self._backend.decode(list(ids), skip_special_tokens=True)
+
+    def _text_only(self, ids: np.ndarray) -> np.ndarray:
+        # Some models hold their special tokens as pieces too (T5), so text can still spell them.
+        keep = (ids < self.vocab_size) & (ids != self.eos_id)
+        return ids if keep.all() else ids[keep]
+
+
+def local_file(name: str) -> Path | None:
+    """The tokenizer.json that `name` stands for; None when `name` can only be a hub's."""
+    path = Path(name).expanduser()
+    if path.is_dir():
+        if not (path / "tokenizer.json").is_file():
+            raise UserError(f"data.tokenizer={name}: that folder holds no tokenizer.json")
+        return path / "tokenizer.json"
+    if path.is_file():
+        return path
+    is_hub_name = re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?", name) and not name.endswith(".json")
+    if not is_hub_name:
+        raise UserError(
+            f"data.tokenizer={name}: no such file: give a tokenizer.json, a folder holding one, "
+            f"a Hugging Face hub name, or {TRAIN!r}"
+        )
+    return None
+
+
+def problems(name: str, vocab_size: int, model_vocab_size: int | None) -> list[str]:
+    """What is wrong with `data.tokenizer`, as far as can be told without a download."""
+    if name == TRAIN:
+        smallest = BYTES + 1
+        if vocab_size < smallest:
+            return [
+                f"data.vocab_size={vocab_size}: a byte-level tokenizer has at least {smallest} "
+                f"tokens ({BYTES} bytes and {END_OF_TEXT})"
+            ]
+        if model_vocab_size is not None and vocab_size > model_vocab_size:
+            return [does_not_fit(name, vocab_size, model_vocab_size, "data.vocab_size")]
+        return []
+    try:
+        if local_file(name) is None:
+            return []
+        loaded = Tokenizer.load(name)
+    except UserError as error:
+        return list(error.problems)
+    if model_vocab_size is not None and loaded.vocab_size > model_vocab_size:
+        return [does_not_fit(name, loaded.vocab_size, model_vocab_size)]
+    return []
+
+
+def does_not_fit(
+    name: str, vocab_size: int, model_vocab_size: int, field: str = "data.tokenizer"
+) -> str:
+    return (
+        f"model.vocab_size={model_vocab_size} is smaller than the tokenizer's {vocab_size} tokens "
+        f"(data.tokenizer={name}): set model.vocab_size={vocab_size} or more, or change {field}"
+    )
+
+
+def _from_hub(name: str) -> Path:
+    from huggingface_hub import hf_hub_download
+
+    try:
+        return Path(hf_hub_download(name, "tokenizer.json"))
+    except Exception as error:  # the hub's, the HTTP client's and the cache's errors
+        reason = str(error).strip().splitlines() or [""]
+        raise UserError(
+            f"data.tokenizer={name}: cannot be had from the Hugging Face hub "
+            f"({type(error).__name__}: {reason[0]}): check the name and the network, or give a "
+            "local path: data.tokenizer=FOLDER/tokenizer.json"
+        ) from error

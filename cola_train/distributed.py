@@ -1,0 +1,86 @@
+"""Process group set-up and the few collectives the trainer needs, for one process or many."""
+
+import os
+import sys
+from collections.abc import Iterable
+from datetime import timedelta
+from typing import NoReturn
+
+import torch
+import torch.distributed as dist
+
+
+def world_size() -> int:
+    """Number of processes, from torchrun's environment; 1 under plain `python`."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def rank() -> int:
+    """This process's global rank; 0 under plain `python`."""
+    return int(os.environ.get("RANK", "0"))
+
+
+def local_world_size() -> int:
+    """Number of processes on this machine."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+
+
+def is_main() -> bool:
+    return rank() == 0
+
+
+def device() -> torch.device:
+    """This process's GPU if there is one, else the CPU."""
+    if torch.cuda.is_available():
+        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+    return torch.device("cpu")
+
+
+def start(timeout_seconds: float = 600.0) -> torch.device:
+    """Join the process group (NCCL on GPU with gloo beside it for CPU tensors, gloo on CPU).
+
+    A second call is a no-op, so that several Hydra jobs can run in one process.
+    """
+    this_device = device()
+    if this_device.type == "cuda":
+        torch.cuda.set_device(this_device)
+    if not dist.is_initialized():
+        backend = "cpu:gloo,cuda:nccl" if this_device.type == "cuda" else "gloo"
+        timeout = timedelta(seconds=timeout_seconds)
+        if "WORLD_SIZE" in os.environ:
+            dist.init_process_group(backend, timeout=timeout)
+        else:  # no port to choose, none to collide with
+            dist.init_process_group(
+                backend, store=dist.HashStore(), rank=0, world_size=1, timeout=timeout
+            )
+    return this_device
+
+
+def stop() -> None:
+    """Leave the process group. The barrier keeps gloo from aborting at exit while peers talk."""
+    if dist.is_initialized():
+        dist.barrier()
+        dist.destroy_process_group()
+
+
+def abandon(exit_code: int) -> NoReturn:
+    """Exit with `exit_code` without waiting for peers, whatever state they are in.
+
+    A regular exit tears down gloo's threads, which can abort and so hide the exit code.
+    """
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(exit_code)
+
+
+def sum_over_ranks(values: Iterable[float]) -> list[float]:
+    """Element-wise float64 sums over all processes, as Python floats."""
+    totals = torch.tensor(list(values), dtype=torch.float64)
+    if world_size() > 1:
+        dist.all_reduce(totals)
+    return totals.tolist()
+
+
+def any_rank(flag: bool) -> bool:
+    """True on every process if `flag` is true on any."""
+    return sum_over_ranks([float(flag)])[0] > 0

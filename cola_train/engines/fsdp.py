@@ -1,0 +1,103 @@
+"""The FSDP2 engine: mixed precision, accumulation, clipping and the optimizer step."""
+
+import torch
+from torch import Tensor
+from torch.distributed.fsdp import FSDPModule
+from torch.distributed.tensor import DTensor
+from torch.nn.utils import clip_grads_with_norm_, get_total_norm
+
+from cola_train import distributed
+from cola_train.config import Config
+from cola_train.data.loader import Batch
+from cola_train.engines import StepResult
+from cola_train.hardware import compute_dtype
+from cola_train.methods import Method
+from cola_train.model import IGNORE_INDEX, Llama
+from cola_train.parallel import build_mesh, shard
+
+
+class FSDPEngine:
+    """See `Engine`. Built from a model on the meta device; leaves it sharded and initialised."""
+
+    def __init__(
+        self, config: Config, model: Llama, method: Method, device: torch.device
+    ) -> None:
+        mesh = build_mesh(config.engine, device.type)
+        dtype = compute_dtype(config.train.precision, device)
+        shard(model, mesh, dtype, config.engine.reshard_after_forward)
+        model.to_empty(device=device)
+        model.init_weights(config.seed)
+        self.model, self.method, self.device = model, method, device
+        self.optimizer = method.optimizer(model, config.optim)
+        self.clip = config.optim.clip
+        self.sync_every_micro_batch = config.engine.sync_every_micro_batch
+
+    def train_step(self, batches: list[Batch], lr: float) -> StepResult:
+        local_tokens = sum(int((batch.targets != IGNORE_INDEX).sum()) for batch in batches)
+        tokens = distributed.sum_over_ranks([local_tokens])[0]
+        # FSDP averages gradients over processes; the loss is a mean over the global batch's tokens
+        scale = distributed.world_size() / max(tokens, 1)
+        local_loss = torch.zeros((), device=self.device)
+        for i, batch in enumerate(batches):
+            last = i == len(batches) - 1
+            self.model.set_requires_gradient_sync(last or self.sync_every_micro_batch)
+            loss = self._loss(batch)
+            (loss * scale).backward()
+            local_loss += loss.detach()
+        gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
+        norm = get_total_norm(gradients)
+        norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
+        loss_sum = distributed.sum_over_ranks([local_loss.item()])[0]
+        result = StepResult(
+            loss=loss_sum / max(tokens, 1),
+            grad_norm=norm.item(),
+            tokens=int(tokens),
+            skipped=not (torch.isfinite(norm).item() and abs(loss_sum) < float("inf")),
+        )
+        if not result.skipped:
+            if self.clip is not None:
+                clip_grads_with_norm_(self.model.parameters(), self.clip, norm)
+            for group in self.optimizer.param_groups:
+                group["lr"] = lr
+            self.optimizer.step()
+        self.optimizer.zero_grad()
+        return result
+
+    def after_step(self, step: int) -> None:
+        self.method.after_step(self.model, self.optimizer, step)
+
+    def evaluate(self, batch: Batch) -> tuple[Tensor, int]:
+        with torch.no_grad():
+            return self._loss(batch), int((batch.targets != IGNORE_INDEX).sum())
+
+    def logits(self, tokens_BT: Tensor) -> Tensor:
+        with torch.no_grad():
+            return self.model(tokens_BT.to(self.device))
+
+    def tensors(self) -> dict[str, Tensor]:
+        if not self.optimizer.state:
+            self._allocate_optimizer_state()
+        tensors: dict[str, Tensor] = {}
+        for name, parameter in self.model.named_parameters():
+            tensors[f"model.{name}"] = parameter.detach()
+            for key, value in self.optimizer.state[parameter].items():
+                if isinstance(value, Tensor):
+                    tensors[f"optimizer.{name}.{key}"] = value
+        return tensors
+
+    def _loss(self, batch: Batch) -> Tensor:
+        documents = batch.documents
+        return self.model(
+            batch.inputs.to(self.device, non_blocking=True),
+            batch.targets.to(self.device, non_blocking=True),
+            None if documents is None else documents.to(self.device, non_blocking=True),
+        )
+
+    def _allocate_optimizer_state(self) -> None:
+        """A step of size zero makes the optimizer allocate its state, for a checkpoint to fill."""
+        for parameter in self.model.parameters():
+            parameter.grad = torch.zeros_like(parameter)
+        for group in self.optimizer.param_groups:
+            group["lr"] = 0.0
+        self.optimizer.step()
+        self.optimizer.zero_grad()

@@ -1,0 +1,32 @@
+"""Sampling text from a model in training."""
+
+import torch
+
+from cola_train.engines import Engine
+
+
+def sample(
+    engine: Engine,
+    prompt: list[int],
+    new_tokens: int,
+    *,
+    max_length: int,
+    vocab_size: int,
+    seed: int = 0,
+    temperature: float = 0.8,
+    top_k: int = 50,
+) -> list[int]:
+    """Continue `prompt` (token ids, at least one) by `new_tokens` tokens; the new ones only.
+
+    All processes call it together. The context is the last `max_length` tokens; only ids below
+    `vocab_size` (the tokenizer's) are drawn.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    tokens = list(prompt)
+    for _ in range(new_tokens):
+        context = torch.tensor([tokens[-max_length:]])
+        logits = engine.logits(context)[0, -1, :vocab_size].float().cpu() / temperature
+        top = logits.topk(min(top_k, vocab_size))
+        choice = torch.multinomial(top.values.softmax(-1), 1, generator=generator)
+        tokens.append(int(top.indices[choice]))
+    return tokens[len(prompt) :]

@@ -1,0 +1,98 @@
+"""What this machine's processor or GPU can do: precision, threads, peak speed, memory used."""
+
+import os
+import platform
+import resource
+import time
+
+import torch
+
+# Dense bf16 peak, FLOP/s, from NVIDIA's data sheets (SXM parts; no sparsity).
+GPU_PEAK_BF16 = {
+    "H200": 989e12,
+    "H100 PCIe": 756e12,
+    "H100": 989e12,
+    "A100": 312e12,
+    "L40S": 362e12,
+    "A10": 125e12,
+    "4090": 165e12,
+}
+
+
+def has_bf16(device: torch.device) -> bool:
+    """True where bf16 products are faster than fp32 ones."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    flags = _cpu_flags()
+    return "avx512_bf16" in flags or "amx_bf16" in flags or "bf16" in flags
+
+
+def _cpu_flags() -> set[str]:
+    """Instruction set flags of the CPU; empty where the system does not tell."""
+    try:
+        with open("/proc/cpuinfo") as file:
+            for line in file:
+                if line.startswith(("flags", "Features")):
+                    return set(line.split(":", 1)[1].split())
+    except OSError:
+        pass
+    return set()
+
+
+def compute_dtype(precision: str, device: torch.device) -> torch.dtype:
+    """The dtype of weights and activations in forward and backward."""
+    if precision == "auto":
+        precision = "bf16" if has_bf16(device) else "fp32"
+    return {"bf16": torch.bfloat16, "fp32": torch.float32}[precision]
+
+
+def set_threads(threads: int | None, local_processes: int) -> None:
+    """CPU threads of this process; None: its share of the machine's cores.
+
+    torchrun sets OMP_NUM_THREADS=1 where the user has not, which idles cores.
+    """
+    cores = len(os.sched_getaffinity(0))
+    torch.set_num_threads(threads or max(1, cores // local_processes))
+
+
+def peak_flops(device: torch.device, dtype: torch.dtype) -> float | None:
+    """FLOP/s that MFU is a fraction of: a GPU's data sheet, or on a CPU a measured product.
+
+    None for a GPU that is not in the table, or in fp32 on one.
+    """
+    if device.type == "cuda":
+        name = torch.cuda.get_device_name(device)
+        for known, peak in GPU_PEAK_BF16.items():
+            if known in name:
+                return peak if dtype == torch.bfloat16 else None
+        return None
+    n = 1024
+    a = torch.ones(n, n, dtype=dtype)
+    a @ a
+    seconds = []
+    for _ in range(5):
+        start = time.perf_counter()
+        a @ a
+        seconds.append(time.perf_counter() - start)
+    return 2 * n**3 / min(seconds)
+
+
+def peak_memory_bytes(device: torch.device) -> int:
+    """Most memory this process has held: allocated on the GPU, or resident on a CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def device_name(device: torch.device) -> str:
+    """The GPU's or the processor's name."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    try:
+        with open("/proc/cpuinfo") as file:
+            for line in file:
+                if line.startswith("model name"):
+                    return line.split(":", 1)[1].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()

@@ -1,0 +1,24 @@
+"""CoLA: every linear of a block becomes an auto-encoder `B silu(A x)` (arXiv 2502.10940)."""
+
+from torch import nn
+
+from cola_train.config import Config
+from cola_train.methods.full import FullRank
+from cola_train.model.linear import AutoEncoders
+
+
+class Cola(FullRank):
+    """Auto-encoders of rank r.
+
+    `method.activation` says where the non-linearity goes: `low_rank` on the rank-r vectors only,
+    `full_rank` on SwiGLU's gate only (plain low-rank layers), `both` on both.
+    """
+
+    def __init__(self, config: Config) -> None:
+        super().__init__(config)
+        self.rank = config.rank
+        self.low_rank_silu = config.method.activation in ("low_rank", "both")
+        self.gate_silu = config.method.activation in ("full_rank", "both")
+
+    def projections(self, d_in: int, d_outs: dict[str, int]) -> nn.Module:
+        return AutoEncoders(d_in, d_outs, self.rank, self.low_rank_silu)

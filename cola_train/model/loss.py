@@ -1,0 +1,82 @@
+"""Linear cross-entropy that never holds all logits: the head's GEMM and the loss, chunk by chunk.
+
+Shapes: N rows (batch x sequence), D features, V vocabulary.
+`torch.nn.functional.linear_cross_entropy` (2.13) does the same, but returns a bf16 loss for bf16
+inputs, recomputes each chunk's logits in the backward pass, and does not exist in 2.11.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd.function import FunctionCtx, once_differentiable
+
+IGNORE_INDEX = -100
+CHUNK_BYTES = 128 * 2**20  # logits held at a time, in the inputs' dtype: rows enough for full GEMMs
+SOFTMAX_BYTES = 8 * 2**20  # fp32 copies held at a time on a CPU: what its caches hold
+
+
+class _LinearCrossEntropy(torch.autograd.Function):
+    """Computes the gradients together with the loss, so that each logit is computed once."""
+
+    @staticmethod
+    def forward(
+        ctx: FunctionCtx, h_ND: Tensor, w_VD: Tensor, targets_N: Tensor, gradients: bool
+    ) -> Tensor:
+        losses = []
+        dh_ND = torch.empty_like(h_ND) if gradients else None
+        dw_VD: Tensor | None = None
+        rows = max(1, CHUNK_BYTES // (h_ND.element_size() * w_VD.shape[0]))
+        for h, target in zip(h_ND.split(rows), targets_N.split(rows), strict=True):
+            logits = F.linear(h, w_VD)
+            losses.append(_cross_entropy_(logits, target, gradients))
+            if dh_ND is not None:  # logits now hold their gradient
+                first = rows * (len(losses) - 1)
+                torch.mm(logits, w_VD, out=dh_ND[first : first + rows])
+                dw = logits.T @ h
+                # summed in fp32, whatever the number of chunks
+                dw_VD = dw if dw_VD is None else dw_VD.float().add_(dw)
+        if gradients:
+            ctx.save_for_backward(dh_ND, dw_VD)
+            ctx.dtype = w_VD.dtype  # type: ignore[attr-defined]
+        return torch.stack(losses).sum()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: FunctionCtx, dloss: Tensor) -> tuple[Tensor | None, ...]:
+        dh_ND, dw_VD = ctx.saved_tensors  # type: ignore[attr-defined]
+        dw = torch.empty_like(dw_VD, dtype=ctx.dtype)  # type: ignore[attr-defined]
+        return dh_ND * dloss.to(dh_ND.dtype), torch.mul(dw_VD, dloss, out=dw), None, None
+
+
+def _cross_entropy_(logits: Tensor, targets: Tensor, gradients: bool) -> Tensor:
+    """The summed loss of one chunk (fp32), computed in fp32; overwrites `logits` with its gradient
+    if `gradients`."""
+    losses = []
+    rows = len(logits)
+    if not logits.is_cuda:
+        rows = max(1, SOFTMAX_BYTES // (4 * logits.shape[1]))
+    for part, target in zip(logits.split(rows), targets.split(rows), strict=True):
+        logp = F.log_softmax(part, dim=-1, dtype=torch.float32)
+        valid = target != IGNORE_INDEX
+        row, column = torch.arange(len(target), device=target.device), target.clamp(min=0)
+        losses.append(-(logp[row, column] * valid).sum())
+        if gradients:  # softmax - onehot, zero in ignored rows
+            probability = logp.exp_()
+            probability[row, column] -= 1
+            torch.mul(probability, valid[:, None], out=part)
+    return torch.stack(losses).sum()
+
+
+def linear_cross_entropy(h: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
+    """Summed cross-entropy of `softmax(h @ weight.T)` against `targets`.
+
+    Args:
+        h: (..., D), any floating dtype.
+        weight: (V, D), of h's dtype.
+        targets: (...), int64 in [0, V) or IGNORE_INDEX.
+
+    Returns:
+        The fp32 sum over the targets that are not ignored, in nats.
+    """
+    gradients = torch.is_grad_enabled() and (h.requires_grad or weight.requires_grad)
+    return _LinearCrossEntropy.apply(h.flatten(0, -2), weight, targets.flatten(), gradients)

@@ -1,0 +1,21 @@
+"""The command `cola-prepare`: text to token shards, before a run rather than at its start."""
+
+from cola_train.cli import run_app
+from cola_train.config import Config
+from cola_train.data import prepare
+from cola_train.errors import EXIT_DONE
+
+
+def main() -> None:
+    run_app(_prepare)
+
+
+def _prepare(config: Config) -> int:
+    """Prepare what a training with the same overrides would read, and say where it is."""
+    folder = prepare(config.data, config.model.vocab_size)
+    print(folder)
+    return EXIT_DONE
+
+
+if __name__ == "__main__":
+    main()

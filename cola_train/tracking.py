@@ -1,0 +1,195 @@
+"""Where a run's figures go: a progress bar, metrics.jsonl, Weights & Biases. Main process only."""
+
+import dataclasses
+import json
+import math
+import os
+import subprocess
+import sys
+import time
+import uuid
+from netrc import NetrcParseError, netrc
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from cola_train import distributed
+from cola_train.config import Config
+from cola_train.plots import read_metrics
+
+# W&B's grouped names; whatever is not listed goes under perf/
+GROUPS = {
+    "loss": "train/loss",
+    "lr": "train/lr",
+    "grad_norm": "train/grad_norm",
+    "skipped": "train/skipped",
+    "val_loss": "validation/loss",
+    "val_perplexity": "validation/perplexity",
+    "val_tokens": "validation/tokens",
+}
+
+
+class Tracker:
+    """Logs a run on the main process; does nothing on the others.
+
+    W&B failing, at start or later, is said once and never stops training.
+    """
+
+    def __init__(self, config: Config, resumed_step: int, extra: dict[str, Any]) -> None:
+        """`resumed_step`: lines of metrics.jsonl past it, of steps to be done again, are dropped.
+        `extra`: figures worth recording with the configuration (parameters, processes, ...).
+        """
+        self.main = distributed.is_main()
+        self.wandb: Any = None
+        if not self.main:
+            return
+        self.run_dir = Path(config.run_dir)
+        self.path = self.run_dir / "metrics.jsonl"
+        _drop_lines_after(self.path, resumed_step)
+        self.file = self.path.open("a", buffering=1)  # a crash loses no whole line
+        last = config.train.stop_after or config.train.steps
+        self.bar = tqdm(
+            total=last,
+            initial=min(resumed_step, last),
+            unit="step",
+            disable=not config.tracking.progress,
+            mininterval=0.5 if sys.stderr.isatty() else 10.0,
+            dynamic_ncols=True,
+        )
+        if config.tracking.wandb != "disabled":
+            self._start_wandb(config, extra)
+
+    def training(self, metrics: dict[str, Any]) -> None:
+        """Log one training line (the contract's fields, see docs/architecture.md)."""
+        if self.main:
+            self.bar.set_postfix_str(
+                f"loss {metrics['loss']:.3f}, {metrics['tokens_per_second']:,.0f} tokens/s",
+                refresh=False,
+            )
+            self._write(metrics)
+
+    def validation(self, metrics: dict[str, Any], tokens: int) -> None:
+        """Log one validation line; `tokens`: those trained on so far."""
+        if self.main:
+            self.say(
+                f"step {metrics['step']}: validation loss {metrics['val_loss']:.4f}, "
+                f"perplexity {metrics['val_perplexity']:.2f}"
+            )
+            self._write(metrics, tokens)
+
+    def advance(self) -> None:
+        if self.main:
+            self.bar.update()
+
+    def say(self, message: str) -> None:
+        """A line for people, above the progress bar."""
+        if self.main:
+            self.bar.write(message, file=sys.stderr)
+
+    def sample(self, text: str) -> None:
+        if self.main and self.wandb is not None:
+            self._wandb_call(lambda: self.wandb.summary.update({"sample": text}))
+
+    def close(self, exit_code: int = 0) -> None:
+        if self.main:
+            self.bar.close()
+            self.file.close()
+            if self.wandb is not None:
+                self._wandb_call(lambda: self.wandb.finish(exit_code=exit_code))
+
+    def _write(self, metrics: dict[str, Any], tokens: int | None = None) -> None:
+        clean = {  # JSON has no nan and no inf
+            key: None if isinstance(value, float) and not math.isfinite(value) else value
+            for key, value in metrics.items()
+        }
+        self.file.write(json.dumps(clean) + "\n")
+        if self.wandb is not None:
+            named = {
+                GROUPS.get(key, f"perf/{key}"): value
+                for key, value in metrics.items()
+                if key not in ("step", "tokens")
+            }
+            named |= {"step": metrics["step"], "tokens": metrics.get("tokens", tokens)}
+            self._wandb_call(lambda: self.wandb.log(named))
+
+    def _start_wandb(self, config: Config, extra: dict[str, Any]) -> None:
+        mode = config.tracking.wandb
+        if mode == "auto":
+            mode = "online" if _logged_in() else "offline"
+        try:
+            import wandb
+
+            self.wandb = wandb.init(
+                project=config.tracking.project,
+                entity=config.tracking.entity,
+                group=config.tracking.group,
+                tags=config.tracking.tags,
+                name=config.run_name,
+                id=_wandb_id(self.run_dir),
+                resume="allow",
+                dir=str(self.run_dir),
+                mode=mode,
+                config=dataclasses.asdict(config) | extra | {"git_commit": git_commit()},
+                settings=wandb.Settings(console="off", silent=True, init_timeout=60),
+            )
+            self.wandb.define_metric("tokens")
+            self.wandb.define_metric("*", step_metric="tokens")
+        except Exception as error:  # whatever it is, training matters more
+            self._wandb_failed(error)
+
+    def _wandb_call(self, call: Any) -> None:
+        try:
+            call()
+        except Exception as error:
+            self._wandb_failed(error)
+
+    def _wandb_failed(self, error: Exception) -> None:
+        self.say(f"W&B failed and is off from here on; metrics.jsonl goes on: {error}")
+        self.wandb = None
+
+
+def _logged_in() -> bool:
+    """Whether W&B has a key, without importing it or asking the network."""
+    if os.environ.get("WANDB_MODE") in ("offline", "dryrun", "disabled"):
+        return False
+    if os.environ.get("WANDB_API_KEY"):
+        return True
+    try:
+        host = os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai").split("//")[-1]
+        return netrc().authenticators(host.split("/")[0]) is not None
+    except (OSError, NetrcParseError):
+        return False
+
+
+def _wandb_id(run_dir: Path) -> str:
+    """The run's W&B id, kept in its folder so that a resumed run goes on in the same chart."""
+    path = run_dir / "wandb" / "run_id"
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(f"{int(time.time()):x}{uuid.uuid4().hex[:6]}")
+    return path.read_text().strip()
+
+
+def git_commit() -> str | None:
+    """The commit of the code that runs, `-dirty` if changed; None outside a checkout."""
+    try:
+        run = subprocess.run(
+            ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"],
+            cwd=Path(__file__).parent,
+            capture_output=True,
+            text=True,
+            timeout=10,
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return run.stdout.strip() or None
+
+
+def _drop_lines_after(path: Path, step: int) -> None:
+    """Keep the lines of metrics.jsonl up to `step`, whole ones only."""
+    if path.exists():
+        kept = [line for line in read_metrics(path) if line["step"] <= step]
+        temporary = path.with_suffix(".tmp")
+        temporary.write_text("".join(json.dumps(line) + "\n" for line in kept))
+        os.replace(temporary, path)

@@ -1,0 +1,354 @@
+"""Pre-train a model: config -> data -> model -> method -> recompute -> compile -> shard -> loop."""
+
+import dataclasses
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+from cola_train import costs, distributed, hardware
+from cola_train.checkpoint import Checkpointer
+from cola_train.cli import run_app
+from cola_train.config import Config
+from cola_train.data import PreparedData, open_data
+from cola_train.data.loader import BatchLoader, evaluation_batches
+from cola_train.engines import Engine, StepResult, build_engine
+from cola_train.errors import EXIT_DONE, EXIT_STOPPED_BY_SIGNAL, TrainingFault, UserError
+from cola_train.evaluate import Validation, evaluate
+from cola_train.generate import sample
+from cola_train.methods import Method, build_method
+from cola_train.model import Llama
+from cola_train.parallel import apply_recompute, compile_blocks
+from cola_train.plots import plot_loss
+from cola_train.progress import Progress, rng_state, set_rng_state
+from cola_train.schedule import learning_rate
+from cola_train.stopping import StopSignal
+from cola_train.tracking import Tracker
+
+
+def main() -> None:
+    """The command `cola-train`."""
+    run_app(train)
+
+
+def train(config: Config) -> int:
+    """Run a training to its end, or to a signal; returns the exit code.
+
+    Collective: every process calls it with the same config.
+    """
+    stop_signal = StopSignal()
+    set_determinism(config)
+    device = distributed.start(config.engine.timeout_seconds)
+    hardware.set_threads(config.train.threads, distributed.local_world_size())
+    prepare_run_folder(config)
+
+    # The pipeline.
+    data = open_data(config.data, config.model.vocab_size)
+    method = build_method(config)
+    model = build_model(config, method)
+    apply_recompute(model, config.recompute)
+    if config.train.compile:
+        compile_blocks(model)
+    engine = build_engine(config, model, method, device)
+    loader = build_loader(config, data)
+
+    # Where it stands.
+    checkpointer = Checkpointer(
+        Path(config.run_dir) / "checkpoints",
+        keep=config.checkpoint.keep,
+        keep_best=config.checkpoint.keep_best,
+        asynchronous=config.checkpoint.asynchronous,
+    )
+    progress = Progress()
+    if (path := checkpointer.find(config.resume)) is not None:
+        progress = resume(checkpointer, path, engine, loader)
+    saved_step = progress.step
+    tracker = Tracker(config, progress.step, facts(config, device))
+    tracker.say(headline(config, device, path))
+
+    def save(loss: float | None) -> None:
+        nonlocal saved_step
+        checkpointer.save(progress.step, engine.tensors(), state(progress, loader), loss)
+        saved_step = progress.step
+
+    # The loop.
+    last_step = min(config.train.steps, config.train.stop_after or config.train.steps)
+    flops = costs.training_flops_per_token(config)
+    peak = hardware.peak_flops(device, hardware.compute_dtype(config.train.precision, device))
+    stopping = False
+    while progress.step < last_step and not stopping:
+        start = time.perf_counter()
+        batches = loader.next()
+        data_seconds = time.perf_counter() - start
+
+        lr = learning_rate(config.optim, progress.step + 1, config.train.steps)
+        result = engine.train_step(batches, lr)
+        progress.count(result)
+        engine.after_step(progress.step)
+        seconds = time.perf_counter() - start
+
+        at_end = progress.step == last_step
+        if due(progress.step, config.train.log_every) or at_end or result.skipped:
+            speed = result.tokens / seconds
+            tracker.training(
+                {
+                    "step": progress.step,
+                    "tokens": progress.tokens,
+                    "loss": result.loss,
+                    "lr": lr,
+                    "grad_norm": result.grad_norm,
+                    "tokens_per_second": speed,
+                    "mfu": speed * flops / (peak * distributed.world_size()) if peak else None,
+                    "step_seconds": seconds,
+                    "data_seconds": data_seconds,
+                    "peak_memory_bytes": hardware.peak_memory_bytes(device),
+                    "skipped": progress.skipped,
+                }
+            )
+        tracker.advance()
+        if result.skipped:
+            tracker.say(skip_message(progress, result))
+            if fault := divergence(config, progress):
+                checkpointer.close()
+                raise TrainingFault(fault)
+
+        stopping = distributed.any_rank(stop_signal.received)
+        loss = None
+        if due(progress.step, config.evaluation.every) and not at_end and not stopping:
+            loss = validate(config, engine, data, tracker, progress).loss
+        if (due(progress.step, config.checkpoint.every) and not at_end) or stopping:
+            save(loss)
+
+    # The end.
+    if stopping:
+        tracker.say(
+            f"stopped by {stop_signal.name or 'a signal'} at step {progress.step}, checkpoint "
+            "saved; the same command goes on from there"
+        )
+    else:
+        validation = validate(config, engine, data, tracker, progress)
+        if saved_step < progress.step:
+            save(validation.loss)
+        text = sample_text(config, engine, data)
+        tracker.sample(text)
+        print_summary(config, validation, text)
+    loader.close()
+    checkpointer.close()
+    exit_code = EXIT_STOPPED_BY_SIGNAL if stopping else EXIT_DONE
+    tracker.close(exit_code)
+    return exit_code
+
+
+def prepare_run_folder(config: Config) -> None:
+    """Make the run's folder, write the resolved config into it, and say what a resumed run changes.
+
+    Raises:
+        UserError: it cannot be written, or resume=never would mix two runs.
+    """
+    run_dir = Path(config.run_dir)
+    if config.resume == "never" and any((run_dir / "checkpoints").glob("step-*")):
+        raise UserError(
+            f"resume: {run_dir} holds checkpoints of an earlier run, which resume=never would "
+            "mix with this one; remove the folder, or choose another run_name"
+        )
+    if not distributed.is_main():
+        return
+    values = dataclasses.asdict(config)
+    path = run_dir / "config.yaml"
+    try:
+        run_dir.mkdir(parents=True, exist_ok=True)
+        if path.exists():
+            for name, old, new in changes(yaml.safe_load(path.read_text()), values):
+                print(f"changed since this run began: {name}: {old} -> {new}", file=sys.stderr)
+        temporary = run_dir / ".config.yaml.tmp"
+        temporary.write_text(yaml.safe_dump(values, sort_keys=False))
+        os.replace(temporary, path)
+    except OSError as error:
+        raise UserError(f"run_dir: cannot write {run_dir}: {error.strerror}") from error
+
+
+def changes(old: Any, new: Any, prefix: str = "") -> list[tuple[str, Any, Any]]:
+    """(dotted name, old, new) of the options that differ."""
+    if not (isinstance(old, dict) and isinstance(new, dict)):
+        return [] if old == new else [(prefix.rstrip("."), old, new)]
+    return [
+        change
+        for key in new
+        for change in changes(old.get(key), new[key], f"{prefix}{key}.")
+    ]
+
+
+def set_determinism(config: Config) -> None:
+    """Seed the generators; in deterministic mode the same seed gives the same losses, bit for
+    bit, on the same hardware and number of processes."""
+    torch.manual_seed(config.seed)
+    torch.use_deterministic_algorithms(config.train.deterministic)
+    if config.train.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+
+
+def build_model(config: Config, method: Method) -> Llama:
+    """The model on the meta device: shapes, no memory."""
+    with torch.device("meta"):
+        return Llama(
+            config.model, method.projections, method.gate_silu, config.train.sequence_length
+        )
+
+
+def uses_documents(config: Config) -> bool:
+    """Whether the documents of a packed row are hidden from each other.
+
+    By default where the attention backend does it at full speed: on CPUs (measured: no slower
+    than plain causal attention) and with flash-attn; SDPA on a GPU would leave its flash kernel.
+    """
+    if config.data.packing == "per_document":
+        return False  # one document a row, its padding at the end: causality is enough
+    if config.data.document_mask is not None:
+        return config.data.document_mask
+    return config.model.attention == "flash" or distributed.device().type == "cpu"
+
+
+def build_loader(config: Config, data: PreparedData) -> BatchLoader:
+    """Training batches of this process."""
+    return BatchLoader(
+        data.train,
+        sequence_length=config.train.sequence_length,
+        batch_size=config.batch_size,
+        micro_batch_size=config.micro_batch_size,
+        rank=distributed.rank(),
+        world_size=distributed.world_size(),
+        seed=config.seed,
+        packing=config.data.packing,
+        with_documents=uses_documents(config),
+    )
+
+
+def state(progress: Progress, loader: BatchLoader) -> dict[str, Any]:
+    """What a checkpoint holds beside tensors."""
+    return {
+        "progress": dataclasses.asdict(progress),
+        "loader": loader.state_dict(),
+        "rng": rng_state(),
+    }
+
+
+def resume(
+    checkpointer: Checkpointer, path: Path, engine: Engine, loader: BatchLoader
+) -> Progress:
+    """Load the checkpoint at `path` into engine, loader and generators."""
+    saved = checkpointer.load(path, engine.tensors())
+    loader.load_state_dict(saved["loader"])
+    set_rng_state(saved["rng"])
+    return Progress(**saved["progress"])
+
+
+def due(step: int, every: int) -> bool:
+    return every > 0 and step % every == 0
+
+
+def validate(
+    config: Config, engine: Engine, data: PreparedData, tracker: Tracker, progress: Progress
+) -> Validation:
+    """Validation loss, logged."""
+    validation = evaluate(
+        engine,
+        evaluation_batches(
+            data.validation,
+            sequence_length=config.train.sequence_length,
+            micro_batch_size=config.evaluation.batch_size,
+            rank=distributed.rank(),
+            world_size=distributed.world_size(),
+            packing=config.data.packing,
+            with_documents=uses_documents(config),
+            max_tokens=config.evaluation.tokens,
+        ),
+    )
+    tracker.validation(
+        {
+            "step": progress.step,
+            "val_loss": validation.loss,
+            "val_perplexity": validation.perplexity,
+            "val_tokens": validation.tokens,
+        },
+        progress.tokens,
+    )
+    return validation
+
+
+def skip_message(progress: Progress, result: StepResult) -> str:
+    return (
+        f"step {progress.step}: loss {result.loss}, gradient norm {result.grad_norm}: not finite; "
+        f"the weights are left as they were ({progress.skipped} steps skipped in all)"
+    )
+
+
+def divergence(config: Config, progress: Progress) -> str | None:
+    """After a skipped step: why the run must end, if it must."""
+    if config.train.non_finite == "stop":
+        reason = f"step {progress.step} was not finite (train.non_finite=stop)"
+    elif progress.skipped_in_a_row >= config.train.max_skipped_in_a_row:
+        reason = (
+            f"{progress.skipped_in_a_row} steps in a row were not finite "
+            f"(train.max_skipped_in_a_row)"
+        )
+    else:
+        return None
+    return f"{reason}; the last checkpoint is intact, and a lower optim.lr may help"
+
+
+def facts(config: Config, device: torch.device) -> dict[str, Any]:
+    """What is worth recording beside the configuration."""
+    return {
+        "parameters": costs.parameters(config),
+        "training_flops_per_token": costs.training_flops_per_token(config),
+        "processes": distributed.world_size(),
+        "device": hardware.device_name(device),
+        "torch": torch.__version__,
+    }
+
+
+def headline(config: Config, device: torch.device, resumed: Path | None) -> str:
+    dtype = str(hardware.compute_dtype(config.train.precision, device)).removeprefix("torch.")
+    rank = f", rank {config.rank}" if config.method.name == "cola" else ""
+    start = f"resuming from {resumed}" if resumed else "starting"
+    return (
+        f"{config.run_name}: {config.method.name}{rank}, {costs.parameters(config) / 1e6:.1f}M "
+        f"parameters, {distributed.world_size()} x {hardware.device_name(device)}, {dtype}; {start}"
+    )
+
+
+def sample_text(config: Config, engine: Engine, data: PreparedData) -> str:
+    """The prompt and what the model makes of it."""
+    prompt = config.evaluation.sample_prompt
+    ids = data.tokenizer.encode(prompt) or [data.tokenizer.eos_id]
+    if config.evaluation.sample_tokens == 0:
+        return ""
+    new = sample(
+        engine,
+        ids,
+        config.evaluation.sample_tokens,
+        max_length=config.train.sequence_length,
+        vocab_size=data.tokenizer.vocab_size,
+        seed=config.seed,
+    )
+    return prompt + data.tokenizer.decode(new)
+
+
+def print_summary(config: Config, validation: Validation, text: str) -> None:
+    """The end of a run, on stdout."""
+    if not distributed.is_main():
+        return
+    if text:
+        print(f"\n--- sample ---\n{text}\n--------------")
+    print(f"validation loss {validation.loss:.4f}, perplexity {validation.perplexity:.2f} "
+          f"({validation.tokens:,} tokens)")
+    print(f"loss plot: {plot_loss(Path(config.run_dir))}")
+    print(f"run folder: {config.run_dir}")
+
+
+if __name__ == "__main__":
+    main()

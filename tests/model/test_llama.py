@@ -1,0 +1,174 @@
+"""The decoder against `transformers`, the paper's sizes, and its own promises."""
+
+import math
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from cola_train import costs
+from cola_train.methods import build_method
+from cola_train.model.attention import document_lengths
+from cola_train.model.linear import AutoEncoders
+from cola_train.model.llama import MLP, Llama
+from cola_train.train import build_model
+
+# arXiv 2502.10940 and the official code: size -> (full-rank, CoLA) parameters
+PAPER_PARAMETERS = {
+    "60m": (58_073_600, 42_770_944),
+    "130m": (134_105_856, 93_997_824),
+    "350m": (367_969_280, 185_222_144),
+    "1b": (1_339_082_752, 609_310_720),
+    "7b": (6_738_415_616, 2_820_935_680),
+}
+TINY = ("model.d_model=32", "model.d_ff=40", "model.n_layers=2", "model.vocab_size=61")
+
+
+def real_model(config) -> Llama:
+    model = build_model(config, build_method(config)).to_empty(device="cpu")
+    model.init_weights(config.seed)
+    return model
+
+
+@pytest.mark.parametrize("size", PAPER_PARAMETERS)
+@pytest.mark.parametrize("method", ["full", "cola"])
+def test_parameters_are_the_papers(config_of, size, method):
+    config = config_of(f"model={size}", f"method={method}")
+    model = build_model(config, build_method(config))
+    expected = PAPER_PARAMETERS[size][method == "cola"]
+    assert sum(p.numel() for p in model.parameters()) == expected
+    assert costs.parameters(config) == expected
+
+
+@pytest.mark.parametrize("size", PAPER_PARAMETERS)
+@pytest.mark.parametrize("method", ["full", "cola"])
+def test_flops_are_those_counted(config_of, size, method):
+    config = config_of(f"model={size}", f"method={method}")
+    model = build_model(config, build_method(config))
+    tokens = torch.zeros(1, config.train.sequence_length, dtype=torch.long, device="meta")
+    with FlopCounterMode(display=False) as counter:
+        model(tokens).sum().backward()
+    per_token = counter.get_total_flops() / tokens.numel()
+    assert per_token == costs.training_flops_per_token(config)
+
+
+def test_full_rank_equals_transformers(config_of):
+    transformers = pytest.importorskip("transformers")
+    config = config_of("method=full", *TINY)
+    ours = real_model(config)
+    shape = config.model
+    theirs = transformers.LlamaForCausalLM(
+        transformers.LlamaConfig(
+            vocab_size=shape.vocab_size,
+            hidden_size=shape.d_model,
+            intermediate_size=shape.d_ff,
+            num_hidden_layers=shape.n_layers,
+            num_attention_heads=shape.n_heads,
+            rms_norm_eps=shape.norm_eps,
+            tie_word_embeddings=False,
+        )
+    )
+    weights = {"model.embed_tokens.weight": ours.embedding.weight, "lm_head.weight": ours.head.weight}
+    for i, layer in enumerate(ours.layers):
+        prefix = f"model.layers.{i}."
+        for name in "qkv":
+            weights[f"{prefix}self_attn.{name}_proj.weight"] = getattr(layer.attention.qkv, name)
+        weights[f"{prefix}self_attn.o_proj.weight"] = layer.attention.out.o
+        weights[f"{prefix}mlp.gate_proj.weight"] = layer.mlp.gate_up.gate
+        weights[f"{prefix}mlp.up_proj.weight"] = layer.mlp.gate_up.up
+        weights[f"{prefix}mlp.down_proj.weight"] = layer.mlp.down.down
+    missing = theirs.load_state_dict(weights, strict=False).missing_keys
+    assert all("norm" in name for name in missing)  # ones on both sides
+    tokens = torch.randint(0, 61, (3, 19), generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(ours(tokens), theirs(tokens).logits, rtol=1e-5, atol=1e-5)
+    loss = ours(tokens[:, :-1], tokens[:, 1:].contiguous()) / (3 * 18)
+    torch.testing.assert_close(loss, theirs(tokens, labels=tokens).loss, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("placement", ["low_rank", "both", "full_rank"])
+def test_placements_of_the_nonlinearity(config_of, placement):
+    config = config_of(f"method.activation={placement}", "method.rank=8", *TINY)
+    mlp = real_model(config).layers[0].mlp
+    x = torch.randn(5, 32, generator=torch.Generator().manual_seed(0))
+    silu = torch.nn.functional.silu
+
+    def low_rank(a, b, v):  # written out from the paper's definition
+        z = v @ a.T
+        return (silu(z) if placement != "full_rank" else z) @ b.T
+
+    gate = low_rank(mlp.gate_up.gate_A, mlp.gate_up.gate_B, x)
+    up = low_rank(mlp.gate_up.up_A, mlp.gate_up.up_B, x)
+    middle = (gate if placement == "low_rank" else silu(gate)) * up
+    expected = low_rank(mlp.down.down_A, mlp.down.down_B, middle)
+    torch.testing.assert_close(mlp(x), expected, rtol=1e-5, atol=1e-7)
+
+
+def test_init_is_the_official_codes(config_of):
+    config = config_of("model=60m", "model.n_layers=1")
+    model = real_model(config)
+    r, d, f = 128, 512, 1376
+    layer = model.layers[0]
+    for weight, d_out in (
+        (layer.attention.qkv.k_A, d),
+        (layer.attention.out.o_B, d),
+        (layer.mlp.gate_up.gate_A, f),
+        (layer.mlp.gate_up.up_B, f),
+        (layer.mlp.down.down_A, f),
+    ):
+        std = (r * (d + d_out)) ** -0.25
+        assert weight.std().item() == pytest.approx(std, rel=5 / math.sqrt(2 * weight.numel()))
+        assert abs(weight.mean().item()) < 5 * std / math.sqrt(weight.numel())
+    product = layer.mlp.gate_up.gate_B @ layer.mlp.gate_up.gate_A
+    assert product.std().item() == pytest.approx((d + f) ** -0.5, rel=0.02)
+    for weight in (model.embedding.weight, model.head.weight):
+        assert weight.std().item() == pytest.approx(0.02, rel=5 / math.sqrt(2 * weight.numel()))
+
+
+@pytest.mark.parametrize("method", ["full", "cola"])
+def test_init_fills_everything(config_of, method):
+    config = config_of(f"method={method}", *TINY)
+    model = build_model(config, build_method(config)).to_empty(device="cpu")
+    tensors = [*model.parameters(), *model.buffers()]
+    for tensor in tensors:
+        tensor.data.fill_(math.nan)
+    model.init_weights(0)
+    assert all(torch.isfinite(tensor).all() for tensor in tensors)
+
+
+def test_different_layers_and_seeds_get_different_weights(config_of):
+    model = real_model(config_of(*TINY))
+    again = real_model(config_of(*TINY))
+    other = real_model(config_of("seed=1", *TINY))
+    first, second = (layer.attention.qkv.q_A for layer in model.layers)
+    assert torch.equal(first, again.layers[0].attention.qkv.q_A)
+    assert not torch.equal(first, second)
+    assert not torch.equal(first, other.layers[0].attention.qkv.q_A)
+    assert not torch.equal(first, model.layers[0].attention.qkv.k_A)
+
+
+@pytest.mark.parametrize("method", ["full", "cola"])
+def test_packed_documents_do_not_see_each_other(config_of, method):
+    model = real_model(config_of(f"method={method}", *TINY))
+    lengths = [5, 1, 9, 4]
+    tokens = torch.randint(0, 61, (1, sum(lengths)), generator=torch.Generator().manual_seed(0))
+    documents = torch.repeat_interleave(torch.arange(4), torch.tensor(lengths))[None]
+    together = model(tokens, documents_BT=documents)
+    alone = torch.cat([model(part) for part in tokens.split(lengths, dim=1)], dim=1)
+    torch.testing.assert_close(together, alone, rtol=1e-5, atol=1e-6)
+    assert not torch.allclose(model(tokens)[0, 5:], alone[0, 5:], atol=1e-4)
+
+
+def test_document_lengths_for_flash():
+    documents = torch.tensor([[0, 0, 1, 1, 1], [0, 1, 1, 2, 2]])
+    lengths, longest = document_lengths(documents)
+    assert lengths.tolist() == [0, 2, 5, 6, 8, 10]
+    assert lengths.dtype == torch.int32 and longest == 5
+
+
+def test_mlp_takes_any_projections():
+    mlp = MLP(8, 12, True, lambda d_in, d_outs: AutoEncoders(d_in, d_outs, 3, True))
+    assert {name: tuple(p.shape) for name, p in mlp.named_parameters()} == {
+        "gate_up.gate_A": (3, 8), "gate_up.gate_B": (12, 3),
+        "gate_up.up_A": (3, 8), "gate_up.up_B": (12, 3),
+        "down.down_A": (3, 12), "down.down_B": (8, 3),
+    }  # fmt: skip

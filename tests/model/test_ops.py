@@ -1,0 +1,95 @@
+"""Hand-written gradients against plain torch."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from cola_train.model import IGNORE_INDEX, loss
+from cola_train.model.attention import rotary_table, rotate
+from cola_train.model.linear import shared_input_linear
+
+
+def gradients(output, inputs, seed=0):
+    upstream = torch.randn(output.shape, generator=torch.Generator().manual_seed(seed))
+    return torch.autograd.grad(output, inputs, upstream.to(output.dtype))
+
+
+def test_shared_input_linear_is_separate_linears():
+    torch.manual_seed(0)
+    x = torch.randn(3, 5, 7, dtype=torch.float64, requires_grad=True)
+    weights = [torch.randn(n, 7, dtype=torch.float64, requires_grad=True) for n in (4, 1, 6)]
+    ours = shared_input_linear(x, weights)
+    plain = torch.cat([F.linear(x, w) for w in weights], dim=-1)
+    torch.testing.assert_close(ours, plain)
+    for a, b in zip(
+        gradients(ours, [x, *weights]), gradients(plain, [x, *weights]), strict=True
+    ):
+        torch.testing.assert_close(a, b)
+
+
+def test_shared_input_linear_keeps_no_copy_of_the_weights():
+    x = torch.randn(2, 7, requires_grad=True)
+    weights = [torch.nn.Parameter(torch.randn(4, 7)) for _ in range(3)]
+    kept = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
+        shared_input_linear(x, weights)
+    assert {t.data_ptr() for t in kept} == {t.data_ptr() for t in (x, *weights)}
+
+
+def test_rotation_is_rotation_by_position():
+    torch.manual_seed(0)
+    x = torch.randn(2, 9, 3, 8, dtype=torch.float64, requires_grad=True)
+    y = rotate(x, rotary_table(9, 8, 100.0, torch.device("cpu")).double())
+    angle = torch.arange(9)[:, None] * 100.0 ** (-torch.arange(0, 8, 2) / 8)
+    turn = torch.polar(torch.ones_like(angle), angle)[:, None].to(torch.complex128)
+    z = torch.complex(x[..., :4], x[..., 4:]) * turn
+    expected = torch.cat([z.real, z.imag], dim=-1)
+    torch.testing.assert_close(y, expected, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(
+        gradients(y, [x])[0], gradients(expected, [x])[0], rtol=1e-6, atol=1e-6
+    )
+
+
+@pytest.mark.parametrize("chunks", ["one", "many"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_linear_cross_entropy(monkeypatch, chunks, dtype):
+    """Error against fp64 at most twice that of plain torch in the same dtype."""
+    if chunks == "many":
+        monkeypatch.setattr(loss, "CHUNK_BYTES", 7 * 50 * 4)
+        monkeypatch.setattr(loss, "SOFTMAX_BYTES", 3 * 50 * 4)
+    generator = torch.Generator().manual_seed(0)
+    h = torch.randn(3, 13, 16, generator=generator).to(dtype).requires_grad_()
+    w = torch.randn(50, 16, generator=generator).to(dtype).requires_grad_()
+    targets = torch.randint(0, 50, (3, 13), generator=generator)
+    targets[1, 4:9] = IGNORE_INDEX
+
+    def plain(h, w):
+        logits = F.linear(h, w).flatten(0, 1)
+        logits = logits.float() if dtype == torch.bfloat16 else logits
+        return F.cross_entropy(
+            logits, targets.flatten(), ignore_index=IGNORE_INDEX, reduction="sum"
+        )
+
+    h64, w64 = (t.detach().double().requires_grad_() for t in (h, w))
+    truth = plain(h64, w64)
+    exact = [truth.detach(), *(g * 0.25 for g in torch.autograd.grad(truth, (h64, w64)))]
+
+    def results(value):
+        return [value.detach(), *torch.autograd.grad(value * 0.25, (h, w))]
+
+    ours = loss.linear_cross_entropy(h, w, targets)
+    assert ours.dtype == torch.float32
+    for got, reference, true in zip(results(ours), results(plain(h, w)), exact, strict=True):
+        rounding = torch.finfo(torch.float32).eps * true.abs().max()
+        allowed = 2 * (reference.double() - true).abs().max() + rounding
+        assert (got.double() - true).abs().max() <= allowed
+
+
+def test_linear_cross_entropy_in_evaluation_and_with_nothing_to_predict():
+    h, w = torch.randn(4, 8), torch.randn(10, 8, requires_grad=True)
+    targets = torch.full((4,), IGNORE_INDEX)
+    value = loss.linear_cross_entropy(h, w, targets)
+    assert value.item() == 0
+    assert torch.autograd.grad(value, w)[0].abs().max() == 0
+    with torch.no_grad():
+        assert not loss.linear_cross_entropy(h, w, targets).requires_grad

@@ -1,0 +1,159 @@
+"""One process: accumulation, precision, recomputation, compilation, and steps that must not count."""
+
+import dataclasses
+import math
+from types import SimpleNamespace
+
+import pytest
+import torch
+from conftest import make_config
+
+from cola_train import distributed
+from cola_train.engines import build_engine
+from cola_train.methods import build_method
+from cola_train.model import IGNORE_INDEX
+from cola_train.parallel import apply_recompute, compile_blocks
+from cola_train.train import build_model
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def engine_of(overrides):
+    config = make_config(*overrides)
+    device = distributed.start()
+    method = build_method(config)
+    model = build_model(config, method)
+    apply_recompute(model, config.recompute)
+    if config.train.compile:
+        compile_blocks(model)
+    return build_engine(config, model, method, device)
+
+
+def batches_of(count, rows, seed=0, pad=False):
+    """`count` micro-batches of `rows` sequences of 32 tokens, with two documents in each row."""
+    generator = torch.Generator().manual_seed(seed)
+    tokens = torch.randint(0, 300, (count * rows, 33), generator=generator)
+    inputs, targets = tokens[:, :-1], tokens[:, 1:].clone()
+    if pad:  # rows of different length, so that micro-batches differ in predicted tokens
+        targets[torch.arange(32)[None] > torch.arange(count * rows)[:, None] * 3 + 4] = IGNORE_INDEX
+    documents = (torch.arange(32) >= 11).int().expand_as(inputs)
+    return [
+        SimpleNamespace(inputs=i.contiguous(), targets=t.contiguous(), documents=d)
+        for i, t, d in zip(
+            inputs.split(rows), targets.split(rows), documents.split(rows), strict=True
+        )
+    ]
+
+
+def trained(overrides, steps=4, **batches):
+    engine = engine_of(overrides)
+    results = [engine.train_step(batches_of(seed=s, **batches), 1e-2) for s in range(steps)]
+    return [r.loss for r in results], [r.grad_norm for r in results], engine
+
+
+@pytest.mark.parametrize("sync", ["true", "false"])
+def test_accumulation_is_one_large_batch(tiny, sync):
+    """Also with padding: each token counts the same, whichever micro-batch it is in."""
+    sync = f"engine.sync_every_micro_batch={sync}"
+    whole, whole_norms, _ = trained(tiny, count=1, rows=8, pad=True)
+    parts, parts_norms, _ = trained([*tiny, sync], count=4, rows=2, pad=True)
+    assert parts == pytest.approx(whole, rel=1e-5)
+    assert parts_norms == pytest.approx(whole_norms, rel=1e-4)
+
+
+@pytest.mark.parametrize("method", ["full", "cola"])
+def test_recomputation_changes_nothing(tiny, method):
+    common = [*tiny, f"method={method}"]
+    losses, norms, _ = trained(common, count=1, rows=4)
+    again = trained([*common, "recompute=full"], count=1, rows=4)
+    assert (losses, norms) == again[:2]
+
+
+def test_compiled_is_eager_to_rounding(tiny):
+    losses, norms, _ = trained(tiny, steps=2, count=1, rows=4)
+    compiled = trained([*tiny, "train.compile=true"], steps=2, count=1, rows=4)
+    assert compiled[0] == pytest.approx(losses, rel=1e-5)
+    assert compiled[1] == pytest.approx(norms, rel=1e-4)
+
+
+def test_bf16_keeps_fp32_weights_and_follows_fp32(tiny):
+    losses, _, _ = trained(tiny, count=2, rows=4)
+    in_bf16, _, engine = trained([*tiny, "train.precision=bf16"], count=2, rows=4)
+    assert {t.dtype for t in engine.tensors().values()} == {torch.float32}
+    # bf16 has 8 bits: a loss of about 6 moves by some 2^-9 of itself
+    assert in_bf16 == pytest.approx(losses, rel=2**-8)
+    assert in_bf16 != losses
+
+
+def test_one_step_is_adamw_with_clipping(tiny):
+    """Against torch's plain AdamW and clip_grad_norm_ on the same, unsharded model."""
+    # the large eps keeps Adam from amplifying the rounding of gradients near zero
+    overrides = [*tiny, "optim.clip=0.25", "optim.weight_decay=0.1", "optim.eps=1e-3"]
+    config = make_config(*overrides)
+    _, norms, engine = trained(overrides, steps=3, count=1, rows=4)
+    model = build_model(config, build_method(config)).to_empty(device="cpu")
+    model.init_weights(config.seed)
+    optim = config.optim
+    reference = torch.optim.AdamW(
+        model.parameters(), 1e-2, tuple(optim.betas), optim.eps, optim.weight_decay
+    )
+    for step in range(3):
+        (batch,) = batches_of(1, 4, seed=step)
+        loss = model(batch.inputs, batch.targets, batch.documents) / batch.targets.numel()
+        loss.backward()
+        norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 0.25)
+        assert norms[step] == pytest.approx(norm.item(), rel=1e-5)
+        assert norm > 0.25  # or the test would not see the clipping
+        reference.step()
+        reference.zero_grad()
+    ours = engine.tensors()
+    for name, weight in model.named_parameters():
+        torch.testing.assert_close(
+            ours[f"model.{name}"].full_tensor(), weight.detach(), rtol=1e-4, atol=1e-5
+        )
+
+
+@pytest.mark.parametrize("where", ["loss", "gradient"])
+def test_a_step_that_is_not_finite_touches_nothing(tiny, monkeypatch, where):
+    _, _, engine = trained(tiny, steps=2, count=1, rows=4)
+    before = {name: t.full_tensor().clone() if hasattr(t, "full_tensor") else t.clone()
+              for name, t in engine.tensors().items()}  # fmt: skip
+    real = engine._loss
+    if where == "loss":
+        monkeypatch.setattr(engine, "_loss", lambda batch: real(batch) * math.nan)
+    else:  # a finite loss whose gradient overflows
+
+        def overflowing(batch):
+            loss = real(batch)
+            loss.register_hook(lambda gradient: gradient * math.inf)
+            return loss
+
+        monkeypatch.setattr(engine, "_loss", overflowing)
+    result = engine.train_step(batches_of(1, 4), 1e-2)
+    assert result.skipped
+    for name, tensor in engine.tensors().items():
+        now = tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
+        assert torch.equal(now, before[name]), name
+    monkeypatch.undo()
+    assert not engine.train_step(batches_of(1, 4), 1e-2).skipped
+
+
+def test_allocating_optimizer_state_changes_no_weight(tiny):
+    engine, fresh = engine_of(tiny), engine_of(tiny)
+    tensors = engine.tensors()
+    for name, parameter in fresh.model.named_parameters():
+        assert torch.equal(tensors[f"model.{name}"].full_tensor(), parameter.full_tensor())
+    assert sum(name.startswith("optimizer.") for name in tensors) == 3 * sum(
+        name.startswith("model.") for name in tensors
+    )
+
+
+def test_configs_are_frozen(tiny):
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        make_config(*tiny).seed = 1

@@ -1,0 +1,100 @@
+"""Kill, stop, reshape: a resumed run is the undisturbed run. Real processes."""
+
+import os
+import random
+import signal
+import time
+from pathlib import Path
+
+import pytest
+from conftest import launch, losses, run_to_end
+
+
+def wait_for_step(run_dir: Path, step: int, process) -> None:
+    """Until metrics.jsonl has a line for `step` (or the process has ended)."""
+    path = run_dir / "metrics.jsonl"
+    deadline = time.monotonic() + 120
+    while process.poll() is None:
+        if path.exists() and f'"step": {step},' in path.read_text():
+            return
+        assert time.monotonic() < deadline, f"step {step} did not come"
+        time.sleep(0.005)
+
+
+def test_killed_five_times_on_two_processes(tiny, tmp_path):
+    """SIGKILL at random steps: the loss of every step is that of an undisturbed run, bit for bit."""
+    common = [*tiny, "train.steps=120"]
+    run_to_end([*common, f"run_dir={tmp_path / 'undisturbed'}"], processes=2)
+    disturbed = tmp_path / "disturbed"
+    seed = random.randrange(10**6)
+    kills = sorted(random.Random(seed).sample(range(3, 115), 5))
+    print(f"seed {seed}: kill after steps {kills}")
+    for step in kills:
+        process = launch([*common, f"run_dir={disturbed}"], processes=2)
+        wait_for_step(disturbed, step, process)
+        assert process.poll() is None, process.communicate()[0]
+        os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+    run_to_end([*common, f"run_dir={disturbed}"], processes=2)
+    expected = losses(tmp_path / "undisturbed")
+    assert len(expected) == 120
+    assert losses(disturbed) == expected
+
+
+def test_four_processes_then_two_then_one(tiny, tmp_path):
+    """The same run on another number of processes differs by rounding alone."""
+    common = [*tiny, "train.steps=18", "train.micro_batch_size=2", f"run_dir={tmp_path / 'moved'}"]
+    run_to_end([*common, "train.stop_after=6"], processes=4)
+    run_to_end([*common, "train.stop_after=12"], processes=2)
+    run_to_end(common)
+    run_to_end([*tiny, "train.steps=18", f"run_dir={tmp_path / 'one'}"])
+    moved, one = losses(tmp_path / "moved"), losses(tmp_path / "one")
+    assert list(moved) == list(one) == list(range(1, 19))
+    # fp32 sums in another order: about 1e-7 a step, which 18 Adam steps amplify
+    assert moved == pytest.approx(one, rel=2e-5)
+
+
+@pytest.mark.parametrize("sharding", ["hybrid", "replicate"])
+def test_sharding_strategies_agree(tiny, tmp_path, sharding):
+    common = [*tiny, "train.steps=6", "engine.shard_size=2"]
+    run_to_end([*common, f"run_dir={tmp_path / 'one'}"])
+    run_to_end([*common, f"engine.sharding={sharding}", f"run_dir={tmp_path / 's'}"], processes=4)
+    assert losses(tmp_path / "s") == pytest.approx(losses(tmp_path / "one"), rel=1e-5)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+def test_signal_saves_and_exits_75(tiny, tmp_path, number):
+    common = [*tiny, "train.steps=400", "checkpoint.every=0", f"run_dir={tmp_path / 'run'}"]
+    process = launch(common)
+    wait_for_step(tmp_path / "run", 3, process)
+    process.send_signal(number)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 75, output
+    assert signal.Signals(number).name in output
+    stopped = max(losses(tmp_path / "run"))
+    output = run_to_end([*common, f"train.stop_after={stopped + 2}"])
+    assert f"resuming from {tmp_path / 'run' / 'checkpoints' / f'step-{stopped:08d}'}" in output
+    assert list(losses(tmp_path / "run")) == list(range(1, stopped + 3))
+
+
+def test_damaged_checkpoint_is_passed_over(tiny, tmp_path):
+    common = [*tiny, "train.steps=30", f"run_dir={tmp_path / 'run'}"]
+    run_to_end([*common, "train.stop_after=12"])
+    newest = tmp_path / "run" / "checkpoints" / "step-00000012"
+    tensors = max(newest.glob("*.safetensors"), key=lambda path: path.stat().st_size)
+    content = bytearray(tensors.read_bytes())
+    content[len(content) // 2] ^= 1
+    tensors.write_bytes(content)
+    output = run_to_end([*common, "train.stop_after=14"])
+    assert tensors.name in output and "resuming from" in output and "step-00000010" in output
+    run_to_end([*tiny, "train.steps=30", "train.stop_after=14", f"run_dir={tmp_path / 'one'}"])
+    assert losses(tmp_path / "run") == losses(tmp_path / "one")
+
+
+def test_started_again_after_the_end_trains_no_further(tiny, tmp_path):
+    common = [*tiny, "train.steps=3", f"run_dir={tmp_path / 'run'}"]
+    run_to_end(common)
+    before = (tmp_path / "run" / "checkpoints" / "step-00000003").stat().st_mtime_ns
+    output = run_to_end(common)
+    assert "resuming" in output and "perplexity" in output
+    assert (tmp_path / "run" / "checkpoints" / "step-00000003").stat().st_mtime_ns == before
