@@ -154,6 +154,14 @@ def test_allocating_optimizer_state_changes_no_weight(tiny):
     )
 
 
+def test_evaluation_leaves_the_checkpoint_as_it_was(tiny):
+    _, _, engine = trained([*tiny, "train.precision=bf16"], steps=1, count=1, rows=4)
+    before = {name: (type(t), t.dtype, t.data_ptr()) for name, t in engine.tensors().items()}
+    engine.evaluate(batches_of(1, 4)[0])
+    engine.logits(torch.zeros(1, 5, dtype=torch.long))
+    assert before == {n: (type(t), t.dtype, t.data_ptr()) for n, t in engine.tensors().items()}
+
+
 def test_configs_are_frozen(tiny):
     with pytest.raises(dataclasses.FrozenInstanceError):
         make_config(*tiny).seed = 1

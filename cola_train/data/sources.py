@@ -82,7 +82,7 @@ def _stdlib_files(data: "DataConfig") -> list[InputFile]:
         # _sysconfigdata is written when the interpreter is built and names that machine's folders.
         sources = (n for n in names if n.endswith(".py") and not n.startswith("_sysconfigdata"))
         paths += [Path(folder, name) for name in sources]
-    files = [_local_file(path, root, None) for path in sorted(paths)]
+    files = [_local_file(path, root, None) for path in sorted(paths) if path.is_file()]
     problems = _fraction_problems(data)
     if not files:
         problems.append(

@@ -75,6 +75,10 @@ class FSDPEngine:
             return self.model(tokens_BT.to(self.device))
 
     def tensors(self) -> dict[str, Tensor]:
+        # An evaluation leaves gathered copies in the modules; the optimizer knows the shards.
+        for module in self.model.modules():
+            if isinstance(module, FSDPModule):
+                module.reshard()
         if not self.optimizer.state:
             self._allocate_optimizer_state()
         tensors: dict[str, Tensor] = {}

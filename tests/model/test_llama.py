@@ -21,7 +21,7 @@ PAPER_PARAMETERS = {
     "1b": (1_339_082_752, 609_310_720),
     "7b": (6_738_415_616, 2_820_935_680),
 }
-TINY = ("model.d_model=32", "model.d_ff=40", "model.n_layers=2", "model.vocab_size=61")
+TINY = ("model.d_model=32", "model.d_ff=40", "model.n_layers=2", "model.vocab_size=300")
 
 
 def real_model(config) -> Llama:
@@ -79,7 +79,7 @@ def test_full_rank_equals_transformers(config_of):
         weights[f"{prefix}mlp.down_proj.weight"] = layer.mlp.down.down
     missing = theirs.load_state_dict(weights, strict=False).missing_keys
     assert all("norm" in name for name in missing)  # ones on both sides
-    tokens = torch.randint(0, 61, (3, 19), generator=torch.Generator().manual_seed(0))
+    tokens = torch.randint(0, 300, (3, 19), generator=torch.Generator().manual_seed(0))
     torch.testing.assert_close(ours(tokens), theirs(tokens).logits, rtol=1e-5, atol=1e-5)
     loss = ours(tokens[:, :-1], tokens[:, 1:].contiguous()) / (3 * 18)
     torch.testing.assert_close(loss, theirs(tokens, labels=tokens).loss, rtol=1e-5, atol=1e-6)
@@ -150,7 +150,7 @@ def test_different_layers_and_seeds_get_different_weights(config_of):
 def test_packed_documents_do_not_see_each_other(config_of, method):
     model = real_model(config_of(f"method={method}", *TINY))
     lengths = [5, 1, 9, 4]
-    tokens = torch.randint(0, 61, (1, sum(lengths)), generator=torch.Generator().manual_seed(0))
+    tokens = torch.randint(0, 300, (1, sum(lengths)), generator=torch.Generator().manual_seed(0))
     documents = torch.repeat_interleave(torch.arange(4), torch.tensor(lengths))[None]
     together = model(tokens, documents_BT=documents)
     alone = torch.cat([model(part) for part in tokens.split(lengths, dim=1)], dim=1)

@@ -1,0 +1,141 @@
+"""Full-rank and CoLA training steps of one shape, as the trainer runs them, in alternation."""
+
+import argparse
+import multiprocessing
+from concurrent.futures import ProcessPoolExecutor
+
+import torch
+
+from benchmarks.report import Benchmark, Report, table
+from benchmarks.timing import (
+    Timing,
+    add_options,
+    alternate,
+    precision_name,
+    product_step,
+    random_batches,
+    step_config,
+    step_flops,
+    step_tokens,
+    trainer_step,
+)
+from cola_train import costs, distributed, hardware
+from cola_train.config import Config
+
+
+def run(options: argparse.Namespace) -> Report:
+    configs = {
+        method: step_config(options, model="350m", method=method) for method in ("full", "cola")
+    }
+    # each in a process of its own: a CPU's peak never goes down again
+    memory = {method: _peak_memory_alone(config) for method, config in configs.items()}
+
+    config = configs["full"]
+    device = distributed.start()
+    hardware.set_threads(config.train.threads, distributed.local_world_size())
+    product, product_flops = product_step(
+        hardware.compute_dtype(config.train.precision, device), device
+    )
+    batches = random_batches(config)
+    steps = {name: trainer_step(c, device, batches) for name, c in configs.items()}
+    seconds = alternate({**steps, "product": product}, options.repeats)
+    timings = {
+        name: Timing(seconds[name], step_flops(c), step_tokens(c)) for name, c in configs.items()
+    }
+    peak = Timing(seconds["product"], product_flops).flops_per_second
+
+    ratio = timings["cola"].faster_than(timings["full"])
+    ceiling = costs.training_flops_per_token(config) / costs.training_flops_per_token(
+        configs["cola"]
+    )
+    figures = {
+        "model": config.model.name,
+        "layers": config.model.n_layers,
+        "precision": precision_name(config, device),
+        "batch_size": config.batch_size,
+        "sequence_length": config.train.sequence_length,
+        "repeats": options.repeats,
+        "methods": {
+            name: {
+                **timing.figures(),
+                "parameters": costs.parameters(configs[name]),
+                "flops_per_token": costs.training_flops_per_token(configs[name]),
+                "peak_memory_bytes": memory[name],
+            }
+            for name, timing in timings.items()
+        },
+        "product_flops_per_second": peak,
+        "cola_over_full": ratio,
+        "flop_ratio": ceiling,
+        "fraction_of_flop_ratio": ratio / ceiling,
+    }
+    rows = [
+        [
+            name,
+            f"{costs.parameters(configs[name]) / 1e6:.1f}M",
+            f"{timing.tokens_per_second:,.0f}",
+            f"{timing.median:.3f}",
+            f"{min(timing.seconds):.3f}",
+            f"{timing.flops_per_second / 1e9:,.0f}",
+            f"{timing.flops_per_second / peak:.0%}",
+            f"{memory[name] / 2**30:.2f}",
+        ]
+        for name, timing in timings.items()
+    ]
+    headers = [
+        "",
+        "parameters",
+        "tokens/s",
+        "s (median)",
+        "s (min)",
+        "GFLOP/s",
+        "of product",
+        "peak GiB",
+    ]
+    text = "\n".join(
+        [
+            f"{config.model.name}, {config.model.n_layers} layers, {figures['precision']}, "
+            f"{config.batch_size} x {config.train.sequence_length} tokens a step, "
+            f"{options.repeats} rounds",
+            table(headers, rows),
+            f"cola / full: {ratio:.2f}; ceiling (FLOP ratio): {ceiling:.2f}; "
+            f"reached: {ratio / ceiling:.0%}",
+            f"a large product here: {peak / 1e9:,.0f} GFLOP/s",
+        ]
+    )
+    return Report(figures, text)
+
+
+def _peak_memory_alone(config: Config) -> int:
+    """Bytes at the peak of two steps: resident on a CPU, allocated on a GPU."""
+    spawn = multiprocessing.get_context("spawn")  # inherits no memory
+    with ProcessPoolExecutor(1, mp_context=spawn) as child:
+        return child.submit(_peak_memory, config).result()
+
+
+def _peak_memory(config: Config) -> int:
+    device = distributed.start()
+    hardware.set_threads(config.train.threads, distributed.local_world_size())
+    step = trainer_step(config, device, random_batches(config))
+    for _ in range(2):  # the first allocates the optimizer's state
+        step()
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return _resident_peak()
+
+
+def _resident_peak() -> int:
+    """Of this program alone: getrusage's figure begins with that of the process that started it."""
+    try:
+        with open("/proc/self/status") as file:
+            for line in file:
+                if line.startswith("VmHWM:"):
+                    return int(line.split()[1]) * 1024
+    except OSError:
+        pass
+    return hardware.peak_memory_bytes(torch.device("cpu"))
+
+
+BENCHMARK = Benchmark(
+    "full-rank and cola training steps in alternation, beside their FLOP ratio", add_options, run
+)
