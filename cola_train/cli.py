@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import hydra
+from hydra._internal.utils import get_args_parser
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
@@ -33,10 +34,11 @@ def run_app(task: Callable[[Config], int], arguments: list[str] | None = None) -
     Hydra's own flags (`--help`, `--cfg job`, `--multirun`, ...) work as everywhere.
     """
     arguments = sys.argv[1:] if arguments is None else arguments
-    flags = [a for a in arguments if a.startswith("-") and not re.match(r"-?\d", a)]
+    parsed = vars(get_args_parser().parse_args(arguments))
+    overrides = parsed.pop("overrides")
     try:
-        overrides, problems = check_overrides([a for a in arguments if a not in flags])
-        if flags:
+        overrides, problems = check_overrides(overrides)
+        if any(parsed.values()):  # Hydra's flags
             if problems:
                 raise UserError(*problems)
             code = _run_hydra(task)
@@ -49,8 +51,7 @@ def run_app(task: Callable[[Config], int], arguments: list[str] | None = None) -
         # one process speaks for all of them; torchrun's others exit with the same code
         if distributed.is_main() or faulty:
             _print_problems(error)
-        if distributed.world_size() > 1:
-            distributed.abandon(code)
+        distributed.exit_without_peers(code)
     sys.exit(code)
 
 

@@ -11,6 +11,8 @@ import types
 import typing
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin
 
 from cola_train import distributed
@@ -36,6 +38,8 @@ class Range:
         high = f"at most {self.high:g}" if self.high < math.inf else ""
         return " and ".join(part for part in (low, high) if part)
 
+
+INVALID: Any = object()  # stands for a field whose value was refused, while others are checked
 
 PositiveInt = Annotated[int, Range(low=1)]
 NaturalInt = Annotated[int, Range(low=0)]
@@ -135,7 +139,9 @@ class TrainConfig:
     sequence_length: Annotated[int, Range(low=2)]
     batch_size: PositiveInt | None  # global batch in sequences ...
     batch_tokens: PositiveInt | None  # ... or in tokens; exactly one of the two
-    micro_batch_size: PositiveInt | None  # sequences of one process at a time; null: its whole share
+    micro_batch_size: (
+        PositiveInt | None
+    )  # sequences of one process at a time; null: its whole share
     precision: Literal["auto", "bf16", "fp32"]
     compile: bool
     deterministic: bool
@@ -219,13 +225,27 @@ def load(values: Mapping[str, Any], also: list[str] | None = None) -> Config:
     Raises:
         UserError: with one line for each problem found.
     """
-    problems = list(also or [])
+    problems: list[str] = []
     config = _build(Config, values, "", problems)
-    if config is not None:
-        problems += _problems(config)
+    fields_are_right = not problems
+    for check in (
+        _model_problems,
+        _rank_problems,
+        _batch_problems,
+        _attention_problems,
+        _gpu_problems,
+        _optim_problems,
+        _resume_problems,
+        _data_problems,
+    ):
+        try:
+            problems += check(config)
+        except (TypeError, AttributeError):  # it needs a field that is INVALID
+            if fields_are_right:
+                raise
+    problems = [*(also or []), *problems]
     if problems:
         raise UserError(*problems)
-    assert config is not None
     return config
 
 
@@ -247,12 +267,12 @@ def unknown(name: str, known: list[str], what: str) -> str:
 
 
 def _build(cls: type, values: Any, path: str, problems: list[str]) -> Any:
-    """A dataclass of type `cls` from a mapping; None, and lines in `problems`, where it cannot be."""
+    """A dataclass of type `cls` from a mapping; INVALID, and a line in `problems`, for each field
+    that cannot be."""
     if not isinstance(values, Mapping):
         problems.append(f"{path or 'config'}: a group of options is expected, got {values!r}")
-        return None
+        return INVALID
     names = [field.name for field in dataclasses.fields(cls)]
-    found = len(problems)
     for key in values:
         if key not in names:
             problems.append(unknown(f"{path}{key}", [path + name for name in names], "option"))
@@ -261,6 +281,7 @@ def _build(cls: type, values: Any, path: str, problems: list[str]) -> Any:
         name = path + field.name
         if values.get(field.name, "???") == "???":
             problems.append(f"{name}: missing; give it a value")
+            arguments[field.name] = INVALID
         elif dataclasses.is_dataclass(field.type):
             arguments[field.name] = _build(
                 typing.cast(type, field.type), values[field.name], f"{name}.", problems
@@ -270,7 +291,8 @@ def _build(cls: type, values: Any, path: str, problems: list[str]) -> Any:
                 arguments[field.name] = _convert(values[field.name], field.type)
             except ValueError as error:
                 problems.append(f"{name}: {error}, got {values[field.name]!r}")
-    return cls(**arguments) if len(problems) == found else None
+                arguments[field.name] = INVALID
+    return cls(**arguments)
 
 
 def _convert(value: Any, kind: Any) -> Any:
@@ -308,31 +330,7 @@ def _convert(value: Any, kind: Any) -> Any:
     raise ValueError(f"must be {words[kind]}")
 
 
-def _problems(config: Config) -> Iterator[str]:
-    """What single fields cannot show: combinations, the machine, and files that must exist."""
-    from cola_train.data import problems as data_problems
-
-    yield from _model_problems(config)
-    yield from _batch_problems(config)
-    yield from _machine_problems(config)
-    yield from data_problems(config.data, config.model.vocab_size)
-    optim = config.optim
-    optim = config.optim
-    if optim.warmup_steps is not None and optim.warmup_steps > config.train.steps:
-        yield (
-            f"optim.warmup_steps: {optim.warmup_steps} is more than train.steps "
-            f"({config.train.steps}); lower it, or use optim.warmup_steps=null for a twentieth"
-        )
-    if len(optim.betas) != 2 or any(beta >= 1 for beta in optim.betas):
-        yield f"optim.betas: two numbers from 0 to below 1 are expected, got {optim.betas}"
-    if config.resume not in ("auto", "never"):
-        from pathlib import Path
-
-        if not Path(config.resume).is_dir():
-            yield (
-                f"resume: must be auto, never or the folder of a run or checkpoint; "
-                f"{config.resume!r} is no folder"
-            )
+# What single fields cannot show: combinations, the machine, and files that must exist.
 
 
 def _model_problems(config: Config) -> Iterator[str]:
@@ -347,17 +345,22 @@ def _model_problems(config: Config) -> Iterator[str]:
             f"model.n_heads: RoPE needs an even head width, got "
             f"{model.d_model} / {model.n_heads} = {model.head_dim}"
         )
-    if config.method.name == "cola":
-        if config.method.rank is None and config.method.rank_ratio is None:
-            yield "method.rank: give method.rank or method.rank_ratio"
-        elif not 1 <= config.rank <= model.d_model:
-            field = "rank_ratio" if config.method.rank is None else "rank"
-            yield (
-                f"method.{field}: gives a rank of {config.rank}; it must be from 1 to "
-                f"model.d_model ({model.d_model})"
-            )
-        if config.method.activation is None:
-            yield "method.activation: must be one of low_rank, both, full_rank, got None"
+
+
+def _rank_problems(config: Config) -> Iterator[str]:
+    method, d_model = config.method, config.model.d_model
+    if method.name != "cola":
+        return
+    if method.activation is None:
+        yield "method.activation: must be one of low_rank, both, full_rank, got None"
+    if method.rank is None and method.rank_ratio is None:
+        yield "method.rank: give method.rank or method.rank_ratio"
+    elif not 1 <= config.rank <= d_model:
+        field = "rank_ratio" if method.rank is None else "rank"
+        yield (
+            f"method.{field}: gives a rank of {config.rank}; it must be from 1 to "
+            f"model.d_model ({d_model})"
+        )
 
 
 def _batch_problems(config: Config) -> Iterator[str]:
@@ -392,27 +395,51 @@ def _batch_problems(config: Config) -> Iterator[str]:
         )
 
 
-def _machine_problems(config: Config) -> Iterator[str]:
-    from importlib.util import find_spec
+def _attention_problems(config: Config) -> Iterator[str]:
+    if config.model.attention != "flash":
+        return
+    if find_spec("flash_attn") is None:
+        yield (
+            "model.attention: flash needs flash-attn, which is not installed; "
+            "`pip install flash-attn`, or use model.attention=sdpa"
+        )
+    elif distributed.device().type != "cuda":
+        yield "model.attention: flash needs an NVIDIA GPU; use model.attention=sdpa"
+    elif config.train.precision == "fp32":
+        yield "train.precision: flash attention needs bf16; use model.attention=sdpa for fp32"
 
-    import torch  # asks the driver for the number of GPUs; touches none
 
-    if config.model.attention == "flash":
-        if find_spec("flash_attn") is None:
-            yield (
-                "model.attention: flash needs flash-attn, which is not installed; "
-                "`pip install flash-attn`, or use model.attention=sdpa"
-            )
-        elif not torch.cuda.is_available():
-            yield "model.attention: flash needs an NVIDIA GPU; use model.attention=sdpa"
-        elif config.train.precision == "fp32":
-            yield "train.precision: flash attention needs bf16; use model.attention=sdpa for fp32"
-    if torch.cuda.is_available():
-        local = int(distributed.local_world_size())
-        if local > torch.cuda.device_count():
-            yield (
-                f"torchrun --nproc_per_node: {local} processes on this machine, but "
-                f"{torch.cuda.device_count()} GPUs; start one process a GPU"
-            )
-        elif config.train.precision in ("auto", "bf16") and not torch.cuda.is_bf16_supported():
-            yield "train.precision: this GPU has no bf16; use train.precision=fp32"
+def _gpu_problems(config: Config) -> Iterator[str]:
+    gpus = distributed.gpus()
+    if gpus == 0:
+        return
+    if distributed.local_world_size() > gpus:
+        yield (
+            f"torchrun --nproc-per-node: {distributed.local_world_size()} processes on this "
+            f"machine, but {gpus} GPUs; start one process a GPU"
+        )
+
+
+def _optim_problems(config: Config) -> Iterator[str]:
+    optim, steps = config.optim, config.train.steps
+    if len(optim.betas) != 2 or any(beta >= 1 for beta in optim.betas):
+        yield f"optim.betas: two numbers from 0 to below 1 are expected, got {optim.betas}"
+    if optim.warmup_steps is not None and optim.warmup_steps > steps:
+        yield (
+            f"optim.warmup_steps: {optim.warmup_steps} is more than train.steps ({steps}); "
+            "lower it, or use optim.warmup_steps=null for a twentieth"
+        )
+
+
+def _resume_problems(config: Config) -> Iterator[str]:
+    if config.resume not in ("auto", "never") and not Path(config.resume).is_dir():
+        yield (
+            f"resume: must be auto, never or the folder of a run or checkpoint; "
+            f"{config.resume!r} is no folder"
+        )
+
+
+def _data_problems(config: Config) -> list[str]:
+    from cola_train.data import problems  # which imports DataConfig from here
+
+    return problems(config.data, config.model.vocab_size)

@@ -5,6 +5,7 @@ Symbols: d = d_model, f = d_ff, r = rank, n = sequence length, V = vocabulary, L
 
 from cola_train.config import Config
 
+
 def linear_shapes(config: Config) -> list[tuple[int, int]]:
     """(d_in, d_out) of the seven linears of one block: q, k, v, o, gate, up, down."""
     d, f = config.model.d_model, config.model.d_ff

@@ -29,6 +29,11 @@ def is_main() -> bool:
     return rank() == 0
 
 
+def gpus() -> int:
+    """CUDA GPUs of this machine that this process may use; asks the driver, touches none."""
+    return torch.cuda.device_count()
+
+
 def device() -> torch.device:
     """This process's GPU if there is one, else the CPU."""
     if torch.cuda.is_available():
@@ -63,14 +68,16 @@ def stop() -> None:
         dist.destroy_process_group()
 
 
-def abandon(exit_code: int) -> NoReturn:
-    """Exit with `exit_code` without waiting for peers, whatever state they are in.
+def exit_without_peers(exit_code: int) -> NoReturn:
+    """Exit with `exit_code`, whatever state other processes are in.
 
-    A regular exit tears down gloo's threads, which can abort and so hide the exit code.
+    With peers a regular exit tears down gloo's threads, which can abort and hide the exit code.
     """
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(exit_code)
+    if dist.is_initialized() and dist.get_world_size() > 1:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(exit_code)
+    sys.exit(exit_code)
 
 
 def sum_over_ranks(values: Iterable[float]) -> list[float]:

@@ -175,11 +175,7 @@ def changes(old: Any, new: Any, prefix: str = "") -> list[tuple[str, Any, Any]]:
     """(dotted name, old, new) of the options that differ."""
     if not (isinstance(old, dict) and isinstance(new, dict)):
         return [] if old == new else [(prefix.rstrip("."), old, new)]
-    return [
-        change
-        for key in new
-        for change in changes(old.get(key), new[key], f"{prefix}{key}.")
-    ]
+    return [change for key in new for change in changes(old.get(key), new[key], f"{prefix}{key}.")]
 
 
 def set_determinism(config: Config) -> None:
@@ -236,9 +232,7 @@ def state(progress: Progress, loader: BatchLoader) -> dict[str, Any]:
     }
 
 
-def resume(
-    checkpointer: Checkpointer, path: Path, engine: Engine, loader: BatchLoader
-) -> Progress:
+def resume(checkpointer: Checkpointer, path: Path, engine: Engine, loader: BatchLoader) -> Progress:
     """Load the checkpoint at `path` into engine, loader and generators."""
     saved = checkpointer.load(path, engine.tensors())
     loader.load_state_dict(saved["loader"])
@@ -344,8 +338,10 @@ def print_summary(config: Config, validation: Validation, text: str) -> None:
         return
     if text:
         print(f"\n--- sample ---\n{text}\n--------------")
-    print(f"validation loss {validation.loss:.4f}, perplexity {validation.perplexity:.2f} "
-          f"({validation.tokens:,} tokens)")
+    print(
+        f"validation loss {validation.loss:.4f}, perplexity {validation.perplexity:.2f} "
+        f"({validation.tokens:,} tokens)"
+    )
     print(f"loss plot: {plot_loss(Path(config.run_dir))}")
     print(f"run folder: {config.run_dir}")
 

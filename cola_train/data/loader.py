@@ -15,8 +15,7 @@ from torch import Tensor
 from cola_train.data.dataset import TokenDataset
 from cola_train.data.order import shuffled
 from cola_train.errors import UserError
-
-IGNORE_INDEX = -100
+from cola_train.model.loss import IGNORE_INDEX
 
 
 @dataclass
@@ -43,11 +42,14 @@ def packed_sample(dataset: TokenDataset, index: int, length: int) -> tuple[np.nd
 def document_sample(
     dataset: TokenDataset, index: int, length: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Inputs and targets, at most (T,) and one shorter: the first T tokens of a document.
+    """Inputs and targets, at most (T,) and one shorter: a document, cut where it is too long.
 
-    As in the paper's recipe, T tokens give T - 1 predictions: the token after a cut is not seen.
+    As in the paper's recipe, T tokens give T - 1 predictions, and a cut document too ends in the
+    end-of-document token: `transformers` cuts a T5 text to T - 1 tokens and then adds `</s>`.
     """
-    tokens = dataset.document(index, longest=length)
+    tokens = dataset.document(index, longest=length + 1)
+    if len(tokens) > length:
+        tokens = np.append(tokens[: length - 1], tokens.dtype.type(dataset.eos_id))
     return tokens, tokens[1:]
 
 

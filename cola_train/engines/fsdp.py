@@ -19,9 +19,7 @@ from cola_train.parallel import build_mesh, shard
 class FSDPEngine:
     """See `Engine`. Built from a model on the meta device; leaves it sharded and initialised."""
 
-    def __init__(
-        self, config: Config, model: Llama, method: Method, device: torch.device
-    ) -> None:
+    def __init__(self, config: Config, model: Llama, method: Method, device: torch.device) -> None:
         mesh = build_mesh(config.engine, device.type)
         dtype = compute_dtype(config.train.precision, device)
         shard(model, mesh, dtype, config.engine.reshard_after_forward)

@@ -149,9 +149,7 @@ class Llama(nn.Module):
                 _fill_normal(parameter, std, f"{seed}/{name}")
         config = self.config
         self.rotary.copy_(
-            rotary_table(
-                self.max_length, config.head_dim, config.rope_theta, self.rotary.device
-            )
+            rotary_table(self.max_length, config.head_dim, config.rope_theta, self.rotary.device)
         )
 
     def _init_stds(self) -> Iterator[tuple[str, nn.Parameter, float | None]]:

@@ -80,7 +80,7 @@ def packed_reference(documents: list[list[int]]) -> list:
 def per_document_reference(documents: list[list[int]], eos: int) -> list:
     expected = []
     for document in documents:
-        inputs = document[:T]
+        inputs = document if len(document) <= T else [*document[: T - 1], eos]
         targets = [*inputs[1:], IGNORE_INDEX]
         padding = T - len(inputs)
         expected.append((tuple(inputs + [eos] * padding), tuple(targets + [-100] * padding)))

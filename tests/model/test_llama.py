@@ -68,7 +68,10 @@ def test_full_rank_equals_transformers(config_of):
             tie_word_embeddings=False,
         )
     )
-    weights = {"model.embed_tokens.weight": ours.embedding.weight, "lm_head.weight": ours.head.weight}
+    weights = {
+        "model.embed_tokens.weight": ours.embedding.weight,
+        "lm_head.weight": ours.head.weight,
+    }
     for i, layer in enumerate(ours.layers):
         prefix = f"model.layers.{i}."
         for name in "qkv":

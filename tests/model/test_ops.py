@@ -21,9 +21,7 @@ def test_shared_input_linear_is_separate_linears():
     ours = shared_input_linear(x, weights)
     plain = torch.cat([F.linear(x, w) for w in weights], dim=-1)
     torch.testing.assert_close(ours, plain)
-    for a, b in zip(
-        gradients(ours, [x, *weights]), gradients(plain, [x, *weights]), strict=True
-    ):
+    for a, b in zip(gradients(ours, [x, *weights]), gradients(plain, [x, *weights]), strict=True):
         torch.testing.assert_close(a, b)
 
 

@@ -1,0 +1,103 @@
+"""The benchmarks at tiny sizes: figures that agree with each other, and a bigram done by hand."""
+
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+import pytest
+
+from benchmarks.__main__ import main
+from benchmarks.bigram import Bigram
+from cola_train import costs
+from cola_train.config import Config
+from cola_train.errors import EXIT_USER_ERROR
+
+SHAPE = ["model.n_layers=1", "model.d_model=64", "model.d_ff=96", "model.n_heads=2",
+         "model.vocab_size=300", "data.vocab_size=300", "train.sequence_length=32"]  # fmt: skip
+OPTIONS = ["model=small", *SHAPE, "--batch", "2", "--repeats", "2"]
+
+
+def run(tmp_path: Path, *arguments: str) -> dict[str, Any]:
+    """The JSON of one benchmark."""
+    path = tmp_path / "figures.json"
+    assert main([*arguments, "--json", str(path)]) == 0
+    figures: dict[str, Any] = json.loads(path.read_text())
+    return figures
+
+
+def paired_ratio(slow: dict[str, Any], fast: dict[str, Any]) -> float:
+    pairs = zip(slow["step_seconds"], fast["step_seconds"], strict=True)
+    return median(a / b for a, b in pairs)
+
+
+def test_train_step(tmp_path: Path, config_of: Callable[..., Config]) -> None:
+    figures = run(tmp_path, "train_step", *OPTIONS, "train.precision=fp32")
+    full, cola = figures["methods"]["full"], figures["methods"]["cola"]
+    assert figures["cola_over_full"] == pytest.approx(paired_ratio(full, cola))
+    assert figures["flop_ratio"] == full["flops_per_token"] / cola["flops_per_token"] > 1
+    assert figures["fraction_of_flop_ratio"] == pytest.approx(
+        figures["cola_over_full"] / figures["flop_ratio"]
+    )
+    assert cola["parameters"] == costs.parameters(config_of("method=cola", *SHAPE))
+    for method in (full, cola):
+        assert len(method["step_seconds"]) == 2
+        assert method["tokens_per_second"] == pytest.approx(2 * 32 / method["step_seconds_median"])
+        assert method["flops_per_second"] == pytest.approx(
+            method["tokens_per_second"] * method["flops_per_token"]
+        )
+        assert method["peak_memory_bytes"] > 4 * 4 * method["parameters"]
+    assert figures["machine"]["threads"] >= 1
+    assert figures["command"][:4] == ["python", "-m", "benchmarks", "train_step"]
+
+
+def test_peers(tmp_path: Path) -> None:
+    pytest.importorskip("transformers")
+    figures = run(tmp_path, "peers", *OPTIONS)
+    forms = {name: set(section["steps"]) for name, section in figures["precisions"].items()}
+    assert len(forms["fp32"]) == 3 and len(forms["bf16"]) == 5
+    for section in figures["precisions"].values():
+        ours, *peers = section["steps"]
+        assert set(section["ours_over_peer"]) == set(peers)
+        for peer, ratio in section["ours_over_peer"].items():
+            expected = paired_ratio(section["steps"][peer], section["steps"][ours])
+            assert ratio == pytest.approx(expected)
+
+
+def test_bigram_by_hand() -> None:
+    # 0 1 0 1 2: pairs 01 01 10 12, in two pieces that overlap by one token
+    bigram = Bigram(4)
+    bigram.count(np.array([0, 1, 0], np.uint16))
+    bigram.count(np.array([0, 1, 2], np.uint16))
+    # different tokens before 0, 1, 2, 3: one each but 3; plus one: Q = 2/7 2/7 2/7 1/7
+    by_hand = {
+        (0, 1): 1.5 / 2 + 0.5 * 1 / 2 * 2 / 7,
+        (0, 3): 0.5 * 1 / 2 * 1 / 7,
+        (1, 2): 0.5 / 2 + 0.5 * 2 / 2 * 2 / 7,
+        (3, 0): 2 / 7,  # 3 was never seen
+        (2, 3): 1 / 7,  # nothing was seen after 2
+    }
+    for (a, b), probability in by_hand.items():
+        loss = bigram.loss(np.array([a]), np.array([b]), discount=0.5)
+        assert loss == pytest.approx(-math.log(probability))
+    for a in range(4):
+        losses = [bigram.loss(np.array([a]), np.array([b]), 0.7) for b in range(4)]
+        assert sum(math.exp(-loss) for loss in losses) == pytest.approx(1)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["trainstep"], "did you mean `train_step`"),
+        (["train_step", "method=cola"], "leave method= out"),
+        (["train_step", "train.stepz=3"], "did you mean `train.steps`"),
+        (["bigram", "run_dir=nowhere"], "no run in nowhere"),
+        (["bigram", "--json", "no/such/folder.json"], "make it first"),
+    ],
+)
+def test_mistakes(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(arguments) == EXIT_USER_ERROR
+    assert message in capsys.readouterr().err
