@@ -18,7 +18,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from cola_train import distributed
 from cola_train.config import Config, field_names, load, unknown
-from cola_train.errors import EXIT_DONE, EXIT_FAULT, EXIT_USER_ERROR, TrainingFault, UserError
+from cola_train.errors import EXIT_DONE, EXIT_FAULT, EXIT_USER_ERROR, TrainingError, UserError
 
 
 def config_dir() -> Path:
@@ -45,8 +45,8 @@ def run_app(task: Callable[[Config], int], arguments: list[str] | None = None) -
         else:
             code = task(load(compose(overrides, problems), problems))
         distributed.stop()
-    except (UserError, TrainingFault, HydraException, OmegaConfBaseException) as error:
-        faulty = isinstance(error, TrainingFault)
+    except (UserError, TrainingError, HydraException, OmegaConfBaseException) as error:
+        faulty = isinstance(error, TrainingError)
         code = EXIT_FAULT if faulty else EXIT_USER_ERROR
         # one process speaks for all of them; torchrun's others exit with the same code
         if distributed.is_main() or faulty:

@@ -1,4 +1,4 @@
-"""Every option of a run as a checked dataclass. Hydra composes, `load` checks, and DictConfig ends here.
+"""Every option of a run as a checked dataclass: Hydra composes, `load` checks, DictConfig ends.
 
 All problems are found at once, each with its field, its value and what would be right, before a
 process group, a GPU or a download is touched (docs/architecture.md).
@@ -139,9 +139,7 @@ class TrainConfig:
     sequence_length: Annotated[int, Range(low=2)]
     batch_size: PositiveInt | None  # global batch in sequences ...
     batch_tokens: PositiveInt | None  # ... or in tokens; exactly one of the two
-    micro_batch_size: (
-        PositiveInt | None
-    )  # sequences of one process at a time; null: its whole share
+    micro_batch_size: PositiveInt | None  # sequences at a time; null: a process's whole share
     precision: Literal["auto", "bf16", "fp32"]
     compile: bool
     deterministic: bool

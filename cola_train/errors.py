@@ -19,5 +19,5 @@ class UserError(Exception):
         self.problems: tuple[str, ...] = problems
 
 
-class TrainingFault(Exception):
+class TrainingError(Exception):
     """Training cannot go on (non-finite losses, say); exits with `EXIT_FAULT`."""

@@ -17,7 +17,7 @@ from cola_train.config import Config
 from cola_train.data import PreparedData, open_data
 from cola_train.data.loader import BatchLoader, evaluation_batches
 from cola_train.engines import Engine, StepResult, build_engine
-from cola_train.errors import EXIT_DONE, EXIT_STOPPED_BY_SIGNAL, TrainingFault, UserError
+from cola_train.errors import EXIT_DONE, EXIT_STOPPED_BY_SIGNAL, TrainingError, UserError
 from cola_train.evaluate import Validation, evaluate
 from cola_train.generate import sample
 from cola_train.methods import Method, build_method
@@ -114,7 +114,7 @@ def train(config: Config) -> int:
             tracker.say(skip_message(progress, result))
             if fault := divergence(config, progress):
                 checkpointer.close()
-                raise TrainingFault(fault)
+                raise TrainingError(fault)
 
         stopping = distributed.any_rank(stop_signal.received)
         loss = None

@@ -3,8 +3,6 @@
 A new engine is one module here, one entry in ENGINES, one YAML file, one test.
 """
 
-from collections.abc import Iterator
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
