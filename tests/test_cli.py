@@ -86,9 +86,12 @@ def bad_files(tmp_path: Path, tiny: list[str]) -> dict[str, tuple[list[str], lis
     in_the_way.write_text("")
     binary = tmp_path / "tokenizer.json"
     binary.write_text("{}")
+    no_text = ["data.text_field", "objects.jsonl", "content"]
     return {
-        "corpus shorter than a batch": ([f"data.files=[{few}]", f"data.validation_files=[{others}]"], ["train.batch_size"]),
-        "field missing": ([f"data.files=[{objects}]"], ["data.text_field", "objects.jsonl", "content"]),
+        "corpus shorter than a batch": (
+            [f"data.files=[{few}]", f"data.validation_files=[{others}]"], ["train.batch_size"]
+        ),
+        "field missing": ([f"data.files=[{objects}]"], no_text),
         "gzip cut short": ([f"data.files=[{cut}]"], ["cut.json.gz"]),
         "folder cannot be made": ([f"run_dir={in_the_way}/run"], ["run_dir", str(in_the_way)]),
         "no tokenizer": ([f"data.tokenizer={binary}"], ["data.tokenizer", str(binary)]),

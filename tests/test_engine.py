@@ -1,4 +1,4 @@
-"""One process: accumulation, precision, recomputation, compilation, and steps that must not count."""
+"""The engine on one process: accumulation, precision, recomputation, steps that must not count."""
 
 import dataclasses
 import math

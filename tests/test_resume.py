@@ -22,7 +22,7 @@ def wait_for_step(run_dir: Path, step: int, process) -> None:
 
 
 def test_killed_five_times_on_two_processes(tiny, tmp_path):
-    """SIGKILL at random steps: the loss of every step is that of an undisturbed run, bit for bit."""
+    """SIGKILL at random steps: every step's loss is that of an undisturbed run, bit for bit."""
     common = [*tiny, "train.steps=120"]
     run_to_end([*common, f"run_dir={tmp_path / 'undisturbed'}"], processes=2)
     disturbed = tmp_path / "disturbed"

@@ -1,5 +1,7 @@
 """The FSDP2 engine: mixed precision, accumulation, clipping and the optimizer step."""
 
+from typing import cast
+
 import torch
 from torch import Tensor
 from torch.distributed.fsdp import FSDPModule
@@ -38,7 +40,9 @@ class FSDPEngine:
         local_loss = torch.zeros((), device=self.device)
         for i, batch in enumerate(batches):
             last = i == len(batches) - 1
-            self.model.set_requires_gradient_sync(last or self.sync_every_micro_batch)
+            cast(FSDPModule, self.model).set_requires_gradient_sync(
+                last or self.sync_every_micro_batch
+            )
             loss = self._loss(batch)
             (loss * scale).backward()
             local_loss += loss.detach()

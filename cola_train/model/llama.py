@@ -111,6 +111,7 @@ class Llama(nn.Module):
         )
         self.norm = RMSNorm(config.d_model, config.norm_eps)
         self.head = Head(config.d_model, config.vocab_size)
+        self.rotary: Tensor
         self.register_buffer(
             "rotary", torch.empty(2, max_length, config.head_dim), persistent=False
         )

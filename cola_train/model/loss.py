@@ -23,19 +23,19 @@ class _LinearCrossEntropy(torch.autograd.Function):
         ctx: FunctionCtx, h_ND: Tensor, w_VD: Tensor, targets_N: Tensor, gradients: bool
     ) -> Tensor:
         losses = []
-        dh_ND = torch.empty_like(h_ND) if gradients else None
+        dh_ND = torch.empty_like(h_ND if gradients else h_ND[:0])
         dw_VD: Tensor | None = None
         rows = max(1, CHUNK_BYTES // (h_ND.element_size() * w_VD.shape[0]))
         for h, target in zip(h_ND.split(rows), targets_N.split(rows), strict=True):
             logits = F.linear(h, w_VD)
             losses.append(_cross_entropy_(logits, target, gradients))
-            if dh_ND is not None:  # logits now hold their gradient
+            if gradients:  # logits now hold their gradient
                 first = rows * (len(losses) - 1)
                 torch.mm(logits, w_VD, out=dh_ND[first : first + rows])
                 dw = logits.T @ h
                 # summed in fp32, whatever the number of chunks
                 dw_VD = dw if dw_VD is None else dw_VD.float().add_(dw)
-        if gradients:
+        if dw_VD is not None:
             ctx.save_for_backward(dh_ND, dw_VD)
             ctx.dtype = w_VD.dtype  # type: ignore[attr-defined]
         return torch.stack(losses).sum()

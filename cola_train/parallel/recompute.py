@@ -1,5 +1,9 @@
 """Recomputation policies: which activations the backward pass computes again."""
 
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from cola_train.config import RecomputeConfig
@@ -17,8 +21,8 @@ def apply_recompute(model: Llama, config: RecomputeConfig) -> None:
         block.forward = _checkpointed(block.forward)
 
 
-def _checkpointed(forward):
-    def recomputed(*args):
+def _checkpointed(forward: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    def recomputed(*args: Any) -> Tensor:
         # non-reentrant, so that it composes with FSDP2 and torch.compile
         return checkpoint(forward, *args, use_reentrant=False, preserve_rng_state=False)
 
