@@ -18,7 +18,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from cola_train import distributed
 from cola_train.config import Config, field_names, load, unknown
-from cola_train.errors import EXIT_DONE, EXIT_FAULT, EXIT_USER_ERROR, TrainingError, UserError
+from cola_train.errors import EXIT_DONE, EXIT_FAULT, EXIT_INTERRUPTED, EXIT_USER_ERROR, TrainingError, UserError
 
 
 def config_dir() -> Path:
@@ -52,6 +52,9 @@ def run_app(task: Callable[[Config], int], arguments: list[str] | None = None) -
         if distributed.is_main() or faulty:
             _print_problems(error)
         distributed.exit_without_peers(code)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        distributed.exit_without_peers(EXIT_INTERRUPTED)
     sys.exit(code)
 
 

@@ -5,6 +5,7 @@ EXIT_DONE = 0
 EXIT_FAULT = 1
 EXIT_USER_ERROR = 2
 EXIT_STOPPED_BY_SIGNAL = 75  # after a good checkpoint: start me again
+EXIT_INTERRUPTED = 130  # Ctrl-C before training began, or a second one
 
 
 class UserError(Exception):

@@ -46,7 +46,8 @@ class Tracker:
             return
         self.run_dir = Path(config.run_dir)
         self.path = self.run_dir / "metrics.jsonl"
-        _drop_lines_after(self.path, resumed_step)
+        kept = _drop_lines_after(self.path, resumed_step)
+        self.validated = {line["step"] for line in kept if "val_loss" in line}
         self.file = self.path.open("a", buffering=1)  # a crash loses no whole line
         last = config.train.stop_after or config.train.steps
         self.bar = tqdm(
@@ -76,7 +77,8 @@ class Tracker:
                 f"step {metrics['step']}: validation loss {metrics['val_loss']:.4f}, "
                 f"perplexity {metrics['val_perplexity']:.2f}"
             )
-            self._write(metrics, tokens)
+            if metrics["step"] not in self.validated:  # a finished run may be started again
+                self._write(metrics, tokens)
 
     def advance(self) -> None:
         if self.main:
@@ -186,10 +188,11 @@ def git_commit() -> str | None:
     return run.stdout.strip() or None
 
 
-def _drop_lines_after(path: Path, step: int) -> None:
-    """Keep the lines of metrics.jsonl up to `step`, whole ones only."""
+def _drop_lines_after(path: Path, step: int) -> list[dict[str, float]]:
+    """Keep the lines of metrics.jsonl up to `step`, whole ones only; returns them."""
+    kept = [line for line in read_metrics(path) if line["step"] <= step]
     if path.exists():
-        kept = [line for line in read_metrics(path) if line["step"] <= step]
         temporary = path.with_suffix(".tmp")
         temporary.write_text("".join(json.dumps(line) + "\n" for line in kept))
         os.replace(temporary, path)
+    return kept

@@ -40,7 +40,6 @@ def train(config: Config) -> int:
 
     Collective: every process calls it with the same config.
     """
-    stop_signal = StopSignal()
     set_determinism(config)
     device = distributed.start(config.engine.timeout_seconds)
     hardware.set_threads(config.train.threads, distributed.local_world_size())
@@ -48,6 +47,7 @@ def train(config: Config) -> int:
 
     # The pipeline.
     data = open_data(config.data, config.model.vocab_size)
+    stop_signal = StopSignal()  # until here a signal ends the process at once
     method = build_method(config)
     model = build_model(config, method)
     apply_recompute(model, config.recompute)

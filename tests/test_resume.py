@@ -95,6 +95,8 @@ def test_started_again_after_the_end_trains_no_further(tiny, tmp_path):
     common = [*tiny, "train.steps=3", f"run_dir={tmp_path / 'run'}"]
     run_to_end(common)
     before = (tmp_path / "run" / "checkpoints" / "step-00000003").stat().st_mtime_ns
+    lines = (tmp_path / "run" / "metrics.jsonl").read_text()
     output = run_to_end(common)
+    assert (tmp_path / "run" / "metrics.jsonl").read_text() == lines
     assert "resuming" in output and "perplexity" in output
     assert (tmp_path / "run" / "checkpoints" / "step-00000003").stat().st_mtime_ns == before
