@@ -1,20 +1,14 @@
-"""What the tests share: configs as a user's overrides make them, a tiny corpus, real launches."""
+"""What the tests share: a tiny corpus, a tiny run's overrides, the `gpu` marker."""
 
-import json
-import os
 import random
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+from runs import make_config
 
-from cola_train.cli import check_overrides, compose
-from cola_train.config import Config, load
-
-REPOSITORY = Path(__file__).parents[1]
+from cola_train.config import Config
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -22,12 +16,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         for item in items:
             if "gpu" in item.keywords:
                 item.add_marker(pytest.mark.skip(reason="needs a CUDA GPU, and there is none"))
-
-
-def make_config(*overrides: str) -> Config:
-    """The config that `cola-train OVERRIDES` would run."""
-    good, problems = check_overrides(list(overrides))
-    return load(compose(good, problems), problems)
 
 
 @pytest.fixture
@@ -59,33 +47,3 @@ def tiny(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
         "evaluation.tokens=1024", "evaluation.batch_size=8", "evaluation.sample_tokens=4",
         "checkpoint.every=5", "tracking=local", "tracking.progress=false",
     ]  # fmt: skip
-
-
-def launch(overrides: list[str], processes: int = 0) -> subprocess.Popen[str]:
-    """Start `python -m cola_train`, under torchrun for 1 or more processes, in its own group."""
-    torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
-    return subprocess.Popen(
-        [sys.executable, *(torchrun if processes else []), "-m", "cola_train", *overrides],
-        cwd=REPOSITORY,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,
-    )
-
-
-def run_to_end(overrides: list[str], processes: int = 0, expect: int = 0) -> str:
-    """The output of a run that must end with exit code `expect`."""
-    process = launch(overrides, processes)
-    output, _ = process.communicate(timeout=300)
-    assert process.returncode == expect, output
-    return output
-
-
-def losses(run_dir: Path) -> dict[int, float]:
-    """Step to training loss, from metrics.jsonl; a step logged twice fails."""
-    lines = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
-    steps = [line["step"] for line in lines if "loss" in line]
-    assert len(steps) == len(set(steps))
-    return {line["step"]: line["loss"] for line in lines if "loss" in line}

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from conftest import REPOSITORY, make_config, run_to_end
+from runs import REPOSITORY, make_config, run_to_end
 
 from cola_train.cli import config_dir, run_app
 from cola_train.config import field_names

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import make_config
+from runs import make_config
 
 from cola_train import distributed
 from cola_train.engines import build_engine

@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import launch, losses, run_to_end
+from runs import launch, losses, run_to_end
 
 
 def wait_for_step(run_dir: Path, step: int, process) -> None:

@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from conftest import losses
+from runs import losses
 from test_cli import exit_code_of
 from wandb.proto import wandb_internal_pb2
 
