@@ -2,7 +2,10 @@
 
 Ours computes in train.precision with fp32 master weights and moments. In bf16 the peer runs both
 ways that are in use: everything in bf16 (less work and precision than ours), and autocast over
-fp32 weights (ours in precision). Each with AdamW as torch has it by default, and fused.
+fp32 weights (ours in precision). Each with AdamW as torch has it by default, and fused; and once
+more with the settings that cola_train gives its process (hardware.py: threads, memory), which
+others could make too. So that these settings help no one else, each of the three groups has a
+process of its own; one step runs at a time.
 """
 
 import argparse
@@ -13,9 +16,9 @@ from typing import Any
 import torch
 from torch.nn.utils import clip_grad_norm_
 
+from benchmarks.apart import Step, apart
 from benchmarks.report import Benchmark, Report, table
 from benchmarks.timing import (
-    Step,
     Timing,
     add_options,
     alternate,
@@ -44,7 +47,7 @@ def run(options: argparse.Namespace) -> Report:
     ]
     config = configs[0]
     device = distributed.start()
-    hardware.set_threads(config.train.threads, distributed.local_world_size())
+    hardware.tune_process(config.train.threads, distributed.local_world_size())
     figures: dict[str, Any] = {
         "model": config.model.name,
         "layers": config.model.n_layers,
@@ -69,14 +72,15 @@ def run(options: argparse.Namespace) -> Report:
 def compare(config: Config, device: torch.device, repeats: int) -> tuple[dict[str, Any], str]:
     """Time ours and every form of the peer in one precision: figures and a table."""
     dtype = hardware.compute_dtype(config.train.precision, device)
-    batches = random_batches(config)
-    steps = {OURS: trainer_step(config, device, batches)}
-    for autocast in [False] if dtype == torch.float32 else [False, True]:
-        for fused in (False, True):
-            name = "transformers" + ", autocast" * autocast + ", fused AdamW" * fused
-            steps[name] = peer_step(config, device, batches, autocast=autocast, fused=fused)
     product, product_flops = product_step(dtype, device)
-    seconds = alternate({**steps, "product": product}, repeats)
+    threads = torch.get_num_threads()
+    with (
+        apart(build_ours, config) as ours,
+        apart(build_peers, config, threads, False) as peers,
+        apart(build_peers, config, threads, True) as tuned_peers,
+    ):
+        steps = ours.steps() | peers.steps() | tuned_peers.steps()
+        seconds = alternate({**steps, "product": product}, repeats)
     timings = {
         name: Timing(seconds[name], step_flops(config), step_tokens(config)) for name in steps
     }
@@ -104,6 +108,32 @@ def compare(config: Config, device: torch.device, repeats: int) -> tuple[dict[st
     headers = ["", "tokens/s", "s (median)", "s (min)", "GFLOP/s", "of product", "ours is faster"]
     note = f"a large product here: {peak / 1e9:,.0f} GFLOP/s"
     return figures, f"{table(headers, rows)}\n{note}"
+
+
+def build_ours(config: Config) -> dict[str, Step]:
+    device = distributed.start()
+    hardware.tune_process(config.train.threads, distributed.local_world_size())
+    return {OURS: trainer_step(config, device, random_batches(config))}
+
+
+def build_peers(config: Config, threads: int, tuned: bool) -> dict[str, Step]:
+    """The peer's steps in the forms that are in use, by name; fused ones alone if `tuned`."""
+    if tuned:
+        hardware.tune_process(threads, distributed.local_world_size())
+    torch.set_num_threads(threads)
+    device = distributed.device()
+    batches = random_batches(config)
+    fp32 = hardware.compute_dtype(config.train.precision, device) == torch.float32
+    return {
+        "transformers"
+        + ", autocast" * autocast
+        + ", fused AdamW" * fused
+        + ", our settings" * tuned: peer_step(
+            config, device, batches, autocast=autocast, fused=fused
+        )
+        for autocast in ([False] if fp32 else [False, True])
+        for fused in ([True] if tuned else [False, True])
+    }
 
 
 def peer_step(

@@ -3,11 +3,12 @@
 import argparse
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
 
+from benchmarks.apart import Step, synchronize
 from benchmarks.report import make_config
 from cola_train import costs, hardware
 from cola_train.config import Config
@@ -17,8 +18,6 @@ from cola_train.errors import UserError
 from cola_train.methods import build_method
 from cola_train.parallel import apply_recompute, compile_blocks
 from cola_train.train import build_model, uses_documents
-
-Step = Callable[[], object]
 
 PRODUCT_SIZE = {"cpu": 2048, "cuda": 8192}  # enough to reach the device's speed
 
@@ -93,12 +92,6 @@ def alternate(steps: Mapping[str, Step], repeats: int, warmup: int = 2) -> dict[
             if number >= warmup:
                 seconds[name].append(time.perf_counter() - start)
     return seconds
-
-
-def synchronize() -> None:
-    """Wait for the GPU, if there is one."""
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
 
 
 def random_batches(config: Config) -> list[Batch]:

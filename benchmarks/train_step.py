@@ -1,11 +1,9 @@
 """Full-rank and CoLA training steps of one shape, as the trainer runs them, in alternation."""
 
 import argparse
-import multiprocessing
-from concurrent.futures import ProcessPoolExecutor
+from contextlib import ExitStack
 
-import torch
-
+from benchmarks.apart import Step, apart
 from benchmarks.report import Benchmark, Report, table
 from benchmarks.timing import (
     Timing,
@@ -27,12 +25,11 @@ def run(options: argparse.Namespace) -> Report:
     configs = {
         method: step_config(options, model="350m", method=method) for method in ("full", "cola")
     }
-    # each in a process of its own: a CPU's peak never goes down again
-    memory = {method: _peak_memory_alone(config) for method, config in configs.items()}
+    memory = peak_memory(configs)
 
     config = configs["full"]
     device = distributed.start()
-    hardware.set_threads(config.train.threads, distributed.local_world_size())
+    hardware.tune_process(config.train.threads, distributed.local_world_size())
     product, product_flops = product_step(
         hardware.compute_dtype(config.train.precision, device), device
     )
@@ -106,34 +103,24 @@ def run(options: argparse.Namespace) -> Report:
     return Report(figures, text)
 
 
-def _peak_memory_alone(config: Config) -> int:
-    """Bytes at the peak of two steps: resident on a CPU, allocated on a GPU."""
-    spawn = multiprocessing.get_context("spawn")  # inherits no memory
-    with ProcessPoolExecutor(1, mp_context=spawn) as child:
-        return child.submit(_peak_memory, config).result()
-
-
-def _peak_memory(config: Config) -> int:
+def build(config: Config) -> dict[str, Step]:
+    """The step alone in its process, to see how much memory it takes."""
     device = distributed.start()
-    hardware.set_threads(config.train.threads, distributed.local_world_size())
-    step = trainer_step(config, device, random_batches(config))
-    for _ in range(2):  # the first allocates the optimizer's state
-        step()
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    return _resident_peak()
+    hardware.tune_process(config.train.threads, distributed.local_world_size())
+    return {"step": trainer_step(config, device, random_batches(config))}
 
 
-def _resident_peak() -> int:
-    """Of this program alone: getrusage's figure begins with that of the process that started it."""
-    try:
-        with open("/proc/self/status") as file:
-            for line in file:
-                if line.startswith("VmHWM:"):
-                    return int(line.split()[1]) * 1024
-    except OSError:
-        pass
-    return hardware.peak_memory_bytes(torch.device("cpu"))
+def peak_memory(configs: dict[str, Config]) -> dict[str, int]:
+    """Bytes of each method in a process of its own: a process' peak never goes down again."""
+    peaks = {}
+    with ExitStack() as stack:
+        processes = {name: stack.enter_context(apart(build, c)) for name, c in configs.items()}
+        for name, process in processes.items():
+            step = process.steps()["step"]
+            for _ in range(2):  # the first allocates the optimizer's state
+                step()
+            peaks[name] = process.peak_memory()
+    return peaks
 
 
 BENCHMARK = Benchmark(

@@ -18,7 +18,14 @@ from omegaconf.errors import OmegaConfBaseException
 
 from cola_train import distributed
 from cola_train.config import Config, field_names, load, unknown
-from cola_train.errors import EXIT_DONE, EXIT_FAULT, EXIT_INTERRUPTED, EXIT_USER_ERROR, TrainingError, UserError
+from cola_train.errors import (
+    EXIT_DONE,
+    EXIT_FAULT,
+    EXIT_INTERRUPTED,
+    EXIT_USER_ERROR,
+    TrainingError,
+    UserError,
+)
 
 
 def config_dir() -> Path:

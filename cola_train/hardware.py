@@ -1,5 +1,6 @@
 """What this machine's processor or GPU can do: precision, threads, peak speed, memory used."""
 
+import ctypes
 import os
 import platform
 import resource
@@ -46,13 +47,31 @@ def compute_dtype(precision: str, device: torch.device) -> torch.dtype:
     return {"bf16": torch.bfloat16, "fp32": torch.float32}[precision]
 
 
-def set_threads(threads: int | None, local_processes: int) -> None:
-    """CPU threads of this process; None: its share of the machine's cores.
+def tune_process(threads: int | None, local_processes: int) -> None:
+    """Set the CPU threads of this process, and keep its freed memory.
 
-    torchrun sets OMP_NUM_THREADS=1 where the user has not, which idles cores.
+    threads: None: this process's share of the machine's cores. torchrun sets OMP_NUM_THREADS=1
+        where the user has not, which idles cores.
     """
+    _keep_freed_memory()
     cores = len(os.sched_getaffinity(0))
     torch.set_num_threads(threads or max(1, cores // local_processes))
+
+
+def _keep_freed_memory() -> None:
+    """Tell glibc to keep freed memory for the next allocation instead of returning it.
+
+    It would hand every large tensor back to the kernel and fault in a fresh, zeroed one a moment
+    later: 10 to 15 % of a training step on a CPU (docs/benchmarks.md). Does nothing with another
+    C library.
+    """
+    trim_threshold, mmap_threshold = -1, -3  # M_TRIM_THRESHOLD and M_MMAP_THRESHOLD of malloc.h
+    try:
+        libc = ctypes.CDLL(None)
+        libc.mallopt(mmap_threshold, 2**30)
+        libc.mallopt(trim_threshold, 2**31 - 1)
+    except (OSError, AttributeError):
+        pass
 
 
 def peak_flops(device: torch.device, dtype: torch.dtype) -> float | None:

@@ -42,7 +42,7 @@ def train(config: Config) -> int:
     """
     set_determinism(config)
     device = distributed.start(config.engine.timeout_seconds)
-    hardware.set_threads(config.train.threads, distributed.local_world_size())
+    hardware.tune_process(config.train.threads, distributed.local_world_size())
     prepare_run_folder(config)
 
     # The pipeline.

@@ -56,12 +56,13 @@ def _cross_entropy_(logits: Tensor, targets: Tensor, gradients: bool) -> Tensor:
     if not logits.is_cuda:
         rows = max(1, SOFTMAX_BYTES // (4 * logits.shape[1]))
     for part, target in zip(logits.split(rows), targets.split(rows), strict=True):
-        logp = F.log_softmax(part, dim=-1, dtype=torch.float32)
         valid = target != IGNORE_INDEX
         row, column = torch.arange(len(target), device=target.device), target.clamp(min=0)
-        losses.append(-(logp[row, column] * valid).sum())
+        probability = F.softmax(part, dim=-1, dtype=torch.float32)
+        # log-sum-exp from the largest logit, whose probability is far from 0
+        log_sum = part.amax(-1).float() - probability.amax(-1).log()
+        losses.append(((log_sum - part[row, column].float()) * valid).sum())
         if gradients:  # softmax - onehot, zero in ignored rows
-            probability = logp.exp_()
             probability[row, column] -= 1
             torch.mul(probability, valid[:, None], out=part)
     return torch.stack(losses).sum()
