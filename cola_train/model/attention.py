@@ -10,6 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import FunctionCtx, once_differentiable
 
+PRODUCTS_LENGTH = 512  # longest sequence for which a CPU keeps the (T, T) probabilities
+
 Projections = Callable[[int, dict[str, int]], nn.Module]
 
 
@@ -72,6 +74,35 @@ def document_lengths(documents_BT: Tensor) -> tuple[Tensor, int]:
     return F.pad(starts, (0, 1), value=B * T), T
 
 
+class _ProductAttention(torch.autograd.Function):
+    """softmax(q k^T / sqrt(K) + bias) v as batched products that keep the probabilities.
+
+    torch's flash kernel for CPUs computes bf16 at the speed of fp32; products do not.
+    """
+
+    @staticmethod
+    def forward(ctx: FunctionCtx, q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
+        B, H, T, K = q.shape
+        q, k, v = (x.reshape(B * H, T, K) for x in (q * K**-0.5, k, v))
+        scores = torch.bmm(q, k.mT)
+        scores.view(B, H, T, T).add_(bias)
+        p = torch.softmax(scores, -1)
+        ctx.save_for_backward(q, k, v, p)
+        return torch.bmm(p, v).view(B, H, T, K)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: FunctionCtx, dy: Tensor) -> tuple[Tensor | None, ...]:
+        q, k, v, p = ctx.saved_tensors  # type: ignore[attr-defined]
+        shape = dy.shape
+        dy = dy.reshape(q.shape)
+        dp = torch.bmm(dy, v.mT)
+        ds = torch._softmax_backward_data(dp, p, -1, p.dtype)
+        dq = torch.bmm(ds, k).mul_(shape[-1] ** -0.5)
+        dk, dv = torch.bmm(ds.mT, q), torch.bmm(p.mT, dy)
+        return dq.view(shape), dk.view(shape), dv.view(shape), None
+
+
 class Attention(nn.Module):
     """Multi-head causal self-attention with rotary positions."""
 
@@ -87,29 +118,42 @@ class Attention(nn.Module):
         """(B, T, D) -> (B, T, D). `documents`: what `attention_documents` made of the batch."""
         q, k, v = (y.unflatten(-1, (-1, self.head_dim)) for y in self.qkv(x_BTD))
         q, k = rotate(q, table), rotate(k, table)
-        y_BTHK = (self._flash if self.backend == "flash" else self._sdpa)(q, k, v, documents)
+        y_BTHK = (flash_attend if self.backend == "flash" else attend)(q, k, v, documents)
         return self.out(y_BTHK.flatten(-2))[0]
 
-    def _sdpa(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
-        q, k, v = (x_BTHK.transpose(1, 2) for x_BTHK in (q, k, v))
-        y_BHTK = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None)
-        return y_BHTK.transpose(1, 2)
 
-    def _flash(self, q: Tensor, k: Tensor, v: Tensor, lengths: Tensor | None) -> Tensor:
-        from flash_attn import flash_attn_func, flash_attn_varlen_func
-
-        if lengths is None:
-            return flash_attn_func(q, k, v, causal=True)
-        T = q.shape[1]
-        q, k, v = (x_BTHK.flatten(0, 1) for x_BTHK in (q, k, v))
-        y = flash_attn_varlen_func(q, k, v, lengths, lengths, T, T, causal=True)
-        return y.unflatten(0, (-1, T))
+def attend(q_BTHK: Tensor, k_BTHK: Tensor, v_BTHK: Tensor, mask: Tensor | None) -> Tensor:
+    """Causal attention, (B, T, H, K); `mask` as `attention_documents` makes it for sdpa."""
+    q, k, v = (x.transpose(1, 2) for x in (q_BTHK, k_BTHK, v_BTHK))
+    if mask is not None and mask.is_floating_point():
+        return _ProductAttention.apply(q, k, v, mask).transpose(1, 2)
+    y_BHTK = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None)
+    return y_BHTK.transpose(1, 2)
 
 
-def attention_documents(documents_BT: Tensor | None, backend: str) -> Tensor | None:
-    """Documents as the attention backend wants them, computed once for all layers."""
-    if documents_BT is None:
-        return None
+def flash_attend(q: Tensor, k: Tensor, v: Tensor, lengths: Tensor | None) -> Tensor:
+    """The same by flash-attn; `lengths`: where the documents of the whole batch begin."""
+    from flash_attn import flash_attn_func, flash_attn_varlen_func
+
+    if lengths is None:
+        return flash_attn_func(q, k, v, causal=True)
+    T = q.shape[1]
+    q, k, v = (x_BTHK.flatten(0, 1) for x_BTHK in (q, k, v))
+    y = flash_attn_varlen_func(q, k, v, lengths, lengths, T, T, causal=True)
+    return y.unflatten(0, (-1, T))
+
+
+def attention_documents(documents_BT: Tensor | None, backend: str, x_BTD: Tensor) -> Tensor | None:
+    """Documents as the attention backend wants them, computed once for all layers.
+
+    For sdpa a bool mask; or, where plain products are faster, a bias of x's dtype to add.
+    """
     if backend == "flash":
-        return document_lengths(documents_BT)[0]
-    return document_mask(documents_BT)
+        return None if documents_BT is None else document_lengths(documents_BT)[0]
+    T = x_BTD.shape[1]
+    if x_BTD.device.type != "cpu" or x_BTD.dtype != torch.bfloat16 or T > PRODUCTS_LENGTH:
+        return None if documents_BT is None else document_mask(documents_BT)
+    if documents_BT is None:
+        documents_BT = torch.zeros(1, T, dtype=torch.int32, device=x_BTD.device)
+    mask = document_mask(documents_BT)
+    return torch.zeros_like(mask, dtype=x_BTD.dtype).masked_fill_(~mask, -torch.inf)

@@ -130,8 +130,8 @@ class Llama(nn.Module):
             documents_BT: int, the document of each position; those of one row do not see each
                 other. None: the row is one document.
         """
-        documents = attention_documents(documents_BT, self.config.attention)
         x_BTD = self.embedding(tokens_BT)
+        documents = attention_documents(documents_BT, self.config.attention, x_BTD)
         for layer in self.layers:
             x_BTD = layer(x_BTD, self.rotary, documents)
         return self.head(self.norm(x_BTD), targets_BT)
