@@ -1,0 +1,227 @@
+"""Every kernel at every launch configuration, compiled ahead of time; no GPU is needed.
+
+`python -m cola_kernels.compile_report --arch sm_90 [--json FILE]` builds the launches that the
+models make, with meta tensors, and compiles each as Triton would at launch. It fails (exit 1)
+on a register spill, on more shared memory than the chip has, on a 16-bit GEMM for sm_90 without
+wgmma, and on a row of the table that no launch reached.
+"""
+
+import argparse
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cola_kernels.configs import ARCHITECTURES, SHARED_MEMORY, TABLE, Config
+from cola_kernels.costs import SHAPES, Shape
+from cola_kernels.launch import Launch
+from cola_kernels.support import interpreting
+
+# 60m's shape has r = 128, which the narrow rows are for
+ALL_SHAPES = {"60m": Shape(512, 1376, 128), **SHAPES}
+SIGNATURES = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}
+
+
+@dataclass(frozen=True)
+class Row:
+    """One compiled kernel. Spills and shared memory in bytes."""
+
+    kernel: str
+    variant: str
+    shape: str
+    dtype: str
+    config: Config
+    registers: int
+    spills: int
+    shared: int
+    wgmma: int
+    seconds: float
+
+    def problems(self, arch: str) -> list[str]:
+        found = []
+        if self.spills:
+            found.append(f"spills {self.spills} bytes of registers")
+        if self.shared > SHARED_MEMORY[arch]:
+            found.append(f"{self.shared} bytes of shared memory; {SHARED_MEMORY[arch]} exist")
+        if arch == "sm_90" and self.dtype != "fp32" and self.wgmma == 0:
+            found.append("no wgmma")
+        return [f"{self.kernel} {self.variant} {self.dtype} {self.config}: {p}" for p in found]
+
+
+def launches(shape: Shape, dtype: torch.dtype, arch: str) -> Iterator[tuple[str, Launch]]:
+    """(variant, launch) of every kernel launch of one block of a model, on meta tensors."""
+    from cola_kernels.down import down_launch, stack
+    from cola_kernels.gated_up import gated_up_backward_launch, gated_up_launch
+    from cola_kernels.gemm import empty_aligned
+    from cola_kernels.up import up_backward_launches, up_launches
+
+    def new(rows: int, columns: int) -> Tensor:
+        return torch.empty(rows, columns, dtype=dtype, device="meta")
+
+    n, d, d_ff, r = shape.n, shape.d, shape.d_ff, shape.r
+    p, dg, du = (empty_aligned(new(0, 0), n, d_ff) for _ in range(3))
+    gate, up = new(d_ff, r), new(d_ff, r)
+    yield "down", down_launch(new(n, d), stack([new(r, d)] * 3), new(n, 3 * r), arch)
+    yield "down", down_launch(p, stack([new(r, d_ff)]), new(n, r), arch)
+    yield "up", up_launches(new(n, r), [new(d, r)], None, [new(n, d)], arch)[0]
+    yield "up + residual", up_launches(new(n, r), [new(d, r)], new(n, d), [new(n, d)], arch)[0]
+    for activation in (True, False):
+        variant = f"up_backward{', silu' if activation else ''}"
+        for dy, weight in ((new(n, d), new(d, r)), (dg, gate)):
+            z, dz = new(n, r), new(n, r)
+            yield variant, up_backward_launches([dy], z, [weight], activation, dz, arch)[0]
+    for gate_silu in (True, False):
+        suffix = ", silu" if gate_silu else ""
+        h = new(n, 2 * r)
+        yield f"gated_up{suffix}", gated_up_launch(h, gate, up, p, gate_silu, arch)
+        dp = new(n, d_ff)
+        launch = gated_up_backward_launch(dp, h, gate, up, dg, du, gate_silu, arch)
+        yield f"gated_up_backward{suffix}", launch
+
+
+def source_of(launch: Launch) -> Any:
+    """Triton's source of a launch, with the specialisation that a real one would deduce."""
+    from triton.compiler import ASTSource
+
+    kernel = launch.kernel
+    signature: dict[str, str] = {}
+    constexprs: dict[tuple[int, ...], Any] = {}
+    attributes: dict[tuple[int, ...], list[list[Any]]] = {}
+    for i, parameter in enumerate(kernel.params):
+        value = launch.arguments[parameter.name]
+        if parameter.is_constexpr or (isinstance(value, int) and value == 1):
+            signature[parameter.name] = "constexpr"
+            constexprs[(i,)] = value
+            continue
+        if isinstance(value, Tensor):
+            signature[parameter.name] = f"*{SIGNATURES[value.dtype]}"
+            number = int(value.storage_offset()) * value.element_size()  # allocations are aligned
+        else:
+            signature[parameter.name] = "i32"
+            number = int(value)
+        if number % 16 == 0:
+            attributes[(i,)] = [["tt.divisibility", 16]]
+    return ASTSource(kernel, signature, constexprs, attributes)
+
+
+def compile_row(variant: str, shape: str, launch: Launch, arch: str) -> Row:
+    """Compile one launch for `arch` and read what the assembler says of it."""
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.backends.nvidia.compiler import get_ptxas
+
+    number = int(arch.removeprefix("sm_"))
+    config = launch.config
+    start = time.perf_counter()
+    compiled = triton.compile(
+        source_of(launch),
+        target=GPUTarget("cuda", number, 32),
+        options={"num_warps": config.warps, "num_stages": config.stages},
+    )
+    seconds = time.perf_counter() - start
+    ptx = compiled.asm["ptx"]
+    target = re.search(r"\.target\s+([^\s,]+)", ptx)
+    assert target is not None
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "kernel.ptx")
+        path.write_text(ptx)
+        command = [get_ptxas(number).path, "-v", f"-arch={target[1]}", str(path), "-o", os.devnull]
+        said = subprocess.run(command, capture_output=True, text=True, check=True).stderr
+    spills = re.findall(r"(\d+) bytes spill (?:stores|loads)", said)
+    registers = re.search(r"Used (\d+) registers", said)
+    assert registers is not None and spills, said
+    dtype = next(a.dtype for a in launch.arguments.values() if isinstance(a, Tensor))
+    return Row(
+        kernel=launch.kernel.__name__,
+        variant=variant,
+        shape=shape,
+        dtype=SIGNATURES[dtype],
+        config=config,
+        registers=int(registers[1]),
+        spills=sum(map(int, spills)),
+        shared=compiled.metadata.shared,
+        wgmma=ptx.count("wgmma.mma_async"),
+        seconds=seconds,
+    )
+
+
+def report(arch: str) -> Iterator[Row]:
+    """Each distinct compilation once: the widths differ between models, most kernels do not."""
+    seen = set()
+    for dtype in (torch.bfloat16, torch.float32):  # float16 takes bfloat16's rows
+        for name, shape in ALL_SHAPES.items():
+            for variant, launch in launches(shape, dtype, arch):
+                source = source_of(launch)
+                specialised = str((source.signature, source.constants, source.attrs))
+                key = (launch.kernel.__name__, specialised, launch.config)
+                if key not in seen:
+                    seen.add(key)
+                    yield compile_row(variant, name, launch, arch)
+
+
+def unreached(arch: str, rows: list[Row]) -> list[str]:
+    """Rows of the table that no launch took."""
+    reached = {(row.kernel.removesuffix("_kernel"), row.config) for row in rows}
+    return [
+        f"{kernel} {name}: no launch takes this row of the table"
+        for kernel, table in TABLE.items()
+        for name, config in table[arch].items()
+        if (kernel, config) not in reached
+    ]
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m cola_kernels.compile_report")
+    parser.add_argument("--arch", choices=ARCHITECTURES, required=True)
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the rows there too")
+    options = parser.parse_args()
+    if interpreting():
+        parser.error("unset TRITON_INTERPRET: the interpreter compiles nothing")
+
+    with tempfile.TemporaryDirectory() as cache:  # a fresh cache, or the times mean nothing
+        os.environ["TRITON_CACHE_DIR"] = cache
+        os.environ.setdefault("TRITON_DEFAULT_FP_FUSION", "1")  # its default; silences a warning
+        import triton
+
+        print(f"Triton {triton.__version__}, {options.arch}\n")
+        print("| kernel | use | compiled for | dtype | M x N x K, warps, stages | registers "
+              "| spills (B) | shared (KiB) | wgmma | compile (s) |")  # fmt: skip
+        print("|---|---|---|---|---|---|---|---|---|---|", flush=True)
+        rows = []
+        for row in report(options.arch):
+            rows.append(row)
+            c = row.config
+            print(
+                f"| {row.kernel} | {row.variant} | {row.shape} | {row.dtype} "
+                f"| {c.block_m} x {c.block_n} x {c.block_k}, {c.warps}, {c.stages} "
+                f"| {row.registers} | {row.spills} | {row.shared / 1024:.0f} | {row.wgmma} "
+                f"| {row.seconds:.1f} |",
+                flush=True,
+            )
+    problems = [p for row in rows for p in row.problems(options.arch)]
+    problems += unreached(options.arch, rows)
+    for problem in problems:
+        print(problem, file=sys.stderr)
+    if options.json:
+        record = {
+            "triton": triton.__version__,
+            "arch": options.arch,
+            "rows": [asdict(row) for row in rows],
+            "problems": problems,
+        }
+        options.json.write_text(json.dumps(record, indent=1) + "\n")
+    return 1 if problems else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,107 @@
+"""The truth, in plain torch, for every fused op.
+
+Shapes: n rows (any leading axes), d a layer's input or output width, r the bottleneck width,
+P projections that share their input, F = d_ff.
+    x (n, d)    A_i (r_i, d)    z (n, r_1 + ... + r_P)    B_i (d_i, r_i)    y_i (n, d_i)
+s is SiLU with `activation`, else the identity. Names ending in _g and _u belong to gate and up.
+"""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def down(x: Tensor, weights: Sequence[Tensor]) -> Tensor:
+    """z = x [A_1; ...; A_P]^T: all projections of one input, side by side.
+
+    Args:
+        x: (..., d).
+        weights: each (r_i, d).
+
+    Returns:
+        (..., sum of r_i), before the activation: what the backward pass needs.
+    """
+    return F.linear(x, torch.cat(list(weights)))
+
+
+def up(
+    z: Tensor,
+    weights: Sequence[Tensor],
+    residual: Tensor | None = None,
+    activation: bool = True,
+) -> tuple[Tensor, ...]:
+    """y_i = s(z_i) B_i^T, plus `residual` where there is one projection.
+
+    Args:
+        z: (..., sum of r_i), from `down`.
+        weights: each (d_i, r_i).
+        residual: (..., d_1), only with one weight.
+
+    Returns:
+        One (..., d_i) for each weight.
+    """
+    h = F.silu(z) if activation else z
+    ranks = [weight.shape[1] for weight in weights]
+    y = tuple(F.linear(h_i, B) for h_i, B in zip(h.split(ranks, dim=-1), weights, strict=True))
+    return y if residual is None else (residual + y[0],)
+
+
+def gated_up(
+    z: Tensor, gate: Tensor, up: Tensor, activation: bool = True, gate_silu: bool = False
+) -> Tensor:
+    """p = f(s(z_g) B_g^T) * (s(z_u) B_u^T), f = SiLU with `gate_silu`, else the identity.
+
+    Args:
+        z: (..., 2 r), gate's half first.
+        gate, up: B_g and B_u, (F, r).
+
+    Returns:
+        (..., F).
+    """
+    h_g, h_u = (F.silu(z) if activation else z).chunk(2, dim=-1)
+    g = F.linear(h_g, gate)
+    return (F.silu(g) if gate_silu else g) * F.linear(h_u, up)
+
+
+def up_backward(
+    dys: Sequence[Tensor], z: Tensor, weights: Sequence[Tensor], activation: bool = True
+) -> Tensor:
+    """dz_i = (dy_i B_i) * s'(z_i), side by side.
+
+    Args:
+        dys: each (n, d_i).
+        z: (n, sum of r_i).
+        weights: each (d_i, r_i).
+
+    Returns:
+        (n, sum of r_i).
+    """
+    dh = torch.cat([dy @ B for dy, B in zip(dys, weights, strict=True)], dim=-1)
+    return dh * _silu_derivative(z) if activation else dh
+
+
+def gated_up_backward(
+    dp: Tensor, h: Tensor, gate: Tensor, up: Tensor, gate_silu: bool = False
+) -> tuple[Tensor, Tensor]:
+    """The gradients of gate's and up's outputs g = h_g B_g^T and u = h_u B_u^T.
+
+    Args:
+        dp: (n, F).
+        h: (n, 2 r), after the activation.
+        gate, up: B_g and B_u, (F, r).
+
+    Returns:
+        dg = dp * u * f'(g) and du = dp * f(g), each (n, F).
+    """
+    h_g, h_u = h.chunk(2, dim=-1)
+    g, u = F.linear(h_g, gate), F.linear(h_u, up)
+    if not gate_silu:
+        return dp * u, dp * g
+    return dp * u * _silu_derivative(g), dp * F.silu(g)
+
+
+def _silu_derivative(x: Tensor) -> Tensor:
+    s = torch.sigmoid(x)
+    return s * (1 + x * (1 - s))

@@ -1,0 +1,239 @@
+"""The fused ops in Triton's interpreter, against the reference; run by test_kernels.py in a
+process of its own, because TRITON_INTERPRET must be set before Triton is imported.
+
+Shapes: n rows, d model width, r bottleneck width, F = d_ff.
+"""
+
+import itertools
+from collections.abc import Callable, Iterator
+
+import pytest
+import torch
+from cola_kernels import UnsupportedError, configs, fused, reference, select
+from cola_kernels.gemm import empty_aligned
+from torch import Tensor
+from torch.utils.checkpoint import (
+    CheckpointPolicy,
+    checkpoint,
+    create_selective_checkpoint_contexts,
+)
+from torch.utils.flop_counter import FlopCounterMode
+
+Function = Callable[..., tuple[Tensor, ...]]
+OPS = torch.ops.cola_kernels
+
+
+@pytest.fixture(autouse=True)
+def nan_filled() -> Iterator[None]:
+    """`torch.empty` gives NaN, so that an output that a kernel does not write shows."""
+    torch.manual_seed(0)
+    torch.use_deterministic_algorithms(True)
+    assert torch.utils.deterministic.fill_uninitialized_memory
+    assert empty_aligned(torch.zeros(1), 2, 3).isnan().all()
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+def normal(*shape: int, dtype: torch.dtype = torch.float32, scale: float = 1.0) -> Tensor:
+    return (torch.randn(*shape) * scale).to(dtype).requires_grad_()
+
+
+def weight(d_out: int, d_in: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    return normal(d_out, d_in, dtype=dtype, scale=d_in**-0.5)
+
+
+def gradients(function: Function, inputs: list[Tensor], dys: list[Tensor]) -> list[Tensor]:
+    """Outputs, then the gradient of every input."""
+    outputs = function(*inputs)
+    pairs = zip(outputs, dys, strict=True)
+    return [*outputs, *torch.autograd.grad([(y * dy).sum() for y, dy in pairs], inputs)]
+
+
+def assert_as_good(op: Callable[..., Function], inputs: list[Tensor]) -> None:
+    """`op(fused)` errs, against fp64, at most twice as much as `op(reference)` in the inputs'
+    dtype, in every output and gradient; and gives the same bits twice."""
+    exact = [x.detach().double().requires_grad_() for x in inputs]
+    dys = [torch.randn_like(y) for y in op(reference)(*exact)]
+    truth = gradients(op(reference), exact, dys)
+    dys = [dy.to(inputs[0].dtype) for dy in dys]
+    plain = gradients(op(reference), inputs, dys)
+    ours = gradients(op(fused), inputs, dys)
+    for t, p, o, again in zip(truth, plain, ours, gradients(op(fused), inputs, dys), strict=True):
+        assert o.dtype == inputs[0].dtype and o.shape == t.shape
+        allowed = 2 * (p - t).norm() + torch.finfo(o.dtype).eps * t.norm()
+        error = (o - t).norm()
+        assert error <= allowed, f"{tuple(t.shape)}: {error:.2e} > {allowed:.2e}"
+        assert torch.equal(o, again)
+
+
+SHAPES = [(150, 300, 70, 301), (1, 3, 1, 5), (129, 64, 128, 272)]
+everywhere = pytest.mark.parametrize(
+    "shape, dtype", list(itertools.product(SHAPES, (torch.float32, torch.float16)))
+)
+switch = [False, True]
+
+
+@everywhere
+def test_down(shape: tuple[int, ...], dtype: torch.dtype) -> None:
+    n, d, r, _ = shape
+    for ranks in ([r], [r, 2 * r + 1, r]):
+        inputs = [normal(n, d, dtype=dtype), *(weight(rank, d, dtype) for rank in ranks)]
+        assert_as_good(lambda k: lambda x, *A: (k.down(x, A),), inputs)
+
+
+@everywhere
+@pytest.mark.parametrize("activation", switch)
+def test_up(shape: tuple[int, ...], dtype: torch.dtype, activation: bool) -> None:
+    n, d, r, d_ff = shape
+    inputs = [normal(n, r, dtype=dtype), weight(d, r, dtype), normal(n, d, dtype=dtype)]
+    assert_as_good(lambda k: lambda z, B, x: k.up(z, [B], x, activation=activation), inputs)
+    grouped = [normal(n, 2 * r + 3, dtype=dtype), weight(d, r, dtype), weight(d_ff, r + 3, dtype)]
+    assert_as_good(lambda k: lambda z, *B: k.up(z, B, activation=activation), grouped)
+
+
+@everywhere
+@pytest.mark.parametrize("activation, gate_silu", list(itertools.product(switch, switch)))
+def test_gated_up(
+    shape: tuple[int, ...], dtype: torch.dtype, activation: bool, gate_silu: bool
+) -> None:
+    n, _, r, d_ff = shape
+    inputs = [normal(n, 2 * r, dtype=dtype), weight(d_ff, r, dtype), weight(d_ff, r, dtype)]
+    op = lambda k: lambda z, g, u: (k.gated_up(z, g, u, activation, gate_silu),)  # noqa: E731
+    assert_as_good(op, inputs)
+
+
+def mlp(k: object) -> Function:
+    """x -> gate/up -> down -> + x, with every op in it."""
+
+    def run(x: Tensor, gate_A: Tensor, up_A: Tensor, gate_B: Tensor, up_B: Tensor,
+            down_A: Tensor, down_B: Tensor) -> tuple[Tensor, ...]:  # fmt: skip
+        z = k.down(x, [gate_A, up_A])
+        p = k.gated_up(z, gate_B, up_B, gate_silu=True)
+        return k.up(k.down(p, [down_A]), [down_B], x)
+
+    return run
+
+
+def mlp_inputs(rows: tuple[int, ...] = (140,), d: int = 40, r: int = 16, d_ff: int = 133):
+    shapes = [(r, d), (r, d), (d_ff, r), (d_ff, r), (r, d_ff), (d, r)]
+    return [normal(*rows, d), *(weight(*shape) for shape in shapes)]
+
+
+@pytest.mark.parametrize("architecture", configs.ARCHITECTURES)
+@pytest.mark.parametrize("dtype", (torch.float32, torch.float16))
+def test_every_row_of_the_table(
+    architecture: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in ("down", "up", "gated_up"):
+        name = f"cola_kernels.{module}.architecture"
+        monkeypatch.setattr(name, lambda op, device: architecture)
+    inputs = [x.detach().to(dtype).requires_grad_() for x in mlp_inputs((300,), 260, 70, 301)]
+    assert_as_good(mlp, inputs)
+
+
+def test_leading_axes_and_layouts() -> None:
+    """A batch, a batch of no rows, transposed weights, and expanded gradients."""
+    assert_as_good(mlp, mlp_inputs((2, 0, 3)))
+    inputs = mlp_inputs((3, 50))
+    inputs[1:] = [x.detach().t().contiguous().t().requires_grad_() for x in inputs[1:]]
+    assert_as_good(mlp, inputs)
+    expanded = [torch.autograd.grad(mlp(k)(*inputs)[0].sum(), inputs) for k in (fused, reference)]
+    torch.testing.assert_close(*expanded, rtol=1e-4, atol=1e-5)
+
+
+def test_unused_outputs_and_frozen_weights() -> None:
+    z, B = normal(9, 12), [weight(5, 6).requires_grad_(False), weight(7, 6)]
+    ours, truth = (
+        torch.autograd.grad(k.up(z, B)[1].square().sum(), [z, B[1]]) for k in (fused, reference)
+    )
+    torch.testing.assert_close(ours, truth)
+
+
+def test_registration() -> None:
+    """Schema, fake tensors (strides too), autograd and AOT dispatch, by torch's own checks."""
+    x, z, gate, up = normal(5, 7), normal(5, 6), weight(9, 3), weight(9, 3)
+    torch.library.opcheck(OPS.down, (x, [weight(3, 7), weight(2, 7)]))
+    torch.library.opcheck(OPS.up, (z, [gate, up], None, True))
+    torch.library.opcheck(OPS.up, (z, [weight(7, 6)], x, False))
+    torch.library.opcheck(OPS.gated_up, (z, gate, up, True, True))
+    with torch.no_grad():
+        z, gate, up = (t.detach() for t in (z, gate, up))
+        dg, du = torch.randn(5, 9), torch.randn(5, 9)
+        torch.library.opcheck(OPS.down_backward, (torch.randn(5, 3), [torch.randn(3, 7)]))
+        torch.library.opcheck(OPS.up_backward, ([dg, du], z, [gate, up], True))
+        torch.library.opcheck(OPS.gated_up_backward, (dg, z, gate, up, True))
+
+
+def test_flops() -> None:
+    n, d, r, d_ff = 140, 40, 16, 133
+    with FlopCounterMode(display=False) as counter:
+        mlp(fused)(*mlp_inputs())[0].sum().backward()
+    down_up = 2 * n * d * r
+    # three products for each weight, and the recomputed g and u
+    assert counter.get_total_flops() == 3 * (3 * down_up + 3 * 2 * n * d_ff * r) + 4 * n * d_ff * r
+
+
+def test_what_is_kept() -> None:
+    """The backward pass keeps x, p, the rank-r vectors and the weights: nothing else."""
+    inputs = mlp_inputs()
+    kept: dict[int, Tensor] = {}
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.setdefault(id(t), t), lambda t: t):
+        mlp(fused)(*inputs)
+    activations = sorted(tuple(t.shape) for t in kept.values() if t.shape[0] == 140)
+    assert activations == [(140, 16), (140, 32), (140, 40), (140, 133)]
+    weights = [t for t in kept.values() if t.shape[0] != 140]
+    assert {t.data_ptr() for t in weights} == {t.data_ptr() for t in inputs[1:]}
+
+
+def test_compile_sees_through() -> None:
+    inputs = mlp_inputs()
+    compiled = torch.compile(mlp(fused), backend="aot_eager", fullgraph=True)
+    dys = [torch.randn(140, 40)]
+    for a, b in zip(
+        gradients(compiled, inputs, dys), gradients(mlp(fused), inputs, dys), strict=True
+    ):
+        assert torch.equal(a, b)
+
+
+def test_selective_checkpointing_sees_through() -> None:
+    """With the rank-r vectors kept, `gated_up` runs again in the backward pass and `down` not."""
+    inputs = mlp_inputs()
+
+    def policy(ctx: object, op: object, *args: object, **kwargs: object) -> CheckpointPolicy:
+        keep = op == OPS.down.default
+        return CheckpointPolicy.MUST_SAVE if keep else CheckpointPolicy.PREFER_RECOMPUTE
+
+    def recomputed(*inputs: Tensor) -> tuple[Tensor, ...]:
+        return checkpoint(
+            mlp(fused), *inputs, use_reentrant=False,
+            context_fn=lambda: create_selective_checkpoint_contexts(policy),
+        )  # fmt: skip
+
+    dys = [torch.randn(140, 40)]
+    with FlopCounterMode(display=False) as counter:
+        ours = gradients(recomputed, inputs, dys)
+    for a, b in zip(ours, gradients(mlp(fused), inputs, dys), strict=True):
+        assert torch.equal(a, b)
+    flops = counter.get_flop_counts()["Global"]
+    assert flops[OPS.down] == 2 * 140 * 16 * (2 * 40 + 133)
+    assert flops[OPS.gated_up] == 2 * 4 * 140 * 16 * 133
+
+
+def test_mistakes_name_themselves() -> None:
+    x, A = torch.randn(4, 8), torch.randn(3, 8)
+    for call, message in [
+        (lambda: fused.down(x, []), "down: weights is empty"),
+        (lambda: fused.down(x, [A, torch.randn(3, 9)]), r"down: weights\[1\] has shape \(3, 9\)"),
+        (lambda: fused.down(x, [A.half()]), r"down: weights\[0\] has dtype torch.float16"),
+        (lambda: fused.down(x.double(), [A.double()]), "down: x is torch.float64"),
+        (lambda: fused.down(x.bfloat16(), [A.bfloat16()]), "down: x is bfloat16"),
+        (lambda: fused.up(x, [A, A]), r"up: z has shape \(4, 8\), not \(4, 16\)"),
+        (lambda: fused.up(x, [A, A], x), "up: residual with 2 weights"),
+        (lambda: fused.up(x, [A], x), r"up: residual has shape \(4, 8\), not \(4, 3\)"),
+        (lambda: fused.gated_up(x, A, A), r"gated_up: z has shape \(4, 8\), not \(4, 16\)"),
+        (lambda: select("cuda", "cpu"), "kernels=cuda: use auto, torch or triton"),
+    ]:
+        with pytest.raises(UnsupportedError, match=message):
+            call()
+    assert select("triton", "cpu") is fused
+    assert select("auto", "cpu") is reference is select("torch", "cpu")

@@ -1,0 +1,89 @@
+"""`cola_kernels` without a GPU: interpreted against the reference, and compiled ahead of time.
+
+Each test runs a process of its own: TRITON_INTERPRET is read when Triton is first imported, and
+must be set for the one and unset for the other.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("triton")
+ROOT = Path(__file__).parents[2]
+
+
+def python(*arguments: str, interpret: bool) -> subprocess.CompletedProcess[str]:
+    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    path = [str(ROOT / "kernels"), environment.get("PYTHONPATH", "")]
+    environment |= {"PYTHONPATH": os.pathsep.join(filter(None, path)), "OMP_NUM_THREADS": "1"}
+    if interpret:
+        environment["TRITON_INTERPRET"] = "1"
+    return subprocess.run(
+        [sys.executable, *arguments], env=environment, cwd=ROOT, capture_output=True, text=True
+    )
+
+
+def test_interpreted_against_the_reference() -> None:
+    cases = str(Path(__file__).with_name("interpreter_cases.py"))
+    ran = python("-m", "pytest", "--noconftest", "-q", "-p", "no:cacheprovider", cases,
+                 interpret=True)  # fmt: skip
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+
+
+@pytest.mark.parametrize("architecture", ("sm_80", "sm_90"))
+def test_compiled_ahead_of_time(architecture: str, tmp_path: Path) -> None:
+    """No spills, shared memory within the chip's, wgmma in sm_90's GEMMs, the whole table."""
+    file = tmp_path / "report.json"
+    ran = python("-m", "cola_kernels.compile_report", "--arch", architecture, "--json", str(file),
+                 interpret=False)  # fmt: skip
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    rows = json.loads(file.read_text())["rows"]
+    assert {row["kernel"] for row in rows} == {
+        "gemm_kernel", "gated_up_kernel", "gated_up_backward_kernel"
+    }  # fmt: skip
+    if architecture == "sm_90":
+        assert all(row["wgmma"] for row in rows if row["dtype"] == "bf16")
+
+
+def test_a_spill_fails_the_report() -> None:
+    """The check can fail: a tile too large for its warps."""
+    code = """
+from cola_kernels import compile_report, configs
+configs.TABLE["gemm"]["sm_90"]["narrow"] = configs.Config(128, 256, 64, 4, 3)
+compile_report.ALL_SHAPES = {"60m": compile_report.ALL_SHAPES["60m"]}
+import sys, torch
+launches = compile_report.launches
+compile_report.launches = lambda *a: [x for x in launches(*a) if x[0] == "up_backward, silu"][:1]
+sys.argv[1:] = ["--arch", "sm_90"]
+sys.exit(compile_report.main())
+"""
+    ran = python("-c", code, interpret=False)
+    assert ran.returncode == 1 and "spills" in ran.stderr, ran.stdout + ran.stderr
+
+
+def test_nothing_runs_on_a_cpu_uninterpreted() -> None:
+    """`triton` where it cannot run is an error, never a silent fall-back."""
+    code = """
+import sys, torch
+from cola_kernels import UnsupportedError, reference, select
+assert select("auto", "cpu") is reference and "triton" not in sys.modules
+try:
+    select("triton", "cpu")
+except UnsupportedError as error:
+    assert "use kernels=auto or kernels=torch" in str(error)
+else:
+    raise AssertionError
+from cola_kernels import fused
+try:
+    fused.down(torch.randn(2, 3), [torch.randn(2, 3)])
+except UnsupportedError as error:
+    assert str(error).startswith("cola_kernels.down: Triton runs on CPUs only"), error
+else:
+    raise AssertionError
+"""
+    ran = python("-c", code, interpret=False)
+    assert ran.returncode == 0, ran.stderr
