@@ -11,8 +11,6 @@ import types
 import typing
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from importlib.util import find_spec
-from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin
 
 from cola_train import distributed
@@ -223,19 +221,12 @@ def load(values: Mapping[str, Any], also: list[str] | None = None) -> Config:
     Raises:
         UserError: with one line for each problem found.
     """
+    from cola_train.config_checks import CHECKS  # which imports Config from here
+
     problems: list[str] = []
     config = _build(Config, values, "", problems)
     fields_are_right = not problems
-    for check in (
-        _model_problems,
-        _rank_problems,
-        _batch_problems,
-        _attention_problems,
-        _gpu_problems,
-        _optim_problems,
-        _resume_problems,
-        _data_problems,
-    ):
+    for check in CHECKS:
         try:
             problems += check(config)
         except (TypeError, AttributeError):  # it needs a field that is INVALID
@@ -326,118 +317,3 @@ def _convert(value: Any, kind: Any) -> Any:
         return str(value)
     words = {float: "a number", int: "a whole number", bool: "true or false", str: "text"}
     raise ValueError(f"must be {words[kind]}")
-
-
-# What single fields cannot show: combinations, the machine, and files that must exist.
-
-
-def _model_problems(config: Config) -> Iterator[str]:
-    model = config.model
-    if model.d_model % model.n_heads:
-        yield (
-            f"model.n_heads: {model.n_heads} does not divide model.d_model ({model.d_model}); "
-            f"choose a divisor"
-        )
-    elif model.head_dim % 2:
-        yield (
-            f"model.n_heads: RoPE needs an even head width, got "
-            f"{model.d_model} / {model.n_heads} = {model.head_dim}"
-        )
-
-
-def _rank_problems(config: Config) -> Iterator[str]:
-    method, d_model = config.method, config.model.d_model
-    if method.name != "cola":
-        return
-    if method.activation is None:
-        yield "method.activation: must be one of low_rank, both, full_rank, got None"
-    if method.rank is None and method.rank_ratio is None:
-        yield "method.rank: give method.rank or method.rank_ratio"
-    elif not 1 <= config.rank <= d_model:
-        field = "rank_ratio" if method.rank is None else "rank"
-        yield (
-            f"method.{field}: gives a rank of {config.rank}; it must be from 1 to "
-            f"model.d_model ({d_model})"
-        )
-
-
-def _batch_problems(config: Config) -> Iterator[str]:
-    train, processes = config.train, distributed.world_size()
-    if (train.batch_size is None) == (train.batch_tokens is None):
-        yield (
-            "train.batch_size: give exactly one of train.batch_size (sequences) and "
-            f"train.batch_tokens, got {train.batch_size} and {train.batch_tokens}"
-        )
-        return
-    if train.batch_tokens is not None and train.batch_tokens % train.sequence_length:
-        yield (
-            f"train.batch_tokens: {train.batch_tokens} is not a multiple of "
-            f"train.sequence_length ({train.sequence_length})"
-        )
-        return
-    if config.batch_size % processes:
-        yield (
-            f"train.batch_size: {config.batch_size} sequences do not divide among {processes} "
-            f"processes; use a multiple of {processes}"
-        )
-    elif (config.batch_size // processes) % config.micro_batch_size:
-        yield (
-            f"train.micro_batch_size: {config.micro_batch_size} does not divide the "
-            f"{config.batch_size // processes} sequences of each of {processes} processes"
-        )
-    shard_size = config.engine.shard_size
-    if config.engine.sharding == "hybrid" and shard_size is not None and processes % shard_size:
-        yield (
-            f"engine.shard_size: {shard_size} does not divide the {processes} processes; "
-            f"use a divisor"
-        )
-
-
-def _attention_problems(config: Config) -> Iterator[str]:
-    if config.model.attention != "flash":
-        return
-    if find_spec("flash_attn") is None:
-        yield (
-            "model.attention: flash needs flash-attn, which is not installed; "
-            "`pip install flash-attn`, or use model.attention=sdpa"
-        )
-    elif distributed.device().type != "cuda":
-        yield "model.attention: flash needs an NVIDIA GPU; use model.attention=sdpa"
-    elif config.train.precision == "fp32":
-        yield "train.precision: flash attention needs bf16; use model.attention=sdpa for fp32"
-
-
-def _gpu_problems(config: Config) -> Iterator[str]:
-    gpus = distributed.gpus()
-    if gpus == 0:
-        return
-    if distributed.local_world_size() > gpus:
-        yield (
-            f"torchrun --nproc-per-node: {distributed.local_world_size()} processes on this "
-            f"machine, but {gpus} GPUs; start one process a GPU"
-        )
-
-
-def _optim_problems(config: Config) -> Iterator[str]:
-    optim, steps = config.optim, config.train.steps
-    if len(optim.betas) != 2 or any(beta >= 1 for beta in optim.betas):
-        yield f"optim.betas: two numbers from 0 to below 1 are expected, got {optim.betas}"
-    if optim.warmup_steps is not None and optim.warmup_steps > steps:
-        yield (
-            f"optim.warmup_steps: {optim.warmup_steps} is more than train.steps ({steps}); "
-            "lower it, or use optim.warmup_steps=null for a twentieth"
-        )
-
-
-def _resume_problems(config: Config) -> Iterator[str]:
-    if config.resume not in ("auto", "never") and not Path(config.resume).is_dir():
-        yield (
-            f"resume: must be auto, never or the folder of a run or checkpoint; "
-            f"{config.resume!r} is no folder"
-        )
-
-
-def _data_problems(config: Config) -> list[str]:
-    from cola_train.data import problems  # which imports DataConfig from here
-
-    return problems(config.data, config.model.vocab_size)

@@ -206,15 +206,8 @@ def test_help_and_cfg():
 
 
 def test_multirun(tiny, tmp_path):
-    output = run_to_end(
-        [
-            "--multirun",
-            *tiny,
-            "train.steps=2",
-            "method=full,cola",
-            f"run_dir={tmp_path}/${{run_name}}",
-        ]
-    )
+    sweep = ["method=full,cola", f"run_dir={tmp_path}/${{run_name}}", f"hydra.sweep.dir={tmp_path}"]
+    output = run_to_end(["-m", *tiny, "train.steps=2", *sweep])
     folders = sorted(path for path in tmp_path.iterdir() if (path / "metrics.jsonl").exists())
     assert len(folders) == 2, output
     methods = {yaml.safe_load((f / "config.yaml").read_text())["method"]["name"] for f in folders}

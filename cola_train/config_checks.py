@@ -1,0 +1,133 @@
+"""What single fields of a config cannot show: combinations, the machine, files that must exist.
+
+Each check yields one line for each problem: the field, its value, what would be right.
+"""
+
+from collections.abc import Callable, Iterable, Iterator
+from importlib.util import find_spec
+from pathlib import Path
+
+from cola_train import data, distributed
+from cola_train.config import Config
+
+
+def model_problems(config: Config) -> Iterator[str]:
+    model = config.model
+    if model.d_model % model.n_heads:
+        yield (
+            f"model.n_heads: {model.n_heads} does not divide model.d_model ({model.d_model}); "
+            f"choose a divisor"
+        )
+    elif model.head_dim % 2:
+        yield (
+            f"model.n_heads: RoPE needs an even head width, got "
+            f"{model.d_model} / {model.n_heads} = {model.head_dim}"
+        )
+
+
+def rank_problems(config: Config) -> Iterator[str]:
+    method, d_model = config.method, config.model.d_model
+    if method.name != "cola":
+        return
+    if method.activation is None:
+        yield "method.activation: must be one of low_rank, both, full_rank, got None"
+    if method.rank is None and method.rank_ratio is None:
+        yield "method.rank: give method.rank or method.rank_ratio"
+    elif not 1 <= config.rank <= d_model:
+        field = "rank_ratio" if method.rank is None else "rank"
+        yield (
+            f"method.{field}: gives a rank of {config.rank}; it must be from 1 to "
+            f"model.d_model ({d_model})"
+        )
+
+
+def batch_problems(config: Config) -> Iterator[str]:
+    train, processes = config.train, distributed.world_size()
+    if (train.batch_size is None) == (train.batch_tokens is None):
+        yield (
+            "train.batch_size: give exactly one of train.batch_size (sequences) and "
+            f"train.batch_tokens, got {train.batch_size} and {train.batch_tokens}"
+        )
+        return
+    if train.batch_tokens is not None and train.batch_tokens % train.sequence_length:
+        yield (
+            f"train.batch_tokens: {train.batch_tokens} is not a multiple of "
+            f"train.sequence_length ({train.sequence_length})"
+        )
+        return
+    if config.batch_size % processes:
+        yield (
+            f"train.batch_size: {config.batch_size} sequences do not divide among {processes} "
+            f"processes; use a multiple of {processes}"
+        )
+    elif (config.batch_size // processes) % config.micro_batch_size:
+        yield (
+            f"train.micro_batch_size: {config.micro_batch_size} does not divide the "
+            f"{config.batch_size // processes} sequences of each of {processes} processes"
+        )
+    shard_size = config.engine.shard_size
+    if config.engine.sharding == "hybrid" and shard_size is not None and processes % shard_size:
+        yield (
+            f"engine.shard_size: {shard_size} does not divide the {processes} processes; "
+            f"use a divisor"
+        )
+
+
+def attention_problems(config: Config) -> Iterator[str]:
+    if config.model.attention != "flash":
+        return
+    if find_spec("flash_attn") is None:
+        yield (
+            "model.attention: flash needs flash-attn, which is not installed; "
+            "`pip install flash-attn`, or use model.attention=sdpa"
+        )
+    elif distributed.device().type != "cuda":
+        yield "model.attention: flash needs an NVIDIA GPU; use model.attention=sdpa"
+    elif config.train.precision == "fp32":
+        yield "train.precision: flash attention needs bf16; use model.attention=sdpa for fp32"
+
+
+def gpu_problems(config: Config) -> Iterator[str]:
+    gpus = distributed.gpus()
+    if gpus == 0:
+        return
+    if distributed.local_world_size() > gpus:
+        yield (
+            f"torchrun --nproc-per-node: {distributed.local_world_size()} processes on this "
+            f"machine, but {gpus} GPUs; start one process a GPU"
+        )
+
+
+def optim_problems(config: Config) -> Iterator[str]:
+    optim, steps = config.optim, config.train.steps
+    if len(optim.betas) != 2 or any(beta >= 1 for beta in optim.betas):
+        yield f"optim.betas: two numbers from 0 to below 1 are expected, got {optim.betas}"
+    if optim.warmup_steps is not None and optim.warmup_steps > steps:
+        yield (
+            f"optim.warmup_steps: {optim.warmup_steps} is more than train.steps ({steps}); "
+            "lower it, or use optim.warmup_steps=null for a twentieth"
+        )
+
+
+def resume_problems(config: Config) -> Iterator[str]:
+    if config.resume not in ("auto", "never") and not Path(config.resume).is_dir():
+        yield (
+            f"resume: must be auto, never or the folder of a run or checkpoint; "
+            f"{config.resume!r} is no folder"
+        )
+
+
+def data_problems(config: Config) -> list[str]:
+    return data.problems(config.data, config.model.vocab_size)
+
+
+CHECKS: tuple[Callable[[Config], Iterable[str]], ...] = (
+    model_problems,
+    rank_problems,
+    batch_problems,
+    attention_problems,
+    gpu_problems,
+    optim_problems,
+    resume_problems,
+    data_problems,
+)
