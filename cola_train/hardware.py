@@ -62,7 +62,7 @@ def _keep_freed_memory() -> None:
     """Tell glibc to keep freed memory for the next allocation instead of returning it.
 
     It would hand every large tensor back to the kernel and fault in a fresh, zeroed one a moment
-    later: 10 to 15 % of a training step on a CPU (docs/benchmarks.md). Does nothing with another
+    later: 10 to 15 % of a training step on a CPU (docs/log.md). Does nothing with another
     C library.
     """
     trim_threshold, mmap_threshold = -1, -3  # M_TRIM_THRESHOLD and M_MMAP_THRESHOLD of malloc.h
