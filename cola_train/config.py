@@ -80,7 +80,7 @@ class MethodConfig:
 class RecomputeConfig:
     """Which activations are recomputed in the backward pass."""
 
-    name: Literal["none", "full"]
+    name: Literal["none", "full", "cola_m", "light"]
 
 
 @dataclass(frozen=True)
@@ -180,6 +180,7 @@ class Config:
     run_dir: str
     seed: NaturalInt
     resume: str  # auto | never | the path of a checkpoint or of a run's folder
+    kernels: Literal["auto", "torch", "triton"]  # of the low-rank layers; auto: Triton on CUDA
     model: ModelConfig
     method: MethodConfig
     recompute: RecomputeConfig

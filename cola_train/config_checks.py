@@ -7,8 +7,12 @@ from collections.abc import Callable, Iterable, Iterator
 from importlib.util import find_spec
 from pathlib import Path
 
+import cola_kernels
+import torch
+
 from cola_train import data, distributed
 from cola_train.config import Config
+from cola_train.hardware import compute_dtype
 
 
 def model_problems(config: Config) -> Iterator[str]:
@@ -87,6 +91,27 @@ def attention_problems(config: Config) -> Iterator[str]:
         yield "train.precision: flash attention needs bf16; use model.attention=sdpa for fp32"
 
 
+def kernels_problems(config: Config) -> Iterator[str]:
+    if config.kernels != "triton":
+        return
+    device = distributed.device()
+    if (reason := cola_kernels.unavailable(device)) is not None:
+        yield f"kernels: triton cannot run here: {reason}; use kernels=auto or kernels=torch"
+    elif device.type == "cpu" and compute_dtype(config.train.precision, device) != torch.float32:
+        yield (
+            "train.precision: Triton's interpreter is wrong in bf16; use train.precision=fp32 "
+            "with kernels=triton on a CPU"
+        )
+
+
+def recompute_problems(config: Config) -> Iterator[str]:
+    if config.recompute.name in ("cola_m", "light") and config.method.name != "cola":
+        yield (
+            f"recompute: {config.recompute.name} keeps the rank-r vectors of method=cola, and "
+            f"method={config.method.name} has none; use recompute=none or recompute=full"
+        )
+
+
 def gpu_problems(config: Config) -> Iterator[str]:
     gpus = distributed.gpus()
     if gpus == 0:
@@ -126,6 +151,8 @@ CHECKS: tuple[Callable[[Config], Iterable[str]], ...] = (
     rank_problems,
     batch_problems,
     attention_problems,
+    kernels_problems,
+    recompute_problems,
     gpu_problems,
     optim_problems,
     resume_problems,

@@ -190,9 +190,7 @@ def set_determinism(config: Config) -> None:
 def build_model(config: Config, method: Method) -> Llama:
     """The model on the meta device: shapes, no memory."""
     with torch.device("meta"):
-        return Llama(
-            config.model, method.projections, method.gate_silu, config.train.sequence_length
-        )
+        return Llama(config.model, method, config.train.sequence_length)
 
 
 def uses_documents(config: Config) -> bool:

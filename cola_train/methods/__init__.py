@@ -1,5 +1,5 @@
-"""What a pre-training method changes: the linears it builds, its optimizer, what it does between
-steps. A new method is one module here, one entry in METHODS, one YAML file, one test.
+"""What a pre-training method changes: the linears and MLPs it builds, its optimizer, what it does
+between steps. A new method is one module here, one entry in METHODS, one YAML file, one test.
 """
 
 from typing import Protocol
@@ -10,19 +10,11 @@ from torch.optim import Optimizer
 from cola_train.config import Config, OptimConfig
 from cola_train.methods.cola import Cola
 from cola_train.methods.full import FullRank
+from cola_train.model.llama import Layers
 
 
-class Method(Protocol):
-    """How a method plugs into the model and the loop."""
-
-    gate_silu: bool  # whether SwiGLU's SiLU stays on the gate
-
-    def projections(self, d_in: int, d_outs: dict[str, int]) -> nn.Module:
-        """The module for the projections named in `d_outs` (name to width) of one input.
-
-        Its forward maps (..., d_in) to a tuple of (..., d_out), in order.
-        """
-        ...
+class Method(Layers, Protocol):
+    """How a method plugs into the model (see `Layers`) and the loop."""
 
     def optimizer(self, model: nn.Module, config: OptimConfig) -> Optimizer:
         """The optimizer of the (sharded) model's parameters."""

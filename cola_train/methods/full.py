@@ -5,18 +5,20 @@ from torch.optim import AdamW, Optimizer
 
 from cola_train.config import Config, OptimConfig
 from cola_train.model.linear import Linears
+from cola_train.model.mlp import MLP
 
 
 class FullRank:
     """Plain linears, SwiGLU, AdamW, nothing between steps."""
-
-    gate_silu = True
 
     def __init__(self, config: Config) -> None:
         pass
 
     def projections(self, d_in: int, d_outs: dict[str, int]) -> nn.Module:
         return Linears(d_in, d_outs)
+
+    def mlp(self, d_model: int, d_ff: int) -> nn.Module:
+        return MLP(d_model, d_ff, silu=True, projections=self.projections)
 
     def optimizer(self, model: nn.Module, config: OptimConfig) -> Optimizer:
         """Fused AdamW over all parameters, norms included, as the paper's recipe has it."""

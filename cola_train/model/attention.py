@@ -3,16 +3,14 @@
 Shapes: B sequences, T positions, H heads, K = head width, D = H K.
 """
 
-from collections.abc import Callable
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import FunctionCtx, once_differentiable
 
-PRODUCTS_LENGTH = 512  # longest sequence for which a CPU keeps the (T, T) probabilities
+from cola_train.model.linear import Projections
 
-Projections = Callable[[int, dict[str, int]], nn.Module]
+PRODUCTS_LENGTH = 512  # longest sequence for which a CPU keeps the (T, T) probabilities
 
 
 def rotary_table(length: int, head_dim: int, theta: float, device: torch.device) -> Tensor:
@@ -114,12 +112,15 @@ class Attention(nn.Module):
         self.qkv = projections(d_model, {"q": d_model, "k": d_model, "v": d_model})
         self.out = projections(d_model, {"o": d_model})
 
-    def forward(self, x_BTD: Tensor, table: Tensor, documents: Tensor | None) -> Tensor:
-        """(B, T, D) -> (B, T, D). `documents`: what `attention_documents` made of the batch."""
+    def forward(
+        self, x_BTD: Tensor, table: Tensor, documents: Tensor | None, residual_BTD: Tensor
+    ) -> Tensor:
+        """residual + attention(x), (B, T, D). `documents`: what `attention_documents` made of the
+        batch."""
         q, k, v = (y.unflatten(-1, (-1, self.head_dim)) for y in self.qkv(x_BTD))
         q, k = rotate(q, table), rotate(k, table)
         y_BTHK = (flash_attend if self.backend == "flash" else attend)(q, k, v, documents)
-        return self.out(y_BTHK.flatten(-2))[0]
+        return self.out(y_BTHK.flatten(-2), residual_BTD)[0]
 
 
 def attend(q_BTHK: Tensor, k_BTHK: Tensor, v_BTHK: Tensor, mask: Tensor | None) -> Tensor:

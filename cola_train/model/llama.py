@@ -6,7 +6,7 @@ Shapes: B sequences, T positions, D = d_model, F = d_ff, V = vocabulary.
 
 import hashlib
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -15,59 +15,53 @@ from torch.distributed.tensor import DTensor
 from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
 from cola_train.config import ModelConfig
-from cola_train.model.attention import (
-    Attention,
-    Projections,
-    attention_documents,
-    rotary_table,
-)
+from cola_train.model.attention import Attention, attention_documents, rotary_table
 from cola_train.model.loss import linear_cross_entropy
+from cola_train.model.norm import RMSNorm
 
 INIT_STD = 0.02
 INIT_ROWS = 256  # rows drawn from one seed: a process draws only the blocks it holds a part of
 
 
-class RMSNorm(nn.Module):
-    """x / rms(x) * weight over the last axis; ones at first."""
+class Layers(Protocol):
+    """What a method builds of a block."""
 
-    def __init__(self, d_model: int, eps: float) -> None:
-        super().__init__()
-        self.eps = eps
-        self.weight = nn.Parameter(torch.empty(d_model))
+    def projections(self, d_in: int, d_outs: dict[str, int]) -> nn.Module:
+        """The linears, named in `d_outs` (name to width), of one input.
 
-    def forward(self, x: Tensor) -> Tensor:
-        return F.rms_norm(x, self.weight.shape, self.weight, self.eps)
+        Their forward takes x (..., d_in) and, if there is one projection, maybe a residual to add;
+        it returns a tuple of (..., d_out), in order.
+        """
+        ...
 
-
-class MLP(nn.Module):
-    """down(f(gate(x)) * up(x)), f = SiLU (SwiGLU) or, where the method drops it, identity."""
-
-    def __init__(self, d_model: int, d_ff: int, silu: bool, projections: Projections) -> None:
-        super().__init__()
-        self.silu = silu
-        self.gate_up = projections(d_model, {"gate": d_ff, "up": d_ff})
-        self.down = projections(d_ff, {"down": d_model})
-
-    def forward(self, x_BTD: Tensor) -> Tensor:
-        gate_BTF, up_BTF = self.gate_up(x_BTD)
-        if self.silu:
-            gate_BTF = F.silu(gate_BTF)
-        return self.down(gate_BTF * up_BTF)[0]
+    def mlp(self, d_model: int, d_ff: int) -> nn.Module:
+        """The MLP. Its forward maps x and residual, (..., d_model) each, to their (..., d_model)
+        sum."""
+        ...
 
 
 class Block(nn.Module):
-    """Attention and MLP, each behind a norm and added to the residual stream."""
+    """Attention and MLP, each behind a norm and added to the residual stream.
 
-    def __init__(self, config: ModelConfig, projections: Projections, gate_silu: bool) -> None:
+    The two halves are methods of their own, for recomputation to wrap.
+    """
+
+    def __init__(self, config: ModelConfig, layers: Layers) -> None:
         super().__init__()
-        self.attention_norm = RMSNorm(config.d_model, config.norm_eps)
-        self.attention = Attention(config.d_model, config.n_heads, config.attention, projections)
-        self.mlp_norm = RMSNorm(config.d_model, config.norm_eps)
-        self.mlp = MLP(config.d_model, config.d_ff, gate_silu, projections)
+        d_model = config.d_model
+        self.attention_norm = RMSNorm(d_model, config.norm_eps)
+        self.attention = Attention(d_model, config.n_heads, config.attention, layers.projections)
+        self.mlp_norm = RMSNorm(d_model, config.norm_eps)
+        self.mlp = layers.mlp(d_model, config.d_ff)
 
     def forward(self, x_BTD: Tensor, table: Tensor, documents: Tensor | None) -> Tensor:
-        x_BTD = x_BTD + self.attention(self.attention_norm(x_BTD), table, documents)
-        return x_BTD + self.mlp(self.mlp_norm(x_BTD))
+        return self.feed_forward(self.attend(x_BTD, table, documents))
+
+    def attend(self, x_BTD: Tensor, table: Tensor, documents: Tensor | None) -> Tensor:
+        return self.attention(self.attention_norm(x_BTD), table, documents, x_BTD)
+
+    def feed_forward(self, x_BTD: Tensor) -> Tensor:
+        return self.mlp(self.mlp_norm(x_BTD), x_BTD)
 
 
 class Embedding(nn.Module):
@@ -94,21 +88,17 @@ class Head(nn.Module):
 
 
 class Llama(nn.Module):
-    """A decoder-only transformer of `config`'s shape whose linears `projections` builds.
+    """A decoder-only transformer of `config`'s shape whose linears and MLPs `layers` builds.
 
     Build it under `torch.device("meta")`, shard it, call `to_empty`, then `init_weights`.
     """
 
-    def __init__(
-        self, config: ModelConfig, projections: Projections, gate_silu: bool, max_length: int
-    ) -> None:
+    def __init__(self, config: ModelConfig, layers: Layers, max_length: int) -> None:
         super().__init__()
         self.config = config
         self.max_length = max_length
         self.embedding = Embedding(config.vocab_size, config.d_model)
-        self.layers = nn.ModuleList(
-            Block(config, projections, gate_silu) for _ in range(config.n_layers)
-        )
+        self.layers = nn.ModuleList(Block(config, layers) for _ in range(config.n_layers))
         self.norm = RMSNorm(config.d_model, config.norm_eps)
         self.head = Head(config.d_model, config.vocab_size)
         self.rotary: Tensor

@@ -1,29 +1,67 @@
-"""Recomputation policies: which activations the backward pass computes again."""
+"""Recomputation policies: what the backward pass keeps, and what it computes again.
+
+docs/recomputation.md has the picture, and what each policy costs.
+"""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
+from torch.utils.checkpoint import (
+    CheckpointPolicy,
+    checkpoint,
+    create_selective_checkpoint_contexts,
+)
 
 from cola_train.config import RecomputeConfig
 from cola_train.model import Llama
+
+# Names of the ops whose outputs are kept; all others of a block run again.
+LOW_RANK = {"cola_kernels::stacked_linear", "cola_kernels::down", "cola_kernels::gated_down"}
+ATTENTION = {
+    "aten::_scaled_dot_product_flash_attention",
+    "aten::_scaled_dot_product_flash_attention_for_cpu",
+    "aten::_scaled_dot_product_efficient_attention",
+    "aten::_scaled_dot_product_cudnn_attention",
+    "flash_attn::_flash_attn_forward",
+    "flash_attn::_flash_attn_varlen_forward",
+}
+KEPT = {"cola_m": LOW_RANK, "light": LOW_RANK | ATTENTION}
 
 
 def apply_recompute(model: Llama, config: RecomputeConfig) -> None:
     """Change the blocks' forward in place: same modules, same state dict, same losses.
 
-    `none` keeps everything; `full` keeps each block's input and recomputes the rest.
+    `none` keeps everything. `full` keeps each block's input and recomputes the rest. `cola_m`
+    keeps the residual stream before each half of a block and the rank-r vectors (arXiv
+    2502.10940, section 4); `light` keeps the attention's output too, and so does not run
+    attention twice.
     """
     if config.name == "none":
         return
     for block in model.layers:
-        block.forward = _checkpointed(block.forward)
+        if config.name == "full":
+            block.forward = _checkpointed(block.forward)
+            continue
+        contexts = partial(
+            create_selective_checkpoint_contexts, partial(_policy, KEPT[config.name])
+        )
+        for half in ("attend", "feed_forward"):
+            setattr(block, half, _checkpointed(getattr(block, half), context_fn=contexts))
 
 
-def _checkpointed(forward: Callable[..., Tensor]) -> Callable[..., Tensor]:
+def _policy(kept: set[str], _: Any, op: Any, *args: Any, **__: Any) -> CheckpointPolicy:
+    name = op.name()
+    # The fused op that ends a half block writes the residual stream, which is kept anyway.
+    ends_half = name == "cola_kernels::up" and args[2] is not None
+    keep = name in kept or ends_half
+    return CheckpointPolicy.MUST_SAVE if keep else CheckpointPolicy.PREFER_RECOMPUTE
+
+
+def _checkpointed(forward: Callable[..., Tensor], **options: Any) -> Callable[..., Tensor]:
     def recomputed(*args: Any) -> Tensor:
-        # non-reentrant, so that it composes with FSDP2 and torch.compile
-        return checkpoint(forward, *args, use_reentrant=False, preserve_rng_state=False)
+        # non-reentrant, so that it composes with sharding and torch.compile
+        return checkpoint(forward, *args, use_reentrant=False, preserve_rng_state=False, **options)
 
     return recomputed

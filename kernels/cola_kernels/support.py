@@ -38,9 +38,9 @@ def unavailable(device: torch.device | str) -> str | None:
 
 
 def select(kernels: str, device: torch.device | str) -> ModuleType:
-    """The module with `down`, `up` and `gated_up` for `kernels` = auto, torch or triton.
+    """The module with `down`, `up` and `gated_down` for `kernels` = auto, torch or triton.
 
-    auto takes Triton on an NVIDIA GPU from Ampere on, and plain torch anywhere else.
+    auto takes Triton on an NVIDIA GPU from Ampere on, and torch anywhere else.
 
     Raises:
         UnsupportedError: triton where it cannot run, or an unknown name.
@@ -54,7 +54,7 @@ def select(kernels: str, device: torch.device | str) -> ModuleType:
     fused = kernels == "triton" or (
         kernels == "auto" and reason is None and torch.device(device).type == "cuda"
     )
-    return importlib.import_module(f"cola_kernels.{'fused' if fused else 'reference'}")
+    return importlib.import_module(f"cola_kernels.{'fused' if fused else 'composed'}")
 
 
 def architecture(op: str, device: torch.device) -> str:

@@ -4,13 +4,15 @@ import math
 
 import pytest
 import torch
+from cola_kernels import composed
 from torch.utils.flop_counter import FlopCounterMode
 
 from cola_train import costs
 from cola_train.methods import build_method
 from cola_train.model.attention import document_lengths
 from cola_train.model.linear import AutoEncoders
-from cola_train.model.llama import MLP, Llama
+from cola_train.model.llama import Llama
+from cola_train.model.mlp import MLP, AutoEncoderMLP
 from cola_train.train import build_model
 
 # arXiv 2502.10940 and the official code: size -> (full-rank, CoLA) parameters
@@ -99,11 +101,12 @@ def test_placements_of_the_nonlinearity(config_of, placement):
         z = v @ a.T
         return (silu(z) if placement != "full_rank" else z) @ b.T
 
-    gate = low_rank(mlp.gate_up.gate_A, mlp.gate_up.gate_B, x)
-    up = low_rank(mlp.gate_up.up_A, mlp.gate_up.up_B, x)
+    gate = low_rank(mlp.gate_A, mlp.gate_B, x)
+    up = low_rank(mlp.up_A, mlp.up_B, x)
     middle = (gate if placement == "low_rank" else silu(gate)) * up
-    expected = low_rank(mlp.down.down_A, mlp.down.down_B, middle)
-    torch.testing.assert_close(mlp(x), expected, rtol=1e-5, atol=1e-7)
+    residual = torch.randn(5, 32, generator=torch.Generator().manual_seed(1))
+    expected = residual + low_rank(mlp.down_A, mlp.down_B, middle)
+    torch.testing.assert_close(mlp(x, residual), expected, rtol=1e-5, atol=1e-6)
 
 
 def test_init_is_the_official_codes(config_of):
@@ -114,14 +117,14 @@ def test_init_is_the_official_codes(config_of):
     for weight, d_out in (
         (layer.attention.qkv.k_A, d),
         (layer.attention.out.o_B, d),
-        (layer.mlp.gate_up.gate_A, f),
-        (layer.mlp.gate_up.up_B, f),
-        (layer.mlp.down.down_A, f),
+        (layer.mlp.gate_A, f),
+        (layer.mlp.up_B, f),
+        (layer.mlp.down_A, f),
     ):
         std = (r * (d + d_out)) ** -0.25
         assert weight.std().item() == pytest.approx(std, rel=5 / math.sqrt(2 * weight.numel()))
         assert abs(weight.mean().item()) < 5 * std / math.sqrt(weight.numel())
-    product = layer.mlp.gate_up.gate_B @ layer.mlp.gate_up.gate_A
+    product = layer.mlp.gate_B @ layer.mlp.gate_A
     assert product.std().item() == pytest.approx((d + f) ** -0.5, rel=0.02)
     for weight in (model.embedding.weight, model.head.weight):
         assert weight.std().item() == pytest.approx(0.02, rel=5 / math.sqrt(2 * weight.numel()))
@@ -169,9 +172,11 @@ def test_document_lengths_for_flash():
 
 
 def test_mlp_takes_any_projections():
-    mlp = MLP(8, 12, True, lambda d_in, d_outs: AutoEncoders(d_in, d_outs, 3, True))
-    assert {name: tuple(p.shape) for name, p in mlp.named_parameters()} == {
-        "gate_up.gate_A": (3, 8), "gate_up.gate_B": (12, 3),
-        "gate_up.up_A": (3, 8), "gate_up.up_B": (12, 3),
-        "down.down_A": (3, 12), "down.down_B": (8, 3),
-    }  # fmt: skip
+    """Over auto-encoders, the plain MLP is CoLA's fused one."""
+    plain = MLP(8, 12, True, lambda d_in, d_outs: AutoEncoders(d_in, d_outs, 3, True, composed))
+    fused = AutoEncoderMLP(8, 12, 3, activation=True, gate_silu=True, ops=composed)
+    for name, weight in plain.named_parameters():
+        torch.nn.init.normal_(weight, generator=torch.Generator().manual_seed(len(name)))
+        fused.get_parameter(name.split(".")[-1]).data.copy_(weight)
+    x, residual = torch.randn(2, 5, 8, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(plain(x, residual), fused(x, residual))

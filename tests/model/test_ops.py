@@ -3,10 +3,11 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from cola_kernels import composed
 
 from cola_train.model import IGNORE_INDEX, loss
 from cola_train.model.attention import attend, attention_documents, rotary_table, rotate
-from cola_train.model.linear import shared_input_linear
+from cola_train.model.norm import RMSNorm
 
 
 def gradients(output, inputs, seed=0):
@@ -14,24 +15,62 @@ def gradients(output, inputs, seed=0):
     return torch.autograd.grad(output, inputs, upstream.to(output.dtype))
 
 
-def test_shared_input_linear_is_separate_linears():
+def test_down_is_separate_linears():
     torch.manual_seed(0)
     x = torch.randn(3, 5, 7, dtype=torch.float64, requires_grad=True)
     weights = [torch.randn(n, 7, dtype=torch.float64, requires_grad=True) for n in (4, 1, 6)]
-    ours = shared_input_linear(x, weights)
+    ours = composed.down(x, weights)
     plain = torch.cat([F.linear(x, w) for w in weights], dim=-1)
     torch.testing.assert_close(ours, plain)
     for a, b in zip(gradients(ours, [x, *weights]), gradients(plain, [x, *weights]), strict=True):
         torch.testing.assert_close(a, b)
 
 
-def test_shared_input_linear_keeps_no_copy_of_the_weights():
+def test_down_keeps_no_copy_of_the_weights():
     x = torch.randn(2, 7, requires_grad=True)
     weights = [torch.nn.Parameter(torch.randn(4, 7)) for _ in range(3)]
     kept = []
     with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
-        shared_input_linear(x, weights)
+        composed.down(x, weights)
     assert {t.data_ptr() for t in kept} == {t.data_ptr() for t in (x, *weights)}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_rms_norm(dtype):
+    """Output and gradients: error against fp64 at most twice that of torch's in this dtype."""
+    torch.manual_seed(0)
+    x, upstream = torch.randn(2, 40, 48).to(dtype).requires_grad_(), torch.randn(2, 40, 48)
+    norm = RMSNorm(48, 1e-6)
+    norm.weight.data = torch.rand(48).to(dtype)
+
+    def run(function, *inputs):
+        y = function(*inputs)
+        return y, *torch.autograd.grad(y, inputs, upstream.to(y.dtype))
+
+    plain = lambda x, w: F.rms_norm(x, w.shape, w, 1e-6)  # noqa: E731
+    exact = [t.detach().double().requires_grad_() for t in (x, norm.weight)]
+    upstream = upstream.to(dtype)
+    truth = run(plain, *exact)
+    theirs = run(plain, x, norm.weight)
+    before = upstream.clone()
+    y = norm(x)
+    ours = (y, *torch.autograd.grad(y, (x, norm.weight), upstream))
+    assert torch.equal(upstream, before)
+    for t, a, b in zip(truth, theirs, ours, strict=True):
+        assert b.dtype == dtype
+        assert (b - t).norm() <= 2 * (a - t).norm() + torch.finfo(dtype).eps * t.norm()
+
+
+@pytest.mark.parametrize("gate_silu", [False, True])
+def test_gated(gate_silu):
+    torch.manual_seed(0)
+    g, u = (torch.randn(7, 9, dtype=torch.float64, requires_grad=True) for _ in range(2))
+    plain = (F.silu(g) if gate_silu else g) * u
+    ours = composed.gated(g, u, gate_silu)
+    for a, b in zip(
+        (ours, *gradients(ours, [g, u])), (plain, *gradients(plain, [g, u])), strict=True
+    ):
+        torch.testing.assert_close(a, b)
 
 
 def test_rotation_is_rotation_by_position():

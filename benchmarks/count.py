@@ -1,0 +1,94 @@
+"""What a block really does and keeps, counted on fake tensors: nothing is computed or allocated."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
+
+from cola_train.config import Config
+from cola_train.methods import build_method
+from cola_train.model import Llama
+from cola_train.parallel import apply_recompute
+
+ATEN = torch.ops.aten
+# torch has formulas for the attention of GPUs alone
+CPU_ATTENTION = {
+    ATEN._scaled_dot_product_flash_attention_for_cpu: (
+        lambda q, k, v, *_, **__: sdpa_flop_count(q, k, v)
+    ),
+    ATEN._scaled_dot_product_flash_attention_for_cpu_backward: (
+        lambda dy, q, k, v, *_, **__: sdpa_backward_flop_count(dy, q, k, v)
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Count:
+    """Of one block, for one position: FLOPs, and bytes alive between forward and backward."""
+
+    forward_flops: float
+    backward_flops: float
+    saved_bytes: float
+
+
+class LiveStorages(TorchDispatchMode):
+    """Remembers every storage an op made. Saved-tensor hooks would miss what selective
+    checkpointing keeps; this misses nothing that is alive."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.made: dict[int, tuple[StorageWeakRef, int]] = {}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        for tensor in torch.utils._pytree.tree_leaves(out):
+            if isinstance(tensor, Tensor):
+                storage = tensor.untyped_storage()
+                self.made[storage._cdata] = (StorageWeakRef(storage), storage.nbytes())
+        return out
+
+    def bytes(self, *without: Tensor) -> int:
+        """Of the storages that are alive, but for those of tensors `without`."""
+        skip = {tensor.untyped_storage()._cdata for tensor in without}
+        return sum(
+            size for at, (ref, size) in self.made.items() if at not in skip and not ref.expired()
+        )
+
+
+def count_block(config: Config, ops: ModuleType | None = None) -> Count:
+    """Count the first block of `config`'s model in fp32, on the CPU's kernels for attention.
+
+    ops: a module of cola_kernels in place of the one that `kernels` selects; Triton's ops can be
+        counted anywhere.
+    """
+    method = build_method(config)
+    if ops is not None:
+        method.ops = ops  # type: ignore[attr-defined]
+    B, T = 1, config.train.sequence_length
+    with FakeTensorMode():
+        model = Llama(config.model, method, T)
+        apply_recompute(model, config.recompute)
+        block = model.layers[0]
+        x = torch.empty(B, T, config.model.d_model, requires_grad=True)
+        with flops() as forward, LiveStorages() as live:
+            y = block(x, model.rotary, None)
+        saved = x.nbytes + live.bytes(x, y, model.rotary, *model.parameters())
+        with flops() as backward:
+            y.backward(torch.empty_like(y))
+    return Count(
+        forward.get_total_flops() / (B * T), backward.get_total_flops() / (B * T), saved / (B * T)
+    )
+
+
+@contextmanager
+def flops() -> Iterator[FlopCounterMode]:
+    with FlopCounterMode(display=False, custom_mapping=CPU_ATTENTION) as counter:
+        yield counter

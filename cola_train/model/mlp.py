@@ -1,0 +1,69 @@
+"""The MLP of a block: SwiGLU over any projections, and CoLA's, which owns all of its weights.
+
+Shapes: B sequences, T positions, D = d_model, F = d_ff, r the bottleneck width.
+"""
+
+import torch
+from cola_kernels.composed import gated
+from torch import Tensor, nn
+
+from cola_train.model.linear import LowRankOps, Projections, auto_encoder_std
+
+
+class MLP(nn.Module):
+    """residual + down(f(gate(x)) * up(x)), f = SiLU (SwiGLU) or identity."""
+
+    def __init__(self, d_model: int, d_ff: int, silu: bool, projections: Projections) -> None:
+        """`projections(d_in, d_outs)` builds the linears."""
+        super().__init__()
+        self.silu = silu
+        self.gate_up = projections(d_model, {"gate": d_ff, "up": d_ff})
+        self.down = projections(d_ff, {"down": d_model})
+
+    def forward(self, x_BTD: Tensor, residual_BTD: Tensor) -> Tensor:
+        gate_BTF, up_BTF = self.gate_up(x_BTD)
+        return self.down(gated(gate_BTF, up_BTF, self.silu), residual_BTD)[0]
+
+
+class AutoEncoderMLP(nn.Module):
+    """The same of CoLA's auto-encoders, from bottleneck to bottleneck in one op.
+
+    One module for all six weights: an op over them must find them gathered together.
+    """
+
+    def __init__(
+        self,
+        d_model: int,
+        d_ff: int,
+        rank: int,
+        activation: bool,
+        gate_silu: bool,
+        ops: LowRankOps,
+    ) -> None:
+        """`activation` puts SiLU on the rank-r vectors, `gate_silu` on the gate."""
+        super().__init__()
+        self.d_model, self.d_ff, self.rank = d_model, d_ff, rank
+        self.activation, self.gate_silu, self.ops = activation, gate_silu, ops
+        self.gate_A = nn.Parameter(torch.empty(rank, d_model))
+        self.gate_B = nn.Parameter(torch.empty(d_ff, rank))
+        self.up_A = nn.Parameter(torch.empty(rank, d_model))
+        self.up_B = nn.Parameter(torch.empty(d_ff, rank))
+        self.down_A = nn.Parameter(torch.empty(rank, d_ff))
+        self.down_B = nn.Parameter(torch.empty(d_model, rank))
+
+    def forward(self, x_BTD: Tensor, residual_BTD: Tensor) -> Tensor:
+        z_BTR = self.ops.down(x_BTD, [self.gate_A, self.up_A])
+        z_BTR = self.ops.gated_down(
+            z_BTR, self.gate_B, self.up_B, self.down_A, self.activation, self.gate_silu
+        )
+        return self.ops.up(z_BTR, [self.down_B], residual_BTD, self.activation)[0]
+
+    def init_std(self, parameter: str) -> float:
+        """See `auto_encoder_std`: all three projections join the same two widths."""
+        return auto_encoder_std(self.rank, self.d_model, self.d_ff)
+
+    def extra_repr(self) -> str:
+        return (
+            f"d_model={self.d_model}, d_ff={self.d_ff}, rank={self.rank}, "
+            f"activation={self.activation}, gate_silu={self.gate_silu}"
+        )

@@ -1,0 +1,99 @@
+"""The ops for `kernels=torch`: `reference`'s functions, composed of torch's own kernels.
+
+They differ from the reference in what the backward pass keeps, and in that selective checkpointing
+can tell the low-rank products from the others: `down` is an op of its own.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd.function import FunctionCtx, once_differentiable
+from torch.utils.flop_counter import register_flop_formula
+
+from cola_kernels.reference import up
+
+__all__ = ["down", "gated_down", "up"]
+
+
+def down(x: Tensor, weights: Sequence[Tensor]) -> Tensor:
+    """`reference.down`: (..., d) and weights (r_i, d) -> (..., sum of r_i), in one GEMM.
+
+    The backward pass keeps x and the weights themselves. Their concatenation would hold every
+    layer's gathered weights alive, and undo what sharding saves.
+    """
+    z: Tensor = torch.ops.cola_kernels.stacked_linear(x.flatten(0, -2), list(weights))
+    return z.unflatten(0, x.shape[:-1])
+
+
+def gated_down(
+    z: Tensor,
+    gate: Tensor,
+    up: Tensor,
+    down_weight: Tensor,
+    activation: bool = True,
+    gate_silu: bool = False,
+) -> Tensor:
+    """`reference.gated_down`: (..., 2 r), gate and up (F, r), down (r_d, F) -> (..., r_d).
+
+    The backward pass keeps z, both wide products and their gated product.
+    """
+    h_g, h_u = (F.silu(z) if activation else z).chunk(2, dim=-1)
+    return down(gated(F.linear(h_g, gate), F.linear(h_u, up), gate_silu), [down_weight])
+
+
+def gated(g: Tensor, u: Tensor, gate_silu: bool) -> Tensor:
+    """f(g) * u, f = SiLU with `gate_silu`, else the identity; keeps g and u alone."""
+    return _SwiGLU.apply(g, u) if gate_silu else g * u
+
+
+class _SwiGLU(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: FunctionCtx, g: Tensor, u: Tensor) -> Tensor:
+        ctx.save_for_backward(g, u)
+        return F.silu(g).mul_(u)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: FunctionCtx, dp: Tensor) -> tuple[Tensor, Tensor]:
+        g, u = ctx.saved_tensors  # type: ignore[attr-defined]
+        return torch.ops.aten.silu_backward(dp * u, g), F.silu(g).mul_(dp)
+
+
+@torch.library.custom_op("cola_kernels::stacked_linear", mutates_args=())
+def _stacked_linear(x: Tensor, weights: list[Tensor]) -> Tensor:
+    return F.linear(x, _stack(weights))
+
+
+@_stacked_linear.register_fake
+def _stacked_linear_fake(x: Tensor, weights: list[Tensor]) -> Tensor:
+    return x.new_empty(x.shape[0], sum(weight.shape[0] for weight in weights))
+
+
+def _stack(weights: Sequence[Tensor]) -> Tensor:
+    return weights[0] if len(weights) == 1 else torch.cat(list(weights))
+
+
+def _setup(ctx: Any, inputs: tuple[Tensor, list[Tensor]], output: Tensor) -> None:
+    x, weights = inputs
+    ctx.save_for_backward(x, *weights)
+
+
+def _backward(ctx: Any, dz: Tensor) -> tuple[Tensor | None, list[Tensor | None]]:
+    x, *weights = ctx.saved_tensors
+    needs_x, needs_weights = ctx.needs_input_grad
+    dx = dz @ _stack(weights) if needs_x else None
+    dw: list[Tensor | None] = [None] * len(weights)
+    if any(needs_weights):
+        dw = list((dz.t() @ x).split([weight.shape[0] for weight in weights]))
+    return dx, dw
+
+
+_stacked_linear.register_autograd(_backward, setup_context=_setup)
+
+
+@register_flop_formula(torch.ops.cola_kernels.stacked_linear)
+def _stacked_linear_flops(x: Any, weights: Any, **_: Any) -> int:
+    return sum(2 * x[0] * weight[0] * weight[1] for weight in weights)
