@@ -85,8 +85,9 @@ def launches(shape: Shape, dtype: torch.dtype, arch: str) -> Iterator[tuple[str,
         h = new(n, 2 * r)
         yield f"gated_up{suffix}", gated_up_launch(h, gate, up, p, gate_silu, arch)
         dp = new(n, d_ff)
-        launch = gated_up_backward_launch(dp, h, gate, up, dg, du, gate_silu, arch)
-        yield f"gated_up_backward{suffix}", launch
+        for op, out in (("gated_up_backward", None), ("gated_down_backward", p)):
+            launch = gated_up_backward_launch(dp, h, gate, up, dg, du, out, gate_silu, arch)
+            yield f"{op}{suffix}", launch
 
 
 def source_of(launch: Launch) -> Any:

@@ -75,42 +75,47 @@ def gated_up_kernel(
 
 @triton.jit
 def store_gradients(
-    g, u, dp_ptr, dg_ptr, du_ptr, row, column, M, N, PADDED_N, stride_dp, stride_d,
-    GATE_SILU: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, PARTS: tl.constexpr,
+    g, u, dp_ptr, dg_ptr, du_ptr, p_ptr, row, column, M, N, PADDED_N, stride_dp, stride_d,
+    GATE_SILU: tl.constexpr, WRITE_P: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, PARTS: tl.constexpr,
 ):  # fmt: skip
-    """dg = dp u f'(g) and du = dp f(g), PARTS of a tile one after the other (see store_tile)."""
+    """dg = dp u f'(g), du = dp f(g) and with WRITE_P p = f(g) u, PARTS of a tile one after the
+    other (see store_tile)."""
     if PARTS > 1:
         HALF: tl.constexpr = BLOCK_N // 2
         g_left, g_right = halves(g, BLOCK_M, BLOCK_N)
         u_left, u_right = halves(u, BLOCK_M, BLOCK_N)
-        store_gradients(g_left, u_left, dp_ptr, dg_ptr, du_ptr, row, column,
+        store_gradients(g_left, u_left, dp_ptr, dg_ptr, du_ptr, p_ptr, row, column,
                         M, N, PADDED_N, stride_dp, stride_d,
-                        GATE_SILU, BLOCK_M, HALF, PARTS // 2)  # fmt: skip
-        store_gradients(g_right, u_right, dp_ptr, dg_ptr, du_ptr, row, column + HALF,
+                        GATE_SILU, WRITE_P, BLOCK_M, HALF, PARTS // 2)  # fmt: skip
+        store_gradients(g_right, u_right, dp_ptr, dg_ptr, du_ptr, p_ptr, row, column + HALF,
                         M, N, PADDED_N, stride_dp, stride_d,
-                        GATE_SILU, BLOCK_M, HALF, PARTS // 2)  # fmt: skip
+                        GATE_SILU, WRITE_P, BLOCK_M, HALF, PARTS // 2)  # fmt: skip
     else:
         dtype = dg_ptr.dtype.element_ty
         mask = tile_mask(row, column, M, N, BLOCK_M, BLOCK_N)
         dps = tile_pointers(dp_ptr, row, column, stride_dp, BLOCK_M, BLOCK_N)
         dp = tl.load(dps, mask=mask, other=0.0).to(tl.float32)
         g = g.to(tl.float32)
+        dg, f = dp * u, g
         if GATE_SILU:
-            dg, du = dp * u * silu_derivative(g), dp * g * tl.sigmoid(g)
-        else:
-            dg, du = dp * u, dp * g
+            dg *= silu_derivative(g)
+            f *= tl.sigmoid(g)
         mask = tile_mask(row, column, M, PADDED_N, BLOCK_M, BLOCK_N)
         dgs = tile_pointers(dg_ptr, row, column, stride_d, BLOCK_M, BLOCK_N)
         dus = tile_pointers(du_ptr, row, column, stride_d, BLOCK_M, BLOCK_N)
         tl.store(dgs, dg.to(dtype), mask=mask)
-        tl.store(dus, du.to(dtype), mask=mask)
+        tl.store(dus, (dp * f).to(dtype), mask=mask)
+        if WRITE_P:
+            ps = tile_pointers(p_ptr, row, column, stride_d, BLOCK_M, BLOCK_N)
+            tl.store(ps, (f * u).to(dtype), mask=mask)
 
 
 @triton.jit
 def gated_up_backward_kernel(
-    h_ptr, gate_ptr, up_ptr, dp_ptr, dg_ptr, du_ptr, M, N, K, PADDED_N,
+    h_ptr, gate_ptr, up_ptr, dp_ptr, dg_ptr, du_ptr, p_ptr, M, N, K, PADDED_N,
     stride_h, stride_gate, stride_up, stride_dp, stride_d,
-    GATE_SILU: tl.constexpr, EVEN_K: tl.constexpr,
+    GATE_SILU: tl.constexpr, WRITE_P: tl.constexpr, EVEN_K: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, GROUP_M: tl.constexpr,
 ):  # fmt: skip
     row, column = tile_origin(M, N, BLOCK_M, BLOCK_N, GROUP_M)
@@ -124,8 +129,8 @@ def gated_up_backward_kernel(
         True, False, EVEN_K, BLOCK_M, BLOCK_N, BLOCK_K,
     )  # fmt: skip
     store_gradients(
-        g, u, dp_ptr, dg_ptr, du_ptr, row, column, M, N, PADDED_N, stride_dp, stride_d,
-        GATE_SILU, BLOCK_M, BLOCK_N, 4,
+        g, u, dp_ptr, dg_ptr, du_ptr, p_ptr, row, column, M, N, PADDED_N, stride_dp, stride_d,
+        GATE_SILU, WRITE_P, BLOCK_M, BLOCK_N, 4,
     )  # fmt: skip
 
 
@@ -135,20 +140,20 @@ def gated_up_launch(
     """p (n, F), from `empty_aligned`, of h (n, 2 r)."""
     tensors = {"h_ptr": h, "gate_ptr": gate, "up_ptr": up, "p_ptr": p}
     strides = {"stride_h": h, "stride_gate": gate, "stride_up": up, "stride_p": p}
-    return _launch(gated_up_kernel, "gated_up", tensors, strides, p, gate_silu, arch)
+    flags = {"GATE_SILU": gate_silu}
+    return _launch(gated_up_kernel, "gated_up", tensors, strides, p, flags, arch)
 
 
 def gated_up_backward_launch(
-    dp: Tensor, h: Tensor, gate: Tensor, up: Tensor, dg: Tensor, du: Tensor, gate_silu: bool,
-    arch: str,
+    dp: Tensor, h: Tensor, gate: Tensor, up: Tensor, dg: Tensor, du: Tensor, p: Tensor | None,
+    gate_silu: bool, arch: str,
 ) -> Launch:  # fmt: skip
-    """dg and du (n, F), from `empty_aligned`, of dp (n, F) and h (n, 2 r)."""
+    """dg, du and unless it is None p (n, F), from `empty_aligned`, of dp (n, F) and h (n, 2 r)."""
     tensors = {"h_ptr": h, "gate_ptr": gate, "up_ptr": up}
-    tensors |= {"dp_ptr": dp, "dg_ptr": dg, "du_ptr": du}
+    tensors |= {"dp_ptr": dp, "dg_ptr": dg, "du_ptr": du, "p_ptr": dg if p is None else p}
     strides = {"stride_h": h, "stride_gate": gate, "stride_up": up, "stride_dp": dp, "stride_d": dg}
-    return _launch(
-        gated_up_backward_kernel, "gated_up_backward", tensors, strides, dg, gate_silu, arch
-    )
+    flags = {"GATE_SILU": gate_silu, "WRITE_P": p is not None}
+    return _launch(gated_up_backward_kernel, "gated_up_backward", tensors, strides, dg, flags, arch)
 
 
 def _launch(
@@ -157,7 +162,7 @@ def _launch(
     tensors: dict[str, Tensor],
     strides: dict[str, Tensor],
     out: Tensor,
-    gate_silu: bool,
+    flags: dict[str, bool],
     arch: str,
 ) -> Launch:
     (M, N), K = out.shape, tensors["gate_ptr"].shape[1]
@@ -173,7 +178,7 @@ def _launch(
             # the padding is stored too: a bound that is a multiple of 16 keeps the stores wide
             "PADDED_N": out.stride(0),
             **{name: tensor.stride(0) for name, tensor in strides.items()},
-            "GATE_SILU": gate_silu,
+            **flags,
             "EVEN_K": K % config.block_k == 0,
             "BLOCK_M": config.block_m,
             "BLOCK_N": config.block_n,
@@ -213,7 +218,7 @@ def _gated_up_backward(
     dg, du = _gated_up_backward_fake(dp, h, gate, up, gate_silu)
     dp, h, gate, up = (unit_stride(t) for t in (dp, h, gate, up))
     arch = architecture("gated_up_backward", h.device)
-    gated_up_backward_launch(dp, h, gate, up, dg, du, gate_silu, arch).run()
+    gated_up_backward_launch(dp, h, gate, up, dg, du, None, gate_silu, arch).run()
     return dg, du
 
 

@@ -65,6 +65,28 @@ def gated_up(
     return (F.silu(g) if gate_silu else g) * F.linear(h_u, up)
 
 
+def gated_down(
+    z: Tensor,
+    gate: Tensor,
+    up: Tensor,
+    down: Tensor,
+    activation: bool = True,
+    gate_silu: bool = False,
+) -> Tensor:
+    """z_d = p A^T, p as in `gated_up`: from bottleneck to bottleneck through the middle of a
+    gated MLP.
+
+    Args:
+        z: (..., 2 r), gate's half first.
+        gate, up: B_g and B_u, (F, r).
+        down: A, (r_d, F).
+
+    Returns:
+        (..., r_d), before the next activation.
+    """
+    return F.linear(gated_up(z, gate, up, activation, gate_silu), down)
+
+
 def up_backward(
     dys: Sequence[Tensor], z: Tensor, weights: Sequence[Tensor], activation: bool = True
 ) -> Tensor:
@@ -100,6 +122,16 @@ def gated_up_backward(
     if not gate_silu:
         return dp * u, dp * g
     return dp * u * _silu_derivative(g), dp * F.silu(g)
+
+
+def gated_down_backward(
+    dp: Tensor, h: Tensor, gate: Tensor, up: Tensor, gate_silu: bool = False
+) -> tuple[Tensor, Tensor, Tensor]:
+    """dg and du as in `gated_up_backward`, and p (n, F) of `gated_up`, which nothing kept."""
+    h_g, h_u = h.chunk(2, dim=-1)
+    g, u = F.linear(h_g, gate), F.linear(h_u, up)
+    p = (F.silu(g) if gate_silu else g) * u
+    return *gated_up_backward(dp, h, gate, up, gate_silu), p
 
 
 def _silu_derivative(x: Tensor) -> Tensor:

@@ -102,8 +102,30 @@ def test_gated_up(
     assert_as_good(op, inputs)
 
 
+@everywhere
+@pytest.mark.parametrize("activation, gate_silu", list(itertools.product(switch, switch)))
+def test_gated_down(
+    shape: tuple[int, ...], dtype: torch.dtype, activation: bool, gate_silu: bool
+) -> None:
+    n, d, r, d_ff = shape
+    inputs = [normal(n, 2 * r, dtype=dtype), weight(d_ff, r, dtype), weight(d_ff, r, dtype)]
+    op = lambda k: lambda *inputs: (k.gated_down(*inputs, activation, gate_silu),)  # noqa: E731
+    assert_as_good(op, [*inputs, weight(d, d_ff, dtype)])
+
+
+def bottleneck_mlp(k: object) -> Function:
+    """`mlp` by `gated_down`."""
+
+    def run(x: Tensor, gate_A: Tensor, up_A: Tensor, gate_B: Tensor, up_B: Tensor,
+            down_A: Tensor, down_B: Tensor) -> tuple[Tensor, ...]:  # fmt: skip
+        z_d = k.gated_down(k.down(x, [gate_A, up_A]), gate_B, up_B, down_A, gate_silu=True)
+        return k.up(z_d, [down_B], x)
+
+    return run
+
+
 def mlp(k: object) -> Function:
-    """x -> gate/up -> down -> + x, with every op in it."""
+    """x -> gate/up -> down -> + x, by `gated_up` and `down`."""
 
     def run(x: Tensor, gate_A: Tensor, up_A: Tensor, gate_B: Tensor, up_B: Tensor,
             down_A: Tensor, down_B: Tensor) -> tuple[Tensor, ...]:  # fmt: skip
@@ -119,19 +141,24 @@ def mlp_inputs(rows: tuple[int, ...] = (140,), d: int = 40, r: int = 16, d_ff: i
     return [normal(*rows, d), *(weight(*shape) for shape in shapes)]
 
 
+both = pytest.mark.parametrize("mlp", (mlp, bottleneck_mlp))
+
+
 @pytest.mark.parametrize("architecture", configs.ARCHITECTURES)
 @pytest.mark.parametrize("dtype", (torch.float32, torch.float16))
 def test_every_row_of_the_table(
     architecture: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for module in ("down", "up", "gated_up"):
+    for module in ("down", "up", "gated_up", "gated_down"):
         name = f"cola_kernels.{module}.architecture"
         monkeypatch.setattr(name, lambda op, device: architecture)
     inputs = [x.detach().to(dtype).requires_grad_() for x in mlp_inputs((300,), 260, 70, 301)]
     assert_as_good(mlp, inputs)
+    assert_as_good(bottleneck_mlp, inputs)
 
 
-def test_leading_axes_and_layouts() -> None:
+@both
+def test_leading_axes_and_layouts(mlp: Callable[[object], Function]) -> None:
     """A batch, a batch of no rows, transposed weights, and expanded gradients."""
     assert_as_good(mlp, mlp_inputs((2, 0, 3)))
     inputs = mlp_inputs((3, 50))
@@ -156,15 +183,18 @@ def test_registration() -> None:
     torch.library.opcheck(OPS.up, (z, [gate, up], None, True))
     torch.library.opcheck(OPS.up, (z, [weight(7, 6)], x, False))
     torch.library.opcheck(OPS.gated_up, (z, gate, up, True, True))
+    torch.library.opcheck(OPS.gated_down, (z, gate, up, weight(4, 9), True, True))
     with torch.no_grad():
         z, gate, up = (t.detach() for t in (z, gate, up))
         dg, du = torch.randn(5, 9), torch.randn(5, 9)
         torch.library.opcheck(OPS.down_backward, (torch.randn(5, 3), [torch.randn(3, 7)]))
         torch.library.opcheck(OPS.up_backward, ([dg, du], z, [gate, up], True))
         torch.library.opcheck(OPS.gated_up_backward, (dg, z, gate, up, True))
+        torch.library.opcheck(OPS.gated_down_backward, (dg, z, gate, up, True))
 
 
-def test_flops() -> None:
+@both
+def test_flops(mlp: Callable[[object], Function]) -> None:
     n, d, r, d_ff = 140, 40, 16, 133
     with FlopCounterMode(display=False) as counter:
         mlp(fused)(*mlp_inputs())[0].sum().backward()
@@ -173,19 +203,23 @@ def test_flops() -> None:
     assert counter.get_total_flops() == 3 * (3 * down_up + 3 * 2 * n * d_ff * r) + 4 * n * d_ff * r
 
 
-def test_what_is_kept() -> None:
-    """The backward pass keeps x, p, the rank-r vectors and the weights: nothing else."""
+@both
+def test_what_is_kept(mlp: Callable[[object], Function]) -> None:
+    """The backward pass keeps x, the rank-r vectors and the weights, p only without
+    `gated_down`: nothing else."""
     inputs = mlp_inputs()
     kept: dict[int, Tensor] = {}
     with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.setdefault(id(t), t), lambda t: t):
         mlp(fused)(*inputs)
     activations = sorted(tuple(t.shape) for t in kept.values() if t.shape[0] == 140)
-    assert activations == [(140, 16), (140, 32), (140, 40), (140, 133)]
+    p = [] if mlp is bottleneck_mlp else [(140, 133)]
+    assert activations == [(140, 16), (140, 32), (140, 40), *p]
     weights = [t for t in kept.values() if t.shape[0] != 140]
     assert {t.data_ptr() for t in weights} == {t.data_ptr() for t in inputs[1:]}
 
 
-def test_compile_sees_through() -> None:
+@both
+def test_compile_sees_through(mlp: Callable[[object], Function]) -> None:
     inputs = mlp_inputs()
     compiled = torch.compile(mlp(fused), backend="aot_eager", fullgraph=True)
     dys = [torch.randn(140, 40)]
@@ -195,12 +229,14 @@ def test_compile_sees_through() -> None:
         assert torch.equal(a, b)
 
 
-def test_selective_checkpointing_sees_through() -> None:
-    """With the rank-r vectors kept, `gated_up` runs again in the backward pass and `down` not."""
+@both
+def test_selective_checkpointing_sees_through(mlp: Callable[[object], Function]) -> None:
+    """With the rank-r vectors kept, `gated_up` runs again in the backward pass; `down` and
+    `gated_down` do not."""
     inputs = mlp_inputs()
 
     def policy(ctx: object, op: object, *args: object, **kwargs: object) -> CheckpointPolicy:
-        keep = op == OPS.down.default
+        keep = op in (OPS.down.default, OPS.gated_down.default)
         return CheckpointPolicy.MUST_SAVE if keep else CheckpointPolicy.PREFER_RECOMPUTE
 
     def recomputed(*inputs: Tensor) -> tuple[Tensor, ...]:
@@ -215,8 +251,12 @@ def test_selective_checkpointing_sees_through() -> None:
     for a, b in zip(ours, gradients(mlp(fused), inputs, dys), strict=True):
         assert torch.equal(a, b)
     flops = counter.get_flop_counts()["Global"]
-    assert flops[OPS.down] == 2 * 140 * 16 * (2 * 40 + 133)
-    assert flops[OPS.gated_up] == 2 * 4 * 140 * 16 * 133
+    if mlp is bottleneck_mlp:
+        assert flops[OPS.down] == 2 * 140 * 16 * 2 * 40
+        assert flops[OPS.gated_down] == 6 * 140 * 16 * 133
+    else:
+        assert flops[OPS.down] == 2 * 140 * 16 * (2 * 40 + 133)
+        assert flops[OPS.gated_up] == 2 * 4 * 140 * 16 * 133
 
 
 def test_mistakes_name_themselves() -> None:
@@ -231,6 +271,10 @@ def test_mistakes_name_themselves() -> None:
         (lambda: fused.up(x, [A, A], x), "up: residual with 2 weights"),
         (lambda: fused.up(x, [A], x), r"up: residual has shape \(4, 8\), not \(4, 3\)"),
         (lambda: fused.gated_up(x, A, A), r"gated_up: z has shape \(4, 8\), not \(4, 16\)"),
+        (
+            lambda: fused.gated_down(x, A[:, :4], A[:, :4], A),
+            r"gated_down: down has shape \(3, 8\), not \(3, 3\)",
+        ),
         (lambda: select("cuda", "cpu"), "kernels=cuda: use auto, torch or triton"),
     ]:
         with pytest.raises(UnsupportedError, match=message):
