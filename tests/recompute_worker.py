@@ -1,0 +1,63 @@
+"""Run by test_recompute.py under torchrun: 20 steps of every kernel and recompute policy.
+
+Arguments: the JSON file to write, then the overrides of a tiny run. Triton's interpreter is on.
+"""
+
+import hashlib
+import json
+import sys
+
+import torch
+from runs import make_config
+from torch.distributed.tensor import DTensor
+
+from cola_train import distributed
+from cola_train.data.loader import Batch
+from cola_train.engines import build_engine
+from cola_train.methods import build_method
+from cola_train.parallel import apply_recompute
+from cola_train.train import build_model, set_determinism
+
+STEPS, ROWS = 20, 4
+
+
+def batch(step: int) -> Batch:
+    """This process's part of a global batch; there are two of them, to be learnt by heart."""
+    generator = torch.Generator().manual_seed(step % 2)
+    tokens = torch.randint(0, 300, (ROWS, 33), generator=generator)
+    mine = tokens.chunk(distributed.world_size())[distributed.rank()]
+    return Batch(mine[:, :-1].contiguous(), mine[:, 1:].contiguous(), None)
+
+
+def run(overrides: list[str]) -> dict[str, object]:
+    """Losses of all steps, a digest of the final weights and optimizer state."""
+    config = make_config(*overrides)
+    set_determinism(config)
+    method = build_method(config)
+    model = build_model(config, method)
+    apply_recompute(model, config.recompute)
+    engine = build_engine(config, model, method, distributed.device())
+    losses = [engine.train_step([batch(step)], 1e-2).loss for step in range(STEPS)]
+    digest = hashlib.sha256()
+    for name, tensor in engine.tensors().items():
+        whole = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+        digest.update(name.encode() + whole.numpy().tobytes())
+    return {"losses": losses, "weights": digest.hexdigest()}
+
+
+def main() -> None:
+    path, *overrides = sys.argv[1:]
+    distributed.start()
+    results = {}
+    for kernels in ("torch", "triton"):
+        for policy in ("none", "full", "cola_m", "light"):
+            choice = [f"kernels={kernels}", f"recompute={policy}"]
+            results[f"{kernels} {policy}"] = run([*overrides, *choice])
+    if distributed.is_main():
+        with open(path, "w") as file:
+            json.dump(results, file)
+    distributed.stop()
+
+
+if __name__ == "__main__":
+    main()

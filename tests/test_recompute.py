@@ -1,0 +1,95 @@
+"""Recomputation and kernels: the same training, to the bit; FLOPs and bytes as costs.py has them."""
+
+import itertools
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from runs import REPOSITORY, losses, make_config, run_to_end
+
+from benchmarks.count import count_block
+from cola_train import costs
+
+SIZES = ("60m", "130m", "350m", "1b", "7b")
+POLICIES = ("none", "full", "cola_m", "light")
+PLACEMENTS = ("low_rank", "both", "full_rank")
+
+
+def assert_counted(config, fused: bool) -> None:
+    ops = None
+    if fused:
+        ops = pytest.importorskip("cola_kernels.fused")
+    counted = count_block(config, ops)
+    forward = 2 * costs.linear_parameters(config) + 4 * 256 * config.model.d_model
+    assert counted.forward_flops == forward
+    assert counted.backward_flops == costs.block_backward_flops_per_token(config, fused)
+    assert counted.saved_bytes == costs.block_saved_bytes_per_token(config, fused, element=4)
+
+
+@pytest.mark.parametrize("kernels", ["torch", "triton"])
+@pytest.mark.parametrize("size", SIZES)
+def test_flops_and_bytes_of_cola(size, kernels):
+    """Each policy and placement at the paper's shapes, on fake tensors, to the digit."""
+    for policy, placement in itertools.product(POLICIES, PLACEMENTS):
+        config = make_config(
+            f"model={size}", f"recompute={policy}", f"method.activation={placement}",
+            "model.n_layers=1",
+        )  # fmt: skip
+        assert_counted(config, fused=kernels == "triton")
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_flops_and_bytes_of_full_rank(size):
+    for policy in ("none", "full"):
+        config = make_config(
+            f"model={size}", "method=full", f"recompute={policy}", "model.n_layers=1"
+        )
+        assert_counted(config, fused=False)
+
+
+def test_cola_m_keeps_what_the_paper_says():
+    """FACTS: 2 n d + 7 n r elements a block."""
+    config = make_config("model=1b", "recompute=cola_m")
+    for fused in (False, True):
+        assert costs.block_saved_bytes_per_token(config, fused, 2) == 2 * (2 * 2048 + 7 * 512)
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_every_policy_and_kernel_trains_the_same(tiny, tmp_path, processes):
+    """20 steps: policies agree bit for bit, in losses, weights and moments; Triton (interpreted)
+    agrees with torch to fp32 rounding."""
+    pytest.importorskip("triton")
+    file = tmp_path / "results.json"
+    worker = str(Path(__file__).with_name("recompute_worker.py"))
+    ran = subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", "--standalone",
+         f"--nproc-per-node={processes}", worker, str(file), *tiny,
+         "model.n_layers=1", "train.batch_size=4", "method.activation=both"],
+        cwd=REPOSITORY,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "TRITON_INTERPRET": "1",
+             "PYTHONPATH": os.pathsep.join([str(REPOSITORY), *filter(None, sys.path)])},
+        capture_output=True, text=True,
+    )  # fmt: skip
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    results = json.loads(file.read_text())
+    for kernels in ("torch", "triton"):
+        kept = results[f"{kernels} none"]
+        assert kept["losses"][0] > kept["losses"][-1]
+        for policy in POLICIES[1:]:
+            assert results[f"{kernels} {policy}"] == kept, f"{kernels} {policy}"
+    plain, fused = (results[f"{kernels} none"]["losses"] for kernels in ("torch", "triton"))
+    assert fused == pytest.approx(plain, rel=1e-5)
+
+
+def test_resumes_under_another_policy(tiny, tmp_path):
+    common = [*tiny, "train.steps=12"]
+    run_to_end([*common, f"run_dir={tmp_path / 'kept'}"])
+    changed = [*common, f"run_dir={tmp_path / 'changed'}"]
+    run_to_end([*changed, "train.stop_after=5"])
+    said = run_to_end([*changed, "recompute=cola_m", "train.stop_after=9"])
+    assert "recompute.name: none -> cola_m" in said
+    run_to_end([*changed, "recompute=full"])
+    assert losses(tmp_path / "changed") == losses(tmp_path / "kept")
