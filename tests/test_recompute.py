@@ -1,4 +1,4 @@
-"""Recomputation and kernels: the same training, to the bit; FLOPs and bytes as costs.py has them."""
+"""Recomputation and kernels: the same training to the bit; FLOPs and bytes as in costs.py."""
 
 import itertools
 import json
