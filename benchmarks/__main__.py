@@ -16,6 +16,7 @@ REGISTRY = {
     "train_step": "benchmarks.train_step",
     "peers": "benchmarks.peers",
     "bigram": "benchmarks.bigram",
+    "kernels": "benchmarks.kernels",
 }
 
 
@@ -68,12 +69,25 @@ def run(name: str, arguments: list[str]) -> int:
 
 
 def load(name: str) -> Benchmark:
-    benchmark: Benchmark = importlib.import_module(REGISTRY[name]).BENCHMARK
+    """The benchmark of that name.
+
+    Raises:
+        UserError: a package that it needs is not installed.
+    """
+    try:
+        benchmark: Benchmark = importlib.import_module(REGISTRY[name]).BENCHMARK
+    except ModuleNotFoundError as error:
+        raise UserError(f"{name}: needs {error.name}, which is not installed") from error
     return benchmark
 
 
 def overview() -> str:
-    lines = [f"  {name:12}{load(name).summary}" for name in REGISTRY]
+    lines = []
+    for name in REGISTRY:
+        try:
+            lines.append(f"  {name:12}{load(name).summary}")
+        except UserError as error:
+            lines.append(f"  {error}")
     usage = "usage: python -m benchmarks NAME [options] [overrides] [--json FILE]"
     return "\n".join(
         [usage, "", *lines, "", "`python -m benchmarks NAME --help` lists its options"]

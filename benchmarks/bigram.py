@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 import yaml
 
-from benchmarks.report import Benchmark, Report, make_config, table
+from benchmarks.overrides import make_config
+from benchmarks.report import Benchmark, Report, table
 from cola_train.config import Config, load
 from cola_train.data import TokenDataset, open_data
 from cola_train.data.loader import IGNORE_INDEX, evaluation_batches

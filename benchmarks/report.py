@@ -1,18 +1,19 @@
-"""What every benchmark shares: its interface, its table, and on which machine it ran."""
+"""What every benchmark shares: its interface, its table, and on which machine it ran.
+
+Nothing here or in the runner needs more than torch: `kernels` runs on machines with little else.
+"""
 
 import argparse
 import datetime
 import os
 import platform
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from cola_train import hardware
-from cola_train.cli import check_overrides, compose
-from cola_train.config import Config, load
 from cola_train.errors import EXIT_DONE
 
 
@@ -32,18 +33,6 @@ class Benchmark:
     summary: str
     add_options: Callable[[argparse.ArgumentParser], None]
     run: Callable[[argparse.Namespace], Report]
-
-
-def make_config(overrides: Sequence[str], defaults: Mapping[str, str]) -> Config:
-    """The config of `overrides`, over `defaults` that differ from cola-train's.
-
-    Raises:
-        UserError: as cola-train does.
-    """
-    given = {text.lstrip("+").split("=")[0] for text in overrides}
-    extra = [f"{key}={value}" for key, value in defaults.items() if key not in given]
-    good, problems = check_overrides([*extra, *overrides])
-    return load(compose(good, problems), problems)
 
 
 def machine(device: torch.device) -> dict[str, str | int]:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 
 from benchmarks.apart import Step, synchronize
-from benchmarks.report import make_config
+from benchmarks.overrides import make_config
 from cola_train import costs, hardware
 from cola_train.config import Config
 from cola_train.data.loader import Batch

@@ -1,7 +1,8 @@
 """FLOPs and least bytes of every op, and the floor they give: the count in docs/kernels.md.
 
 Shapes: n rows, d model width, F = d_ff, r bottleneck width, e bytes an element. Least bytes: each
-input read once, each output written once, everything else in caches.
+input read once, each output written once, everything else in caches. "gradients" is an op's whole
+backward pass, from what it keeps: all that it recomputes, every gradient.
 
 Run it for the tables: `python -m cola_kernels.costs`
 """
@@ -50,6 +51,17 @@ def up(n: int, d: int, r: int, projections: int = 1, residual: bool = False, e: 
     return Cost(2 * n * d * r * projections, e * projections * (n * r + d * r + out))
 
 
+def down_gradients(n: int, d: int, R: int, e: int = 2) -> Cost:
+    """dx (n, d) and dA (R, d) from dz (n, R), x and the weights."""
+    return Cost(4 * n * d * R, e * (2 * n * d + 2 * d * R + n * R))
+
+
+def up_gradients(n: int, d: int, r: int, projections: int = 1, e: int = 2) -> Cost:
+    """dz (n, r) and dB (d, r) of each projection from dy (n, d), z and the weights. A residual's
+    gradient is dy itself."""
+    return Cost(4 * n * d * r * projections, e * projections * (n * d + 2 * n * r + 2 * d * r))
+
+
 def up_backward(n: int, d: int, r: int, projections: int = 1, e: int = 2) -> Cost:
     """dz (n, r) of each projection from dy (n, d), weights (d, r) and z (n, r)."""
     return Cost(2 * n * d * r * projections, e * projections * (n * d + d * r + 2 * n * r))
@@ -65,21 +77,54 @@ def gated_up_backward(n: int, d_ff: int, r: int, e: int = 2) -> Cost:
     return Cost(4 * n * d_ff * r, e * (3 * n * d_ff + 2 * n * r + 2 * d_ff * r))
 
 
+def gated_up_gradients(n: int, d_ff: int, r: int, e: int = 2) -> Cost:
+    """dz (n, 2 r) and both dB (F, r) from dp (n, F), z and the weights; g and u anew."""
+    return Cost(12 * n * d_ff * r, e * (n * d_ff + 4 * n * r + 4 * d_ff * r))
+
+
+def gated_down(n: int, d_ff: int, r: int, r_d: int, e: int = 2) -> Cost:
+    """z_d (n, r_d) from z (n, 2 r), two weights (F, r) and one (r_d, F)."""
+    flops = 4 * n * d_ff * r + 2 * n * d_ff * r_d
+    return Cost(flops, e * (2 * n * r + 2 * d_ff * r + d_ff * r_d + n * r_d))
+
+
+def gated_down_backward(n: int, d_ff: int, r: int, e: int = 2) -> Cost:
+    """dg, du and p (n, F) from dp (n, F), h (n, 2 r) and two weights (F, r)."""
+    return Cost(4 * n * d_ff * r, e * (4 * n * d_ff + 2 * n * r + 2 * d_ff * r))
+
+
+def gated_down_gradients(n: int, d_ff: int, r: int, r_d: int, e: int = 2) -> Cost:
+    """dz (n, 2 r) and the three weights' gradients from dz_d (n, r_d), z and the weights; g and u
+    anew."""
+    flops = 12 * n * d_ff * r + 4 * n * d_ff * r_d
+    return Cost(flops, e * (4 * n * r + n * r_d + 4 * d_ff * r + 2 * d_ff * r_d))
+
+
 def table(shape: Shape) -> dict[str, Cost]:
     """Every use of an op in one block of the model, by name."""
     n, d, d_ff, r = shape.n, shape.d, shape.d_ff, shape.r
     return {
         "down, q/k/v": down(n, d, 3 * r),
+        "down, q/k/v, gradients": down_gradients(n, d, 3 * r),
         "down, gate/up": down(n, d, 2 * r),
+        "down, gate/up, gradients": down_gradients(n, d, 2 * r),
         "down, o": down(n, d, r),
+        "down, o, gradients": down_gradients(n, d, r),
         "down, MLP down": down(n, d_ff, r),
+        "down, MLP down, gradients": down_gradients(n, d_ff, r),
         "up, q/k/v": up(n, d, r, projections=3),
+        "up, q/k/v, gradients": up_gradients(n, d, r, projections=3),
         "up + residual, o or MLP down": up(n, d, r, residual=True),
+        "up + residual, o or MLP down, gradients": up_gradients(n, d, r),
         "up_backward, q/k/v": up_backward(n, d, r, projections=3),
         "up_backward, o or MLP down": up_backward(n, d, r),
         "up_backward, gate/up": up_backward(n, d_ff, r, projections=2),
         "gated_up": gated_up(n, d_ff, r),
+        "gated_up, gradients": gated_up_gradients(n, d_ff, r),
         "gated_up_backward": gated_up_backward(n, d_ff, r),
+        "gated_down": gated_down(n, d_ff, r, r),
+        "gated_down, gradients": gated_down_gradients(n, d_ff, r, r),
+        "gated_down_backward": gated_down_backward(n, d_ff, r),
     }
 
 

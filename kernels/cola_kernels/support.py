@@ -28,9 +28,12 @@ def unavailable(device: torch.device | str) -> str | None:
         return "Triton is not installed"
     if device.type == "cpu":
         return None if interpreting() else "Triton runs on CPUs only with TRITON_INTERPRET=1"
-    if device.type != "cuda" or torch.version.cuda is None:
-        other = "AMD's" if device.type == "cuda" else device.type
-        return f"the kernels are for NVIDIA GPUs, not {other}"
+    if device.type != "cuda":
+        return f"the kernels are for NVIDIA GPUs, not for {device.type}"
+    if torch.version.hip is not None:
+        return "the kernels are for NVIDIA GPUs, not for AMD's"
+    if not torch.cuda.is_available():
+        return "this process sees no CUDA GPU"
     major, minor = torch.cuda.get_device_capability(device)
     if major < 8:
         return f"the kernels need compute capability 8.0 (Ampere); this GPU has {major}.{minor}"
