@@ -18,12 +18,9 @@ from torch.nn.utils import clip_grad_norm_
 
 from benchmarks.apart import Step, apart
 from benchmarks.report import Benchmark, Report, table
-from benchmarks.timing import (
-    Timing,
+from benchmarks.timing import Timing, alternate, precision_name, product_step
+from benchmarks.trainer import (
     add_options,
-    alternate,
-    precision_name,
-    product_step,
     random_batches,
     step_config,
     step_flops,

@@ -20,8 +20,8 @@ from cola_train.engines import Engine, StepResult, build_engine
 from cola_train.errors import EXIT_DONE, EXIT_STOPPED_BY_SIGNAL, TrainingError, UserError
 from cola_train.evaluate import Validation, evaluate
 from cola_train.generate import sample
-from cola_train.methods import Method, build_method
-from cola_train.model import Llama
+from cola_train.methods import build_method
+from cola_train.model import build_model
 from cola_train.parallel import apply_recompute, compile_blocks
 from cola_train.plots import plot_loss
 from cola_train.progress import Progress, rng_state, set_rng_state
@@ -185,12 +185,6 @@ def set_determinism(config: Config) -> None:
     torch.use_deterministic_algorithms(config.train.deterministic)
     if config.train.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-
-
-def build_model(config: Config, method: Method) -> Llama:
-    """The model on the meta device: shapes, no memory."""
-    with torch.device("meta"):
-        return Llama(config.model, method, config.train.sequence_length)
 
 
 def uses_documents(config: Config) -> bool:

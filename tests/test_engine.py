@@ -11,9 +11,8 @@ from runs import make_config
 from cola_train import distributed
 from cola_train.engines import build_engine
 from cola_train.methods import build_method
-from cola_train.model import IGNORE_INDEX
+from cola_train.model import IGNORE_INDEX, build_model
 from cola_train.parallel import apply_recompute, compile_blocks
-from cola_train.train import build_model
 
 
 @pytest.fixture(autouse=True)

@@ -1,6 +1,6 @@
 """The FSDP2 engine: mixed precision, accumulation, clipping and the optimizer step."""
 
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import Tensor
@@ -10,12 +10,14 @@ from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from cola_train import distributed
 from cola_train.config import Config
-from cola_train.data.loader import Batch
 from cola_train.engines import StepResult
 from cola_train.hardware import compute_dtype
 from cola_train.methods import Method
 from cola_train.model import IGNORE_INDEX, Llama
 from cola_train.parallel import build_mesh, shard
+
+if TYPE_CHECKING:
+    from cola_train.data.loader import Batch
 
 
 class FSDPEngine:
@@ -32,7 +34,7 @@ class FSDPEngine:
         self.clip = config.optim.clip
         self.sync_every_micro_batch = config.engine.sync_every_micro_batch
 
-    def train_step(self, batches: list[Batch], lr: float) -> StepResult:
+    def train_step(self, batches: "list[Batch]", lr: float) -> StepResult:
         local_tokens = sum(int((batch.targets != IGNORE_INDEX).sum()) for batch in batches)
         tokens = distributed.sum_over_ranks([local_tokens])[0]
         # FSDP averages gradients over processes; the loss is a mean over the global batch's tokens
@@ -68,7 +70,7 @@ class FSDPEngine:
     def after_step(self, step: int) -> None:
         self.method.after_step(self.model, self.optimizer, step)
 
-    def evaluate(self, batch: Batch) -> tuple[Tensor, int]:
+    def evaluate(self, batch: "Batch") -> tuple[Tensor, int]:
         with torch.no_grad():
             return self._loss(batch), int((batch.targets != IGNORE_INDEX).sum())
 
@@ -91,7 +93,7 @@ class FSDPEngine:
                     tensors[f"optimizer.{name}.{key}"] = value
         return tensors
 
-    def _loss(self, batch: Batch) -> Tensor:
+    def _loss(self, batch: "Batch") -> Tensor:
         documents = batch.documents
         return self.model(
             batch.inputs.to(self.device, non_blocking=True),

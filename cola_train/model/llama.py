@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
-from cola_train.config import ModelConfig
+from cola_train.config import Config, ModelConfig
 from cola_train.model.attention import Attention, attention_documents, rotary_table
 from cola_train.model.loss import linear_cross_entropy
 from cola_train.model.norm import RMSNorm
@@ -152,6 +152,12 @@ class Llama(nn.Module):
                 else:
                     std = module.init_std(name) if hasattr(module, "init_std") else INIT_STD
                 yield f"{module_name}.{name}", parameter, std
+
+
+def build_model(config: Config, layers: Layers) -> Llama:
+    """The model on the meta device: shapes, no memory."""
+    with torch.device("meta"):
+        return Llama(config.model, layers, config.train.sequence_length)
 
 
 def _fill_normal(parameter: Tensor, std: float, key: str) -> None:

@@ -1,0 +1,77 @@
+"""The trainer's own optimizer step, as a benchmark's command line configures it."""
+
+import argparse
+
+import torch
+
+from benchmarks.apart import Step
+from benchmarks.overrides import make_config
+from cola_train import costs
+from cola_train.config import Config
+from cola_train.data.loader import Batch
+from cola_train.engines import build_engine
+from cola_train.errors import UserError
+from cola_train.methods import build_method
+from cola_train.model import build_model
+from cola_train.parallel import apply_recompute, compile_blocks
+from cola_train.train import uses_documents
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """The options of benchmarks that time steps; see `step_config`."""
+    parser.add_argument("--batch", type=int, default=8, help="sequences a step (8)")
+    parser.add_argument("--repeats", type=int, default=7, help="timed rounds (7)")
+
+
+def step_config(options: argparse.Namespace, **defaults: str) -> Config:
+    """The config to time: the user's overrides over `defaults`, `--batch` sequences a step.
+
+    Raises:
+        UserError: it is wrong, or names a method, which the benchmark chooses.
+    """
+    if any(text.startswith("method=") for text in options.overrides):
+        raise UserError("method: this benchmark chooses the methods it times; leave method= out")
+    if options.repeats < 1:
+        raise UserError(f"--repeats: must be at least 1, got {options.repeats}")
+    batch = {"train.batch_size": str(options.batch), "train.micro_batch_size": "null"}
+    return make_config(options.overrides, batch | defaults)
+
+
+def random_batches(config: Config) -> list[Batch]:
+    """The micro-batches of one step: random tokens, in documents of about 100 tokens where the
+    trainer would keep documents apart."""
+    generator = torch.Generator().manual_seed(config.seed)
+    B, T = config.micro_batch_size, config.train.sequence_length
+    batches = []
+    for _ in range(config.batch_size // B):
+        window = torch.randint(config.model.vocab_size, (B, T + 1), generator=generator)
+        documents = None
+        if uses_documents(config):
+            documents = (torch.rand(B, T, generator=generator) < 0.01).cumsum(1, dtype=torch.int32)
+        batches.append(Batch(window[:, :-1].contiguous(), window[:, 1:].contiguous(), documents))
+    return batches
+
+
+def trainer_step(config: Config, device: torch.device, batches: list[Batch]) -> Step:
+    """One optimizer step exactly as the trainer runs it. Needs a process group."""
+    method = build_method(config)
+    model = build_model(config, method)
+    apply_recompute(model, config.recompute)
+    if config.train.compile:
+        compile_blocks(model)
+    engine = build_engine(config, model, method, device)
+
+    def step() -> None:
+        if engine.train_step(batches, config.optim.lr).skipped:
+            raise RuntimeError("a step was not finite: its optimizer did not run")
+
+    return step
+
+
+def step_flops(config: Config) -> float:
+    """FLOPs of one optimizer step, by costs.py."""
+    return costs.training_flops_per_token(config) * step_tokens(config)
+
+
+def step_tokens(config: Config) -> int:
+    return config.batch_size * config.train.sequence_length
