@@ -40,6 +40,8 @@ def run_app(task: Callable[[Config], int], arguments: list[str] | None = None) -
 
     Hydra's own flags (`--help`, `--cfg job`, `--multirun`, ...) work as everywhere.
     """
+    if "LOCAL_RANK" in os.environ:  # DeepSpeed's launcher also gives it as an argument
+        sys.argv = [word for word in sys.argv if not word.startswith("--local_rank=")]
     arguments = sys.argv[1:] if arguments is None else arguments
     parsed = vars(get_args_parser().parse_args(arguments))
     overrides = parsed.pop("overrides")

@@ -85,14 +85,24 @@ class RecomputeConfig:
 
 @dataclass(frozen=True)
 class EngineConfig:
-    """How parameters, gradients and optimizer state are spread over processes."""
+    """How parameters, gradients and optimizer state are spread over processes.
 
-    name: Literal["fsdp"]
-    sharding: Literal["full", "hybrid", "replicate"]
-    shard_size: PositiveInt | None  # hybrid: processes in one shard group; null: those of one node
-    reshard_after_forward: bool
-    sync_every_micro_batch: bool
+    The other engine's options are null (`config_checks.engine_problems`).
+    """
+
+    name: Literal["fsdp", "deepspeed"]
     timeout_seconds: PositiveFloat
+    # fsdp
+    sharding: Literal["full", "hybrid", "replicate"] | None
+    shard_size: PositiveInt | None  # hybrid: processes in one shard group; null: those of one node
+    reshard_after_forward: bool | None
+    sync_every_micro_batch: bool | None
+    # deepspeed
+    zero_stage: Annotated[int, Range(low=0, high=3)] | None
+    offload_optimizer: Literal["none", "cpu", "nvme"] | None
+    offload_parameters: Literal["none", "cpu", "nvme"] | None
+    nvme_path: str | None
+    overrides: dict[str, Any] | None  # merged into DeepSpeed's JSON
 
 
 @dataclass(frozen=True)
@@ -306,6 +316,10 @@ def _convert(value: Any, kind: Any) -> Any:
         if not isinstance(value, list):
             raise ValueError("must be a list, like [a,b]")
         return [_convert(item, get_args(kind)[0]) for item in value]
+    if origin is dict:
+        if not isinstance(value, Mapping):
+            raise ValueError("must be a group, like {a:{b:1}}")
+        return dict(value)
     if kind is float and isinstance(value, int | float) and not isinstance(value, bool):
         if not math.isfinite(value):
             raise ValueError("must be a finite number")

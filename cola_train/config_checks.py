@@ -12,6 +12,7 @@ import torch
 
 from cola_train import data, distributed
 from cola_train.config import Config
+from cola_train.engines.deepspeed_json import owned_overrides
 from cola_train.hardware import compute_dtype
 
 
@@ -75,6 +76,63 @@ def batch_problems(config: Config) -> Iterator[str]:
             f"engine.shard_size: {shard_size} does not divide the {processes} processes; "
             f"use a divisor"
         )
+
+
+FSDP_OPTIONS = ("sharding", "shard_size", "reshard_after_forward", "sync_every_micro_batch")
+DEEPSPEED_OPTIONS = (
+    "zero_stage", "offload_optimizer", "offload_parameters", "nvme_path", "overrides",
+)  # fmt: skip
+
+
+def engine_problems(config: Config) -> Iterator[str]:
+    engine = config.engine
+    others = DEEPSPEED_OPTIONS if engine.name == "fsdp" else FSDP_OPTIONS
+    for name in others:
+        if (value := getattr(engine, name)) is not None:
+            other = "deepspeed" if engine.name == "fsdp" else "fsdp"
+            yield (
+                f"engine.{name}: {value} is an option of engine={other}, and this is "
+                f"engine={engine.name}; leave it out"
+            )
+    for name in FSDP_OPTIONS if engine.name == "fsdp" else DEEPSPEED_OPTIONS[:3]:
+        if name != "shard_size" and getattr(engine, name) is None:
+            yield f"engine.{name}: engine={engine.name} needs it; it is null"
+    if engine.name == "deepspeed":
+        yield from deepspeed_problems(config)
+
+
+def deepspeed_problems(config: Config) -> Iterator[str]:
+    engine = config.engine
+    stage, offloaded = engine.zero_stage, (engine.offload_optimizer, engine.offload_parameters)
+    if find_spec("deepspeed") is None:
+        yield (
+            "engine: deepspeed is not installed; `pip install -c constraints.txt -e "
+            "'.[deepspeed]'` in a checkout, or use engine=fsdp"
+        )
+    if offloaded[0] == "cpu" and stage == 0:
+        yield (
+            "engine.offload_optimizer: cpu needs engine.zero_stage=1, 2 or 3, got 0; "
+            "choose a stage, or engine.offload_optimizer=none"
+        )
+    if offloaded[0] == "nvme" and stage != 3:
+        yield (
+            f"engine.offload_optimizer: nvme needs engine.zero_stage=3, got {stage}; "
+            "choose it, or engine.offload_optimizer=cpu"
+        )
+    if offloaded[1] in ("cpu", "nvme") and stage != 3:
+        yield (
+            f"engine.offload_parameters: {offloaded[1]} needs engine.zero_stage=3, got {stage}; "
+            "choose it, or engine.offload_parameters=none"
+        )
+    if "nvme" in offloaded and engine.nvme_path is None:
+        yield "engine.nvme_path: missing; offload to nvme needs a folder on a local NVMe disk"
+    if "nvme" not in offloaded and engine.nvme_path is not None:
+        yield (
+            f"engine.nvme_path: {engine.nvme_path} has no use without nvme in "
+            "engine.offload_optimizer or engine.offload_parameters"
+        )
+    for key, owner in owned_overrides(engine.overrides or {}):
+        yield f"engine.overrides: {key} is decided by {owner}; set that, and leave it out here"
 
 
 def attention_problems(config: Config) -> Iterator[str]:
@@ -150,6 +208,7 @@ CHECKS: tuple[Callable[[Config], Iterable[str]], ...] = (
     model_problems,
     rank_problems,
     batch_problems,
+    engine_problems,
     attention_problems,
     kernels_problems,
     recompute_problems,

@@ -22,7 +22,8 @@ def rank() -> int:
 
 def local_world_size() -> int:
     """Number of processes on this machine."""
-    return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    # torchrun's name for it, then that of DeepSpeed's launcher
+    return int(os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("LOCAL_SIZE") or 1)
 
 
 def is_main() -> bool:

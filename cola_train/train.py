@@ -226,7 +226,9 @@ def state(progress: Progress, loader: BatchLoader) -> dict[str, Any]:
 
 def resume(checkpointer: Checkpointer, path: Path, engine: Engine, loader: BatchLoader) -> Progress:
     """Load the checkpoint at `path` into engine, loader and generators."""
-    saved = checkpointer.load(path, engine.tensors())
+    tensors = engine.tensors()
+    saved = checkpointer.load(path, tensors)
+    engine.take(tensors)
     loader.load_state_dict(saved["loader"])
     set_rng_state(saved["rng"])
     return Progress(**saved["progress"])

@@ -4,6 +4,7 @@ A new engine is one module here, one entry in ENGINES, one YAML file, one test.
 """
 
 from dataclasses import dataclass
+from importlib import import_module
 from typing import TYPE_CHECKING, Protocol
 
 import torch
@@ -29,6 +30,12 @@ class StepResult:
 class Engine(Protocol):
     """Owns the sharded model and its optimizer."""
 
+    def __init__(
+        self, config: "Config", model: "Llama", method: "Method", device: torch.device
+    ) -> None:
+        """Shard the (meta) model, give it weights, and pair it with its optimizer. Collective."""
+        ...
+
     def train_step(self, batches: "list[Batch]", lr: float) -> StepResult:
         """One optimizer step over this process's micro-batches of the global batch."""
         ...
@@ -46,15 +53,29 @@ class Engine(Protocol):
         ...
 
     def tensors(self) -> dict[str, Tensor]:
-        """Model and optimizer state by name, for a checkpoint to save or to fill in place."""
+        """Model and optimizer state by name, for a checkpoint to save or to fill in place.
+
+        Whole, named and shaped the same under every engine: `model.<parameter>` the fp32 weight,
+        `optimizer.<parameter>.<key>` its state. Collective.
+        """
         ...
+
+    def take(self, tensors: dict[str, Tensor]) -> None:
+        """Go on from `tensors()` that a checkpoint has filled. Collective."""
+        ...
+
+
+# name -> (module, class); imported when asked for, as DeepSpeed is an extra
+ENGINES = {
+    "fsdp": ("cola_train.engines.fsdp", "FSDPEngine"),
+    "deepspeed": ("cola_train.engines.deepspeed", "DeepSpeedEngine"),
+}
 
 
 def build_engine(
     config: "Config", model: "Llama", method: "Method", device: torch.device
 ) -> Engine:
-    """Compile and shard the (meta) model, give it weights, and pair it with its optimizer."""
-    from cola_train.engines.fsdp import FSDPEngine
-
-    engines: dict[str, type[FSDPEngine]] = {"fsdp": FSDPEngine}
-    return engines[config.engine.name](config, model, method, device)
+    """Shard the (meta) model, give it weights, and pair it with its optimizer."""
+    module, name = ENGINES[config.engine.name]
+    engine: type[Engine] = getattr(import_module(module), name)
+    return engine(config, model, method, device)

@@ -26,13 +26,13 @@ class FSDPEngine:
     def __init__(self, config: Config, model: Llama, method: Method, device: torch.device) -> None:
         mesh = build_mesh(config.engine, device.type)
         dtype = compute_dtype(config.train.precision, device)
-        shard(model, mesh, dtype, config.engine.reshard_after_forward)
+        shard(model, mesh, dtype, bool(config.engine.reshard_after_forward))
         model.to_empty(device=device)
         model.init_weights(config.seed)
         self.model, self.method, self.device = model, method, device
         self.optimizer = method.optimizer(model, config.optim)
         self.clip = config.optim.clip
-        self.sync_every_micro_batch = config.engine.sync_every_micro_batch
+        self.sync_every_micro_batch = bool(config.engine.sync_every_micro_batch)
 
     def train_step(self, batches: "list[Batch]", lr: float) -> StepResult:
         local_tokens = sum(int((batch.targets != IGNORE_INDEX).sum()) for batch in batches)
@@ -92,6 +92,9 @@ class FSDPEngine:
                 if isinstance(value, Tensor):
                     tensors[f"optimizer.{name}.{key}"] = value
         return tensors
+
+    def take(self, tensors: dict[str, Tensor]) -> None:
+        pass  # they are the model's and the optimizer's own
 
     def _loss(self, batch: "Batch") -> Tensor:
         documents = batch.documents

@@ -1,12 +1,11 @@
 """FSDP2 on a device mesh: parameters, gradients and optimizer state spread over processes."""
 
-import os
-
 import torch
 import torch.distributed as dist
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
+from cola_train import distributed
 from cola_train.config import EngineConfig
 from cola_train.model import Llama
 
@@ -21,7 +20,7 @@ def build_mesh(config: EngineConfig, device_type: str) -> DeviceMesh:
     if config.sharding == "replicate":
         shard_size = 1
     else:
-        shard_size = config.shard_size or int(os.environ.get("LOCAL_WORLD_SIZE", processes))
+        shard_size = config.shard_size or distributed.local_world_size()
     return init_device_mesh(
         device_type, (processes // shard_size, shard_size), mesh_dim_names=("replicate", "shard")
     )
