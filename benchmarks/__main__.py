@@ -17,6 +17,7 @@ REGISTRY = {
     "peers": "benchmarks.peers",
     "bigram": "benchmarks.bigram",
     "kernels": "benchmarks.kernels",
+    "recompute": "benchmarks.recompute",
 }
 
 

@@ -45,7 +45,9 @@ def bare_config(
         "seed": 0,
         "kernels": kernels,
         "model": shape,
-        "method": MethodConfig(method, shape.cola_rank_ratio, None, shape.cola_activation),
+        "method": MethodConfig(
+            method, shape.cola_rank_ratio, None, shape.cola_activation,  # type: ignore[arg-type]
+        ),
         "recompute": RecomputeConfig(recompute),  # type: ignore[arg-type]
         "engine": dataclasses.replace(
             nothing(EngineConfig), name="fsdp", sharding="full", reshard_after_forward=True,
@@ -54,7 +56,8 @@ def bare_config(
         "optim": OptimConfig("adamw", 1e-3, [0.9, 0.999], 1e-8, 0.01, None, 0.1, 0.5),
         "train": TrainConfig(
             steps=1, stop_after=None, sequence_length=sequence_length, batch_size=batch_size,
-            batch_tokens=None, micro_batch_size=None, precision=precision, compile=compiled,
+            batch_tokens=None, micro_batch_size=None, compile=compiled,
+            precision=precision,  # type: ignore[arg-type]
             deterministic=False, threads=None, non_finite="skip", max_skipped_in_a_row=1,
             log_every=1,
         ),

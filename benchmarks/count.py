@@ -16,6 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, 
 from cola_train.config import Config
 from cola_train.methods import build_method
 from cola_train.model import Llama
+from cola_train.model.attention import attention_documents
 from cola_train.parallel import apply_recompute
 
 ATEN = torch.ops.aten
@@ -63,8 +64,10 @@ class LiveStorages(TorchDispatchMode):
         )
 
 
-def count_block(config: Config, ops: ModuleType | None = None) -> Count:
-    """Count the first block of `config`'s model in fp32, on the CPU's kernels for attention.
+def count_block(
+    config: Config, ops: ModuleType | None = None, dtype: torch.dtype = torch.float32
+) -> Count:
+    """Count the first block of `config`'s model, on the CPU's kernels for attention.
 
     ops: a module of cola_kernels in place of the one that `kernels` selects; Triton's ops can be
         counted anywhere.
@@ -74,18 +77,30 @@ def count_block(config: Config, ops: ModuleType | None = None) -> Count:
         method.ops = ops  # type: ignore[attr-defined]
     B, T = 1, config.train.sequence_length
     with FakeTensorMode():
-        model = Llama(config.model, method, T)
+        with default_dtype(dtype):
+            model = Llama(config.model, method, T)
         apply_recompute(model, config.recompute)
-        block = model.layers[0]
-        x = torch.empty(B, T, config.model.d_model, requires_grad=True)
+        block, rotary = model.layers[0], model.rotary.float()
+        x = torch.empty(B, T, config.model.d_model, dtype=dtype, requires_grad=True)
+        documents = attention_documents(None, config.model.attention, x)
         with flops() as forward, LiveStorages() as live:
-            y = block(x, model.rotary, None)
-        saved = x.nbytes + live.bytes(x, y, model.rotary, *model.parameters())
+            y = block(x, rotary, documents)
+        saved = x.nbytes + live.bytes(x, y, rotary, *model.parameters())
         with flops() as backward:
             y.backward(torch.empty_like(y))
     return Count(
         forward.get_total_flops() / (B * T), backward.get_total_flops() / (B * T), saved / (B * T)
     )
+
+
+@contextmanager
+def default_dtype(dtype: torch.dtype) -> Iterator[None]:
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
 
 
 @contextmanager

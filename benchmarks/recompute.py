@@ -1,0 +1,253 @@
+"""Every recompute policy of one model, CoLA's and full rank's, in alternation: time and memory.
+
+Needs torch, Triton and numpy alone. The policies of a method share one model and optimizer: a
+policy is only another `forward` on the same modules.
+"""
+
+import argparse
+from collections.abc import Callable, Sequence
+from types import SimpleNamespace
+from typing import Any
+
+import cola_kernels
+import torch
+from torch import nn
+
+from benchmarks.apart import Step, apart
+from benchmarks.bare_config import bare_config
+from benchmarks.count import count_block
+from benchmarks.report import Benchmark, Report, table
+from benchmarks.timing import Timing, alternate, precision_name, product_step
+from cola_train import costs, distributed, hardware
+from cola_train.config import Config
+from cola_train.engines import Engine, build_engine
+from cola_train.errors import UserError
+from cola_train.methods import build_method
+from cola_train.model import build_model
+from cola_train.parallel import apply_recompute, compile_blocks
+
+CONTENDERS = {  # name: method, policy
+    "full rank": ("full", "none"),
+    "full rank, full": ("full", "full"),
+    "cola": ("cola", "none"),
+    "cola, light": ("cola", "light"),
+    "cola, cola_m": ("cola", "cola_m"),
+    "cola, full": ("cola", "full"),
+}
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--model", default="60m", help="a file of configs/model (60m)")
+    parser.add_argument("--layers", type=int, help="in place of the model's own number")
+    parser.add_argument("--batch", type=int, default=8, help="sequences a step (8)")
+    parser.add_argument("--sequence", type=int, default=256, help="tokens a sequence (256)")
+    parser.add_argument("--precision", choices=("auto", "bf16", "fp32"), default="auto")
+    parser.add_argument("--compile", action="store_true", help="with torch.compile")
+    parser.add_argument("--kernels", choices=("auto", "torch", "triton"), default="auto")
+    parser.add_argument("--repeats", type=int, default=7, help="timed rounds (7)")
+    parser.add_argument(
+        "--only", nargs="+", choices=tuple(CONTENDERS), default=list(CONTENDERS), metavar="NAME",
+        help=f"contenders, of: {', '.join(CONTENDERS)}",
+    )  # fmt: skip
+
+
+def run(options: argparse.Namespace) -> Report:
+    if options.overrides:
+        raise UserError(f"{options.overrides[0]}: this benchmark takes no config options; see -h")
+    if "cola" not in options.only:
+        raise UserError("--only: cola must be among them, the others are compared with it")
+    configs = {name: config_of(name, options) for name in options.only}
+    memory = {} if torch.cuda.is_available() else cpu_memory(configs)
+
+    device = distributed.start()
+    hardware.tune_process(None, distributed.local_world_size())
+    steps = build_steps(configs, device)
+    if device.type == "cuda":
+        memory = {name: gpu_memory(step) for name, step in steps.items()}
+    config = configs["cola"]
+    product, product_flops = product_step(hardware.compute_dtype(options.precision, device), device)
+    seconds = alternate({**steps, "product": product}, options.repeats)
+
+    fused = uses_triton(config, device)
+    tokens = options.batch * options.sequence
+    results: dict[str, dict[str, Any]] = {}
+    timings = {}
+    for name, c in configs.items():
+        flops = costs.training_flops_per_token(c)
+        again = c.model.n_layers * costs.block_recomputed_flops_per_token(c, fused)
+        timings[name] = Timing(seconds[name], flops * tokens, tokens)
+        results[name] = {
+            **timings[name].figures(),
+            **memory[name],
+            "blocks_keep_bytes": kept_bytes(c, fused, device) * tokens,
+            "flops_per_token": flops,
+            "recomputed_flops_per_token": again,
+            "faster_than_cola": timings[name].faster_than(Timing(seconds["cola"], 0)),
+        }
+    peak = Timing(seconds["product"], product_flops).flops_per_second
+    figures: dict[str, Any] = {
+        "model": options.model,
+        "layers": config.model.n_layers,
+        "precision": precision_name(config, device),
+        "kernels": "triton" if fused else "torch",
+        "compiled": options.compile,
+        "batch_size": options.batch,
+        "sequence_length": options.sequence,
+        "repeats": options.repeats,
+        "contenders": results,
+        "product_flops_per_second": peak,
+    }
+    text = [
+        f"{options.model}, {config.model.n_layers} layers, {figures['precision']}, "
+        f"kernels={figures['kernels']}{', compiled' if options.compile else ''}, "
+        f"{options.batch} x {options.sequence} tokens a step, {options.repeats} rounds",
+        results_table(results, peak),
+        f"a large product here: {peak / 1e9:,.0f} GFLOP/s",
+    ]
+    if "full rank" in configs:
+        full = configs["full rank"]
+        ratio = timings["cola"].faster_than(timings["full rank"])
+        ceiling = costs.training_flops_per_token(full) / costs.training_flops_per_token(config)
+        figures |= {"cola_over_full": ratio, "flop_ratio": ceiling}
+        text.append(
+            f"cola / full rank: {ratio:.2f}; ceiling (FLOP ratio): {ceiling:.2f}; "
+            f"reached: {ratio / ceiling:.0%}"
+        )
+    return Report(figures, "\n".join(text))
+
+
+def config_of(name: str, options: argparse.Namespace) -> Config:
+    method, policy = CONTENDERS[name]
+    return bare_config(
+        options.model,
+        method,
+        policy,
+        batch_size=options.batch,
+        sequence_length=options.sequence,
+        precision=options.precision,
+        compiled=options.compile,
+        layers=options.layers,
+        kernels=options.kernels,
+    )
+
+
+def build_steps(configs: dict[str, Config], device: torch.device) -> dict[str, Step]:
+    """An optimizer step for each contender, as the trainer runs it."""
+    steps: dict[str, Step] = {}
+    for method_name in dict.fromkeys(c.method.name for c in configs.values()):
+        of_method = {n: c for n, c in configs.items() if c.method.name == method_name}
+        config = next(iter(of_method.values()))
+        method = build_method(config)
+        model = build_model(config, method)
+        forwards = {name: take_policy(model.layers, c, model) for name, c in of_method.items()}
+        engine = build_engine(config, model, method, device)
+        for name in of_method:
+            steps[name] = policy_step(engine, model.layers, forwards[name], config)
+    return steps
+
+
+HOOKS = ("forward", "attend", "feed_forward")  # what a policy or compilation puts on a block
+Forwards = list[dict[str, Callable[..., Any]]]
+
+
+def take_policy(blocks: nn.ModuleList, config: Config, model: Any) -> Forwards:
+    """What `config`'s policy puts on each block, taken off again."""
+    apply_recompute(model, config.recompute)
+    if config.train.compile:
+        compile_blocks(model)
+    return [{k: block.__dict__.pop(k) for k in HOOKS if k in block.__dict__} for block in blocks]
+
+
+def policy_step(engine: Engine, blocks: nn.ModuleList, forwards: Forwards, config: Config) -> Step:
+    batch = random_batch(config)
+
+    def step() -> None:
+        for block, own in zip(blocks, forwards, strict=True):
+            for name in HOOKS:
+                block.__dict__.pop(name, None)
+            block.__dict__.update(own)
+        if engine.train_step([batch], config.optim.lr).skipped:
+            raise RuntimeError("a step was not finite: its optimizer did not run")
+
+    return step
+
+
+def random_batch(config: Config) -> Any:
+    """Random tokens; no documents, so that each attention kernel can run at its best."""
+    generator = torch.Generator().manual_seed(config.seed)
+    shape = (config.batch_size, config.train.sequence_length + 1)
+    window = torch.randint(config.model.vocab_size, shape, generator=generator)
+    return SimpleNamespace(
+        inputs=window[:, :-1].contiguous(), targets=window[:, 1:].contiguous(), documents=None
+    )
+
+
+def kept_bytes(config: Config, fused: bool, device: torch.device) -> float:
+    """What all blocks keep for the backward pass, for one token: on a GPU by costs.py's formula;
+    on a CPU counted, as bf16 attention there is another one."""
+    dtype = hardware.compute_dtype(config.train.precision, device)
+    if device.type == "cuda":
+        each: float = costs.block_saved_bytes_per_token(config, fused, dtype.itemsize)
+    else:
+        each = count_block(config, dtype=dtype).saved_bytes
+    return config.model.n_layers * each
+
+
+def uses_triton(config: Config, device: torch.device) -> bool:
+    return cola_kernels.select(config.kernels, device).__name__.endswith("fused")
+
+
+def gpu_memory(step: Step) -> dict[str, int]:
+    """Peak bytes allocated during a step, above what weights and optimizer hold between steps."""
+    step()
+    torch.cuda.synchronize()
+    between = torch.cuda.memory_allocated()
+    torch.cuda.reset_peak_memory_stats()
+    step()
+    torch.cuda.synchronize()
+    peak = torch.cuda.max_memory_allocated()
+    return {"peak_memory_bytes": peak, "peak_above_weights_bytes": peak - between}
+
+
+def cpu_memory(configs: dict[str, Config]) -> dict[str, dict[str, int]]:
+    """Peak resident bytes of each contender, in a process of its own: a process' peak never goes
+    down again."""
+    peaks = {}
+    for name, config in configs.items():
+        with apart(build_one, config) as process:
+            step = process.steps()["step"]
+            for _ in range(2):  # the first allocates the optimizer's state
+                step()
+            peaks[name] = {"peak_memory_bytes": process.peak_memory()}
+    return peaks
+
+
+def build_one(config: Config) -> dict[str, Step]:
+    device = distributed.start()
+    hardware.tune_process(None, distributed.local_world_size())
+    return {"step": build_steps({"step": config}, device)["step"]}
+
+
+def results_table(results: dict[str, dict[str, Any]], peak: float) -> str:
+    headers = ["", "tokens/s", "s (median)", "s (min)", "of cola's speed", "of product",
+               "recomputed", "blocks keep MiB", "peak GiB"]  # fmt: skip
+    rows: list[Sequence[str]] = [
+        [
+            name,
+            f"{of['tokens_per_second']:,.0f}",
+            f"{of['step_seconds_median']:.3f}",
+            f"{of['step_seconds_min']:.3f}",
+            f"{of['faster_than_cola']:.2f}",
+            f"{of['flops_per_second'] / peak:.0%}",
+            f"{of['recomputed_flops_per_token'] / of['flops_per_token']:.1%}",
+            f"{of['blocks_keep_bytes'] / 2**20:,.0f}",
+            f"{of['peak_memory_bytes'] / 2**30:.2f}",
+        ]
+        for name, of in results.items()
+    ]
+    return table(headers, rows)
+
+
+BENCHMARK = Benchmark(
+    "step time and memory of every recompute policy, full rank beside them", add_options, run
+)
