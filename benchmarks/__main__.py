@@ -18,6 +18,7 @@ REGISTRY = {
     "bigram": "benchmarks.bigram",
     "kernels": "benchmarks.kernels",
     "recompute": "benchmarks.recompute",
+    "recompute_curve": "benchmarks.recompute_curve",
 }
 
 
@@ -86,7 +87,7 @@ def overview() -> str:
     lines = []
     for name in REGISTRY:
         try:
-            lines.append(f"  {name:12}{load(name).summary}")
+            lines.append(f"  {name:16}{load(name).summary}")
         except UserError as error:
             lines.append(f"  {error}")
     usage = "usage: python -m benchmarks NAME [options] [overrides] [--json FILE]"

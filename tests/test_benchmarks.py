@@ -2,6 +2,8 @@
 
 import json
 import math
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from statistics import median
@@ -9,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from runs import REPOSITORY
 
 from benchmarks.__main__ import main
 from benchmarks.bigram import Bigram
@@ -52,6 +55,33 @@ def test_train_step(tmp_path: Path, config_of: Callable[..., Config]) -> None:
         assert method["peak_memory_bytes"] > 4 * 4 * method["parameters"]
     assert figures["machine"]["threads"] >= 1
     assert figures["command"][:4] == ["python", "-m", "benchmarks", "train_step"]
+
+
+def test_recompute_where_little_is_installed(tmp_path: Path) -> None:
+    """With torch, Triton and numpy alone: every policy, alternated, beside its formula."""
+    path = tmp_path / "figures.json"
+    blocked = ["hydra", "omegaconf", "yaml", "datasets", "tokenizers", "wandb", "safetensors",
+               "tqdm", "matplotlib", "transformers", "deepspeed"]  # fmt: skip
+    arguments = ["recompute", "--model", "small", "--layers", "1", "--batch", "2", "--sequence",
+                 "32", "--repeats", "2", "--precision", "fp32", "--json", str(path),
+                 "--only", "cola", "cola, light", "cola, cola_m", "full rank"]  # fmt: skip
+    code = (
+        f"import sys; sys.modules.update(dict.fromkeys({blocked})); "
+        f"from benchmarks.__main__ import main; sys.exit(main({arguments}))"
+    )
+    ran = subprocess.run(
+        [sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True
+    )
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    figures = json.loads(path.read_text())
+    cola = figures["contenders"]["cola"]
+    assert len(figures["contenders"]) == 4
+    for name, of in figures["contenders"].items():
+        assert of["faster_than_cola"] == pytest.approx(paired_ratio(cola, of))
+        assert of["peak_memory_bytes"] > 0, name
+    kept = {name: of["blocks_keep_bytes"] for name, of in figures["contenders"].items()}
+    assert kept["cola, cola_m"] < kept["cola, light"] < kept["cola"]
+    assert kept["cola, cola_m"] == 2 * 32 * 4 * (2 * 256 + 7 * 64)
 
 
 def test_peers(tmp_path: Path) -> None:

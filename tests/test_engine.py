@@ -66,17 +66,19 @@ def test_accumulation_is_one_large_batch(tiny, sync):
     assert parts_norms == pytest.approx(whole_norms, rel=1e-4)
 
 
-@pytest.mark.parametrize("method", ["full", "cola"])
-def test_recomputation_changes_nothing(tiny, method):
-    common = [*tiny, f"method={method}"]
+def test_recomputation_changes_nothing_at_full_rank(tiny):
+    """CoLA's policies: test_recompute.py."""
+    common = [*tiny, "method=full"]
     losses, norms, _ = trained(common, count=1, rows=4)
     again = trained([*common, "recompute=full"], count=1, rows=4)
     assert (losses, norms) == again[:2]
 
 
-def test_compiled_is_eager_to_rounding(tiny):
+@pytest.mark.parametrize("policy", ["none", "cola_m"])
+def test_compiled_is_eager_to_rounding(tiny, policy):
     losses, norms, _ = trained(tiny, steps=2, count=1, rows=4)
-    compiled = trained([*tiny, "train.compile=true"], steps=2, count=1, rows=4)
+    compiled = [*tiny, f"recompute={policy}", "train.compile=true"]
+    compiled = trained(compiled, steps=2, count=1, rows=4)
     assert compiled[0] == pytest.approx(losses, rel=1e-5)
     assert compiled[1] == pytest.approx(norms, rel=1e-4)
 
