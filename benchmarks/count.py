@@ -33,11 +33,15 @@ CPU_ATTENTION = {
 
 @dataclass(frozen=True)
 class Count:
-    """Of one block, for one position: FLOPs, and bytes alive between forward and backward."""
+    """Of one block, for one position: FLOPs, and bytes alive between forward and backward.
+
+    Saved-tensor hooks see all of them without recomputation, and a checkpointed region's inputs.
+    """
 
     forward_flops: float
     backward_flops: float
     saved_bytes: float
+    hooked_bytes: float  # of them, what saved-tensor hooks see
 
 
 class LiveStorages(TorchDispatchMode):
@@ -83,14 +87,26 @@ def count_block(
         block, rotary = model.layers[0], model.rotary.float()
         x = torch.empty(B, T, config.model.d_model, dtype=dtype, requires_grad=True)
         documents = attention_documents(None, config.model.attention, x)
-        with flops() as forward, LiveStorages() as live:
+        packed: dict[int, Tensor] = {}
+
+        def pack(tensor: Tensor) -> Tensor:
+            packed[tensor.untyped_storage()._cdata] = tensor
+            return tensor
+
+        with (
+            flops() as forward,
+            LiveStorages() as live,
+            torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor),
+        ):
             y = block(x, rotary, documents)
         saved = x.nbytes + live.bytes(x, y, rotary, *model.parameters())
+        others = {t.untyped_storage()._cdata for t in (y, rotary, *model.parameters())}
+        hooked = sum(t.untyped_storage().nbytes() for at, t in packed.items() if at not in others)
+        packed.clear()
         with flops() as backward:
             y.backward(torch.empty_like(y))
-    return Count(
-        forward.get_total_flops() / (B * T), backward.get_total_flops() / (B * T), saved / (B * T)
-    )
+    totals = (forward.get_total_flops(), backward.get_total_flops(), saved, hooked)
+    return Count(*(total / (B * T) for total in totals))
 
 
 @contextmanager

@@ -27,13 +27,16 @@ def assert_counted(config, fused: bool) -> None:
     assert counted.forward_flops == forward
     assert counted.backward_flops == costs.block_backward_flops_per_token(config, fused)
     assert counted.saved_bytes == costs.block_saved_bytes_per_token(config, fused, element=4)
+    if config.recompute.name in ("none", "full"):
+        assert counted.hooked_bytes == counted.saved_bytes
 
 
 @pytest.mark.parametrize("kernels", ["torch", "triton"])
 @pytest.mark.parametrize("size", SIZES)
 def test_flops_and_bytes_of_cola(size, kernels):
     """Each policy and placement at the paper's shapes, on fake tensors, to the digit."""
-    for policy, placement in itertools.product(POLICIES, PLACEMENTS):
+    placements = PLACEMENTS if size == "60m" else PLACEMENTS[:2]  # the paper's two
+    for policy, placement in itertools.product(POLICIES, placements):
         config = make_config(
             f"model={size}", f"recompute={policy}", f"method.activation={placement}",
             "model.n_layers=1",

@@ -10,8 +10,7 @@ from torch.autograd.function import FunctionCtx, once_differentiable
 
 
 class _RMSNorm(torch.autograd.Function):
-    """torch's own, on a CPU, keeps two fp32 copies of the input, and takes several times as long
-    in bf16 (docs/log.md)."""
+    """torch's own keeps two fp32 copies of its input on a CPU."""
 
     @staticmethod
     def forward(ctx: FunctionCtx, x: Tensor, weight: Tensor, eps: float) -> Tensor:
