@@ -14,7 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -58,18 +58,25 @@ class Row:
         return [f"{self.kernel} {self.variant} {self.dtype} {self.config}: {p}" for p in found]
 
 
-def launches(shape: Shape, dtype: torch.dtype, arch: str) -> Iterator[tuple[str, Launch]]:
-    """(variant, launch) of every kernel launch of one block of a model, on meta tensors."""
+def launches(
+    shape: Shape, dtype: torch.dtype, arch: str, device: str = "meta"
+) -> Iterator[tuple[str, Launch]]:
+    """(variant, launch) of every kernel launch of one block of a model; values are random."""
     from cola_kernels.down import down_launch, stack
     from cola_kernels.gated_up import gated_up_backward_launch, gated_up_launch
     from cola_kernels.gemm import empty_aligned
     from cola_kernels.up import up_backward_launches, up_launches
 
+    like = torch.empty(0, dtype=dtype, device=device)
+
+    def filled(tensor: Tensor) -> Tensor:
+        return tensor if tensor.is_meta else tensor.normal_()
+
     def new(rows: int, columns: int) -> Tensor:
-        return torch.empty(rows, columns, dtype=dtype, device="meta")
+        return filled(like.new_empty(rows, columns))
 
     n, d, d_ff, r = shape.n, shape.d, shape.d_ff, shape.r
-    p, dg, du = (empty_aligned(new(0, 0), n, d_ff) for _ in range(3))
+    p, dg, du = (filled(empty_aligned(like, n, d_ff)) for _ in range(3))
     gate, up = new(d_ff, r), new(d_ff, r)
     yield "down", down_launch(new(n, d), stack([new(r, d)] * 3), new(n, 3 * r), arch)
     yield "down", down_launch(p, stack([new(r, d_ff)]), new(n, r), arch)
@@ -113,6 +120,13 @@ def source_of(launch: Launch) -> Any:
         if number % 16 == 0:
             attributes[(i,)] = [["tt.divisibility", 16]]
     return ASTSource(kernel, signature, constexprs, attributes)
+
+
+def compilation(launch: Launch) -> Hashable:
+    """What tells launches apart that are compiled separately."""
+    source = source_of(launch)
+    specialised = str((source.signature, source.constants, source.attrs))
+    return launch.kernel.__name__, specialised, launch.config
 
 
 def compile_row(variant: str, shape: str, launch: Launch, arch: str) -> Row:
@@ -162,11 +176,8 @@ def report(arch: str) -> Iterator[Row]:
     for dtype in (torch.bfloat16, torch.float32):  # float16 takes bfloat16's rows
         for name, shape in ALL_SHAPES.items():
             for variant, launch in launches(shape, dtype, arch):
-                source = source_of(launch)
-                specialised = str((source.signature, source.constants, source.attrs))
-                key = (launch.kernel.__name__, specialised, launch.config)
-                if key not in seen:
-                    seen.add(key)
+                if compilation(launch) not in seen:
+                    seen.add(compilation(launch))
                     yield compile_row(variant, name, launch, arch)
 
 
