@@ -24,6 +24,10 @@ def down(x: Tensor, weights: Sequence[Tensor]) -> Tensor:
     The backward pass keeps x and the weights themselves. Their concatenation would hold every
     layer's gathered weights alive, and undo what sharding saves.
     """
+    return _product(x, weights)
+
+
+def _product(x: Tensor, weights: Sequence[Tensor]) -> Tensor:
     z: Tensor = torch.ops.cola_kernels.stacked_linear(x.flatten(0, -2), list(weights))
     return z.unflatten(0, x.shape[:-1])
 
@@ -32,7 +36,7 @@ def gated_down(
     z: Tensor,
     gate: Tensor,
     up: Tensor,
-    down_weight: Tensor,
+    down: Tensor,
     activation: bool = True,
     gate_silu: bool = False,
 ) -> Tensor:
@@ -41,7 +45,7 @@ def gated_down(
     The backward pass keeps z, both wide products and their gated product.
     """
     h_g, h_u = (F.silu(z) if activation else z).chunk(2, dim=-1)
-    return down(gated(F.linear(h_g, gate), F.linear(h_u, up), gate_silu), [down_weight])
+    return _product(gated(F.linear(h_g, gate), F.linear(h_u, up), gate_silu), [down])
 
 
 def gated(g: Tensor, u: Tensor, gate_silu: bool) -> Tensor:
