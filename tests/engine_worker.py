@@ -1,0 +1,241 @@
+"""Run by test_deepspeed.py under torchrun: every engine beside plain torch, in one process group.
+
+`curves FILE`: losses of 10 steps. `skips FILE`: what a step that is not finite changes.
+`save FOLDER` and `resume FOLDER`: checkpoints of every engine, loaded into every engine. Each is
+followed by the overrides of a tiny run, and writes JSON.
+"""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from runs import make_config
+from torch import Tensor
+from torch.distributed.tensor import DTensor
+
+from cola_train import distributed
+from cola_train.checkpoint import Checkpointer
+from cola_train.config import Config
+from cola_train.data.loader import Batch
+from cola_train.engines import Engine, build_engine
+from cola_train.errors import UserError
+from cola_train.methods import build_method
+from cola_train.parallel import apply_recompute
+from cola_train.train import build_model
+
+ROWS, LR, SAVED_AT, STEPS = 8, 1e-2, 3, 10
+
+# All parameters of a tiny model are below the size from which ZeRO-3 shards them, and one
+# sub-group would hold them all: with these it shards, and has several sub-groups.
+SMALL = "{stage3_param_persistence_threshold:0,sub_group_size:2000}"
+ENGINES = {
+    "fsdp": ["engine=fsdp"],
+    "ZeRO-0": ["engine=deepspeed", "engine.zero_stage=0"],
+    "ZeRO-1": ["engine=deepspeed", "engine.zero_stage=1"],
+    "ZeRO-2": ["engine=deepspeed", "engine.zero_stage=2"],
+    "ZeRO-3": [
+        "engine=deepspeed",
+        "engine.zero_stage=3",
+        f"engine.overrides={{zero_optimization:{SMALL}}}",
+    ],
+}
+OFFLOAD = {
+    "ZeRO-2, optimizer on CPU": [*ENGINES["ZeRO-2"], "engine.offload_optimizer=cpu"],
+    "ZeRO-3, all on CPU": [
+        *ENGINES["ZeRO-3"], "engine.offload_optimizer=cpu", "engine.offload_parameters=cpu",
+    ],
+}  # fmt: skip
+POLICIES = [
+    ("full", "none"), ("full", "full"),
+    ("cola", "none"), ("cola", "full"), ("cola", "cola_m"), ("cola", "light"),
+]  # fmt: skip
+
+
+def rows(step: int) -> Tensor:
+    """(ROWS, 33) tokens, the same on every process."""
+    return torch.randint(0, 300, (ROWS, 33), generator=torch.Generator().manual_seed(step))
+
+
+def micro_batches(step: int) -> list[Batch]:
+    """This process's share of them, two rows at a time."""
+    share = rows(step).chunk(distributed.world_size())[distributed.rank()]
+    return [Batch(t[:, :-1].contiguous(), t[:, 1:].contiguous(), None) for t in share.split(2)]
+
+
+def engine_of(config: Config) -> Engine:
+    method = build_method(config)
+    model = build_model(config, method)
+    apply_recompute(model, config.recompute)
+    return build_engine(config, model, method, distributed.device())
+
+
+def discard(engine: Any) -> None:
+    """DeepSpeed's hooks keep an engine alive."""
+    if hasattr(engine, "engine"):
+        engine.engine.destroy()
+
+
+def plain(config: Config, steps: int = STEPS, dtype: torch.dtype = torch.float32) -> list[float]:
+    """Losses by the model, torch's AdamW and nothing else; fp32 master weights, `dtype` compute."""
+    method = build_method(config)
+    model = build_model(config, method).to_empty(device="cpu")
+    model.init_weights(config.seed)
+    masters = [p.detach().clone().requires_grad_() for p in model.parameters()]
+    for parameter in model.parameters():
+        parameter.data = parameter.data.to(dtype)
+    optim = config.optim
+    assert optim.clip is not None
+    optimizer = torch.optim.AdamW(
+        masters, LR, tuple(optim.betas), optim.eps, optim.weight_decay
+    )  # fmt: skip
+    losses = []
+    for step in range(steps):
+        inputs, targets = rows(step)[:, :-1], rows(step)[:, 1:]
+        loss = model(inputs, targets) / targets.numel()
+        loss.backward()
+        losses.append(loss.item())
+        for master, parameter in zip(masters, model.parameters(), strict=True):
+            assert parameter.grad is not None
+            master.grad, parameter.grad = parameter.grad.float(), None
+        torch.nn.utils.clip_grad_norm_(masters, optim.clip)
+        optimizer.step()
+        for master, parameter in zip(masters, model.parameters(), strict=True):
+            parameter.data.copy_(master.data)
+    return losses
+
+
+def curves(_: str, overrides: list[str]) -> dict[str, Any]:
+    """Precision -> method and policy -> engine (or "plain") -> losses of STEPS steps."""
+    results: dict[str, Any] = {"fp32": {}, "bf16": {}}
+    for method, policy in POLICIES:
+        case = [*overrides, f"method={method}", f"recompute={policy}"]
+        engines = ENGINES | (OFFLOAD if policy == "cola_m" else {})
+        for precision in ("fp32", "bf16") if policy in ("none", "cola_m") else ("fp32",):
+            losses = results[precision][f"{method} {policy}"] = {}
+            losses["plain"] = plain(make_config(*case))
+            if precision == "bf16":
+                losses["plain bf16"] = plain(make_config(*case), dtype=torch.bfloat16)
+            for name, choice in engines.items():
+                config = make_config(*case, *choice, f"train.precision={precision}")
+                engine = engine_of(config)
+                losses[name] = [engine.train_step(micro_batches(i), LR).loss for i in range(STEPS)]
+                discard(engine)
+    return results
+
+
+def whole(engine: Engine) -> dict[str, Tensor]:
+    return {
+        name: tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+        for name, tensor in engine.tensors().items()
+    }
+
+
+def skips(_: str, overrides: list[str]) -> dict[str, Any]:
+    """Engine and fault -> whether the step was skipped, what it changed, the next step's loss."""
+    results = {}
+    for precision in ("fp32", "bf16"):
+        for name, choice in ENGINES.items():
+            engine: Any = engine_of(
+                make_config(*overrides, *choice, f"train.precision={precision}")
+            )
+            engine.train_step(micro_batches(0), LR)
+            usual = engine._loss
+            for fault in ("loss", "gradient"):
+
+                def faulty(batch: Batch, fault: str = fault, usual: Any = usual) -> Tensor:
+                    loss = usual(batch)
+                    if distributed.rank() == 1:  # on one process of two
+                        if fault == "loss":  # with a finite gradient
+                            return loss + torch.inf
+                        loss.register_hook(lambda gradient: gradient * torch.inf)
+                    return loss
+
+                before = whole(engine)
+                engine._loss = faulty
+                skipped = engine.train_step(micro_batches(1), LR)
+                engine._loss = usual
+                after = whole(engine)
+                results[f"{name} {precision} {fault}"] = {
+                    "skipped": skipped.skipped,
+                    "changed": [key for key in before if not torch.equal(before[key], after[key])],
+                }
+            following = engine.train_step(micro_batches(1), LR)
+            results[f"{name} {precision} loss"]["next"] = following.loss
+            discard(engine)
+    return results
+
+
+def checkpointer(folder: Path) -> Checkpointer:
+    return Checkpointer(folder, keep=1, keep_best=False, asynchronous=False)
+
+
+def save(folder: str, overrides: list[str]) -> dict[str, Any]:
+    """A checkpoint of each engine on this number of processes."""
+    for name, choice in (ENGINES | OFFLOAD).items():
+        engine = engine_of(make_config(*overrides, *choice))
+        for step in range(SAVED_AT):
+            engine.train_step(micro_batches(step), LR)
+        target = checkpointer(Path(folder) / f"{name} x {distributed.world_size()}")
+        target.save(SAVED_AT, engine.tensors(), {"step": SAVED_AT})
+        target.close()
+        discard(engine)
+    return {}
+
+
+def resume(folder: str, overrides: list[str]) -> dict[str, Any]:
+    """Source -> target -> largest difference from the undisturbed losses, over two steps.
+
+    A target resumes one source after another: what the last one left must be replaced.
+    """
+    undisturbed = plain(make_config(*overrides), SAVED_AT + 2)
+    differences: dict[str, Any] = {}
+    sources = sorted(path for path in Path(folder).iterdir() if path.is_dir())
+    for i, (name, choice) in enumerate((ENGINES | OFFLOAD).items()):
+        engine = engine_of(make_config(*overrides, *choice))
+        for source in sources[i:] + sources[:i]:  # another one first each time
+            saved = checkpointer(source)
+            path = saved.find("auto")
+            assert path is not None
+            tensors = engine.tensors()
+            step = saved.load(path, tensors)["step"]
+            engine.take(tensors)
+            saved.close()
+            losses = [engine.train_step(micro_batches(i), LR).loss for i in (step, step + 1)]
+            largest = max(abs(a - b) for a, b in zip(losses, undisturbed[step:], strict=True))
+            differences.setdefault(source.name, {})[f"{name} x {distributed.world_size()}"] = (
+                largest
+            )
+        if name == "ZeRO-1":
+            differences["uneven steps"] = uneven_steps(engine)
+        discard(engine)
+    return differences
+
+
+def uneven_steps(engine: Engine) -> str:
+    """The message for a checkpoint whose parameters have taken different numbers of steps."""
+    tensors = engine.tensors()
+    tensors[next(key for key in tensors if key.endswith(".step"))] += 1
+    try:
+        engine.take(tensors)
+    except UserError as error:
+        return str(error)
+    return "accepted"
+
+
+def main() -> None:
+    mode, place, *overrides = sys.argv[1:]
+    torch.set_num_threads(1)
+    distributed.start()
+    result = {"curves": curves, "skips": skips, "save": save, "resume": resume}[mode](
+        place, overrides
+    )
+    if distributed.is_main():
+        suffix = f"-{distributed.world_size()}.json"
+        Path(place).with_name(f"{Path(place).name}-{mode}{suffix}").write_text(json.dumps(result))
+    distributed.stop()
+
+
+if __name__ == "__main__":
+    main()

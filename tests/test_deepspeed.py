@@ -1,0 +1,115 @@
+"""DeepSpeed beside FSDP2 and plain torch: the same losses, the same checkpoints, real processes."""
+
+import json
+import os
+import subprocess
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+from runs import REPOSITORY, losses, run_to_end
+
+pytestmark = pytest.mark.skipif(find_spec("deepspeed") is None, reason="needs the extra deepspeed")
+
+WORKER = Path(__file__).with_name("engine_worker.py")
+ENGINES = ["fsdp", "ZeRO-0", "ZeRO-1", "ZeRO-2", "ZeRO-3"]
+OFFLOAD = ["ZeRO-2, optimizer on CPU", "ZeRO-3, all on CPU"]
+
+
+def worker(mode, place, tiny, tmp_path, processes):
+    """What engine_worker.py wrote; see there."""
+    torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
+    common = [*tiny, "train.micro_batch_size=2", f"run_dir={tmp_path / 'run'}"]
+    path = f"{REPOSITORY}:{REPOSITORY / 'kernels'}:{WORKER.parent}"
+    run = subprocess.run(
+        [sys.executable, *torchrun, WORKER, mode, place, *common],
+        env=os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
+        timeout=300, capture_output=True, text=True,
+    )  # fmt: skip
+    assert run.returncode == 0, run.stderr[-3000:]
+    return json.loads(Path(f"{place}-{mode}-{processes}.json").read_text())
+
+
+def test_ten_steps_of_every_engine_are_those_of_plain_torch(tiny, tmp_path):
+    """Both methods, every recompute policy, two processes with two micro-batches each."""
+    results = worker("curves", tmp_path / "out", tiny, tmp_path, 2)
+    cases = {"full none", "full full", "cola none", "cola full", "cola cola_m", "cola light"}
+    assert set(results["fp32"]) == cases
+    for case, of in results["fp32"].items():
+        assert set(of) >= {"plain", *ENGINES}
+        for engine, curve in of.items():
+            assert curve == pytest.approx(of["plain"], rel=0, abs=1e-5), (case, engine)
+    for case, of in results["bf16"].items():
+        rounding = max(abs(a - b) for a, b in zip(of["plain bf16"], of["plain"], strict=True))
+        # bf16 is no nearer to fp32 in plain torch; twice that, as each order of sums rounds anew
+        for engine, curve in of.items():
+            assert curve == pytest.approx(of["plain"], rel=0, abs=2 * rounding), (case, engine)
+            assert engine == "plain" or curve != of["plain"]
+
+
+def test_a_step_that_is_not_finite_on_one_process_changes_nothing_on_any(tiny, tmp_path):
+    results = worker("skips", tmp_path / "out", tiny, tmp_path, 2)
+    assert len(results) == len(ENGINES) * 4
+    for case, result in results.items():
+        assert result["skipped"] and not result["changed"], (case, result)
+    following = [result["next"] for case, result in results.items() if "fp32 loss" in case]
+    assert following == pytest.approx([following[0]] * len(ENGINES), abs=1e-5)
+
+
+def test_every_checkpoint_resumes_under_every_engine_on_any_number_of_processes(tiny, tmp_path):
+    """The table of docs/engines.md: 7 engines x 3 numbers of processes, each into each."""
+    places = [f"{name} x {processes}" for name in ENGINES + OFFLOAD for processes in (1, 2, 4)]
+    folder = tmp_path / "checkpoints"
+    folder.mkdir()
+    for processes in (1, 2, 4):
+        worker("save", folder, tiny, tmp_path, processes)
+    difference = {source: {} for source in places}
+    for processes in (1, 2, 4):
+        found = worker("resume", folder, tiny, tmp_path, processes)
+        message = found.pop("uneven steps")
+        assert "resume" in message and "engine=fsdp" in message
+        for source, targets in found.items():
+            difference[source] |= targets
+    pairs = {(source, target): d for source, of in difference.items() for target, d in of.items()}
+    assert set(pairs) == {(source, target) for source in places for target in places}
+    print(f"largest difference of {len(pairs)} pairs: {max(pairs.values()):.1e}")
+    # fp32 sums in another order, through five steps of Adam
+    assert max(pairs.values()) < 1e-5, {pair: d for pair, d in pairs.items() if d >= 1e-5}
+
+
+def deepspeed_launcher(overrides, expect=0):
+    """Output of a run on two processes under DeepSpeed's own launcher."""
+    launcher = Path(sys.executable).with_name("deepspeed")
+    run = subprocess.run(
+        [sys.executable, launcher, "--num_gpus=2", "--master_port=0", "--module", "cola_train",
+         *overrides],
+        cwd=REPOSITORY, capture_output=True, text=True, timeout=300,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"},
+    )  # fmt: skip
+    assert run.returncode == expect, run.stdout + run.stderr
+    return run.stdout + run.stderr
+
+
+def test_a_run_moves_between_engines_and_launchers(tiny, tmp_path):
+    """Model, moments, step and data position: every loss is that of an undisturbed fsdp run."""
+    moved = [*tiny, "train.steps=12", f"run_dir={tmp_path / 'moved'}"]
+    deepspeed = [*moved, "engine=deepspeed"]
+    run_to_end([*moved, "train.stop_after=3"])
+    output = deepspeed_launcher([*deepspeed, "engine.zero_stage=3", "train.stop_after=6"])
+    assert "step-00000003" in output and "engine.name: fsdp -> deepspeed" in output
+    run_to_end([*deepspeed, "engine.zero_stage=1", "train.stop_after=9"], processes=2)
+    run_to_end(moved)
+    run_to_end([*tiny, "train.steps=12", f"run_dir={tmp_path / 'undisturbed'}"])
+    expected = losses(tmp_path / "undisturbed")
+    assert list(expected) == list(range(1, 13))
+    assert losses(tmp_path / "moved") == pytest.approx(expected, rel=0, abs=1e-5)
+    made = json.loads((tmp_path / "moved" / "deepspeed.json").read_text())
+    assert made["zero_optimization"]["stage"] == 1 and made["gradient_clipping"] == 0.5
+
+
+def test_deepspeeds_launcher_passes_on_the_exit_code(tiny, tmp_path):
+    output = deepspeed_launcher(
+        [*tiny, "engine=deepspeed", "engine.zero_stage=4", f"run_dir={tmp_path / 'run'}"], expect=2
+    )
+    assert output.count("error: engine.zero_stage: must be at least 0 and at most 3") == 1
