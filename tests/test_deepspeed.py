@@ -2,6 +2,7 @@
 
 import json
 import os
+import socket
 import subprocess
 import sys
 from importlib.util import find_spec
@@ -14,7 +15,6 @@ pytestmark = pytest.mark.skipif(find_spec("deepspeed") is None, reason="needs th
 
 WORKER = Path(__file__).with_name("engine_worker.py")
 ENGINES = ["fsdp", "ZeRO-0", "ZeRO-1", "ZeRO-2", "ZeRO-3"]
-OFFLOAD = ["ZeRO-2, optimizer on CPU", "ZeRO-3, all on CPU"]
 
 
 def worker(mode, place, tiny, tmp_path, processes):
@@ -28,61 +28,75 @@ def worker(mode, place, tiny, tmp_path, processes):
         timeout=300, capture_output=True, text=True,
     )  # fmt: skip
     assert run.returncode == 0, run.stderr[-3000:]
-    return json.loads(Path(f"{place}-{mode}-{processes}.json").read_text())
+    last = mode.split(",")[-1]
+    return json.loads(Path(f"{place}-{last}-{processes}.json").read_text())
 
 
-def test_ten_steps_of_every_engine_are_those_of_plain_torch(tiny, tmp_path):
-    """Both methods, every recompute policy, two processes with two micro-batches each."""
-    results = worker("curves", tmp_path / "out", tiny, tmp_path, 2)
+@pytest.fixture(scope="module")
+def results(tiny, tmp_path_factory):
+    """What two processes did, each with two micro-batches a step."""
+    folder = tmp_path_factory.mktemp("results")
+    skips = worker("curves,skips", folder / "out", tiny, folder, 2)
+    return {"skips": skips, **json.loads((folder / "out-curves-2.json").read_text())}
+
+
+def test_ten_steps_of_every_engine_are_those_of_plain_torch(results):
+    """Both methods, every recompute policy."""
     cases = {"full none", "full full", "cola none", "cola full", "cola cola_m", "cola light"}
     assert set(results["fp32"]) == cases
     for case, of in results["fp32"].items():
         assert set(of) >= {"plain", *ENGINES}
         for engine, curve in of.items():
             assert curve == pytest.approx(of["plain"], rel=0, abs=1e-5), (case, engine)
+
+
+def test_bf16_is_as_near_to_fp32_as_plain_torch_is(results):
+    assert set(results["bf16"]) == {"full none", "cola cola_m"}
     for case, of in results["bf16"].items():
-        rounding = max(abs(a - b) for a, b in zip(of["plain bf16"], of["plain"], strict=True))
-        # bf16 is no nearer to fp32 in plain torch; twice that, as each order of sums rounds anew
-        for engine, curve in of.items():
-            assert curve == pytest.approx(of["plain"], rel=0, abs=2 * rounding), (case, engine)
-            assert engine == "plain" or curve != of["plain"]
+        fp32 = of.pop("plain")
+        rounding = max(abs(a - b) for a, b in zip(of["plain bf16"], fp32, strict=True))
+        for engine, curve in of.items():  # twice: the sums' order is another, and rounds anew
+            assert curve == pytest.approx(fp32, rel=0, abs=2 * rounding), (case, engine)
+            assert curve != fp32
 
 
-def test_a_step_that_is_not_finite_on_one_process_changes_nothing_on_any(tiny, tmp_path):
-    results = worker("skips", tmp_path / "out", tiny, tmp_path, 2)
-    assert len(results) == len(ENGINES) * 4
-    for case, result in results.items():
+def test_a_step_that_is_not_finite_on_one_process_changes_nothing_on_any(results):
+    skips = results["skips"]
+    assert len(skips) == len(ENGINES) * 4
+    for case, result in skips.items():
         assert result["skipped"] and not result["changed"], (case, result)
-    following = [result["next"] for case, result in results.items() if "fp32 loss" in case]
+    following = [result["next"] for case, result in skips.items() if "fp32 loss" in case]
     assert following == pytest.approx([following[0]] * len(ENGINES), abs=1e-5)
 
 
 def test_every_checkpoint_resumes_under_every_engine_on_any_number_of_processes(tiny, tmp_path):
-    """The table of docs/engines.md: 7 engines x 3 numbers of processes, each into each."""
-    places = [f"{name} x {processes}" for name in ENGINES + OFFLOAD for processes in (1, 2, 4)]
+    """75 of the 225 pairs of docs/engines.md's table; ALL_PAIRS=1 in the environment: all."""
     folder = tmp_path / "checkpoints"
     folder.mkdir()
-    for processes in (1, 2, 4):
-        worker("save", folder, tiny, tmp_path, processes)
-    difference = {source: {} for source in places}
-    for processes in (1, 2, 4):
-        found = worker("resume", folder, tiny, tmp_path, processes)
-        message = found.pop("uneven steps")
-        assert "resume" in message and "engine=fsdp" in message
+    difference = {}
+    for mode, processes in (
+        ("save", 1), ("save", 2), ("save,resume", 4), ("resume", 2), ("resume", 1),
+    ):  # fmt: skip
+        found = worker(mode, folder, [*tiny, "model.n_layers=1"], tmp_path, processes)
+        if "resume" in mode:
+            message = found.pop("uneven steps")
+            assert "resume" in message and "engine=fsdp" in message
         for source, targets in found.items():
-            difference[source] |= targets
-    pairs = {(source, target): d for source, of in difference.items() for target, d in of.items()}
-    assert set(pairs) == {(source, target) for source in places for target in places}
-    print(f"largest difference of {len(pairs)} pairs: {max(pairs.values()):.1e}")
+            difference |= {(source, target): d for target, d in targets.items()}
+    assert len(difference) == (225 if os.environ.get("ALL_PAIRS") else 75)
+    print(f"largest difference of {len(difference)} pairs: {max(difference.values()):.1e}")
     # fp32 sums in another order, through five steps of Adam
-    assert max(pairs.values()) < 1e-5, {pair: d for pair, d in pairs.items() if d >= 1e-5}
+    assert max(difference.values()) < 1e-5, {pair: d for pair, d in difference.items() if d >= 1e-5}
 
 
 def deepspeed_launcher(overrides, expect=0):
     """Output of a run on two processes under DeepSpeed's own launcher."""
     launcher = Path(sys.executable).with_name("deepspeed")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
     run = subprocess.run(
-        [sys.executable, launcher, "--num_gpus=2", "--master_port=0", "--module", "cola_train",
+        [sys.executable, launcher, "--num_gpus=2", f"--master_port={port}", "--module", "cola_train",
          *overrides],
         cwd=REPOSITORY, capture_output=True, text=True, timeout=300,
         env={**os.environ, "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"},

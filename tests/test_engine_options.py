@@ -15,7 +15,10 @@ REFUSED = [
     (["engine.zero_stage=4"], ["engine.zero_stage", "at most 3"]),
     (["engine.zero_stage=null"], ["engine.zero_stage", "null"]),
     (["engine.zero_stage=0", "engine.offload_optimizer=cpu"], ["engine.offload_optimizer", "0"]),
-    (["engine.zero_stage=2", "engine.offload_optimizer=nvme"], ["engine.offload_optimizer", "3"]),
+    (
+        ["engine.zero_stage=2", "engine.offload_optimizer=nvme", "engine.nvme_path=/mnt"],
+        ["engine.offload_optimizer", "3"],
+    ),
     (["engine.zero_stage=2", "engine.offload_parameters=cpu"], ["engine.offload_parameters", "3"]),
     (["engine.zero_stage=3", "engine.offload_parameters=nvme"], ["engine.nvme_path", "missing"]),
     (["engine.nvme_path=/mnt"], ["engine.nvme_path", "/mnt", "no use"]),
