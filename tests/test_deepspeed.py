@@ -96,8 +96,8 @@ def deepspeed_launcher(overrides, expect=0):
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     run = subprocess.run(
-        [sys.executable, launcher, "--num_gpus=2", f"--master_port={port}", "--module", "cola_train",
-         *overrides],
+        [sys.executable, launcher, "--num_gpus=2", f"--master_port={port}", "--module",
+         "cola_train", *overrides],
         cwd=REPOSITORY, capture_output=True, text=True, timeout=300,
         env={**os.environ, "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"},
     )  # fmt: skip
