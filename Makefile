@@ -9,6 +9,7 @@ train: $(INSTALLED)  ## pre-train with the defaults; ARGS="model=60m ..." overri
 	$(VENV)/bin/cola-train $(ARGS)
 
 test: $(INSTALLED)  ## the whole suite; ARGS="-k name" picks tests
+	@tests/install_slurm.sh
 	$(VENV)/bin/python -m pytest $(ARGS)
 
 lint: $(INSTALLED)

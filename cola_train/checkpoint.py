@@ -32,10 +32,11 @@ from cola_train.checkpoint_files import (
     newest_first,
     read_state,
     remove,
+    remove_unfinished,
     verify,
 )
 from cola_train.checkpoint_storage import CheckpointReader, CheckpointWriter
-from cola_train.errors import UserError
+from cola_train.errors import TrainingError, UserError
 
 __all__ = ["Checkpointer", "read_state", "verify"]
 
@@ -50,20 +51,37 @@ class Checkpointer:
 
     keep_best: also keep the one with the lowest metric.
     asynchronous: write in a background thread, on a gloo group of its own.
+    still_ours: raises, on rank 0, if the folder is another process's by now; called before
+        anything in it is published or deleted.
 
     Every method is collective: all processes call it with the same arguments, or, for `tensors`,
     with the same keys. An error of one process is raised on all.
     """
 
-    def __init__(self, folder: Path, *, keep: int, keep_best: bool, asynchronous: bool) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        keep: int,
+        keep_best: bool,
+        asynchronous: bool,
+        still_ours: Callable[[], None] = lambda: None,
+    ) -> None:
         assert keep >= 1
+        self._still_ours = still_ours
         self.folder, self.keep, self.keep_best = folder, keep, keep_best
         self._group = dist.new_group(backend="gloo") if dist.is_initialized() else None
         self._rank = dist.get_rank() if self._group else 0
         self._world_size = dist.get_world_size() if self._group else 1
         self._thread = ThreadPoolExecutor(1, "checkpoint") if asynchronous else None
         self._under_way: Future[None] | None = None
-        self._writer_id = self._on_every_rank(lambda: uuid.uuid4().hex[:8])[0]
+        self._writer_id = self._on_every_rank(self._begin)[0]
+
+    def _begin(self) -> str:
+        if self._rank == 0:  # after our claim: what an earlier process was writing vanishes
+            self._still_ours()
+            remove_unfinished(self.folder)
+        return uuid.uuid4().hex[:8]
 
     def save(
         self,
@@ -88,6 +106,7 @@ class Checkpointer:
             step=step,
             metric=metric if metric is not None and math.isfinite(metric) else None,
             state=json.dumps(dict(state), indent=1),
+            still_ours=self._still_ours,
         )
         live = {key: tensor.detach() for key, tensor in tensors.items()}
         staged = {key: _copy_to_cpu(tensor) for key, tensor in live.items()}
@@ -180,13 +199,18 @@ class Checkpointer:
                 no_dist=self._group is None,
             )
         except CheckpointException as failure:
+            for error, _ in failure.failures.values():
+                if isinstance(error, TrainingError):
+                    raise error from None
             if self._rank == 0:
+                self._still_ours()  # a later start deletes what we write: no fault of the disk
                 writer.discard()
             where = f"{writer.path} cannot be written; the checkpoints before it are intact."
             fix = f"Free some space or make {self.folder} writable, or choose another run_dir."
             raise _user_error(failure, where, fix) or failure from None
         if self._rank == 0:
             try:
+                self._still_ours()
                 self._remove_old()
             except OSError as error:  # the new one is whole: no reason to stop the run
                 print(f"Cannot delete an old checkpoint: {error}", file=sys.stderr, flush=True)

@@ -9,6 +9,7 @@
 Hidden folders beside it are being written (`.partial`) or deleted (`.removed`).
 """
 
+import contextlib
 import hashlib
 import json
 import os
@@ -177,3 +178,13 @@ def remove(path: Path) -> None:
     shutil.rmtree(hidden, ignore_errors=True)
     path.rename(hidden)
     shutil.rmtree(hidden, ignore_errors=True)
+
+
+def remove_unfinished(folder: Path) -> None:
+    """Delete what a crash left in `folder`, or what an earlier process is still writing there."""
+    for path in folder.glob(".step-*"):
+        if path.suffix == ".removed":
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            with contextlib.suppress(OSError):
+                remove(path)

@@ -9,7 +9,7 @@ import json
 import math
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +41,7 @@ from cola_train.checkpoint_files import (
     newest_first,
     read_json,
     remove,
+    remove_unfinished,
     sync_folder,
     write_file,
     write_manifest,
@@ -120,8 +121,9 @@ class CheckpointWriter(_PlansAsGiven, StorageWriter):
         step: int,
         metric: float | None,
         state: str,
+        still_ours: Callable[[], None] = lambda: None,
     ) -> None:
-        self.path = path
+        self.path, self.still_ours = path, still_ours
         # A process that SLURM gave up may still be writing the same step: see its own folder fail,
         # never mix the files of two.
         self.partial = path.with_name(f".{path.name}.{writer_id}.partial")
@@ -131,8 +133,8 @@ class CheckpointWriter(_PlansAsGiven, StorageWriter):
     def set_up_storage_writer(self, is_coordinator: bool, *args: Any, **kwargs: Any) -> None:
         if is_coordinator:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            for stale in self.path.parent.glob(".step-*"):  # what a crash left behind
-                shutil.rmtree(stale, ignore_errors=True)
+            self.still_ours()
+            remove_unfinished(self.path.parent)
             self.partial.mkdir()
 
     def write_data(self, plan: SavePlan, planner: SavePlanner) -> Future[list[WriteResult]]:
@@ -168,6 +170,9 @@ class CheckpointWriter(_PlansAsGiven, StorageWriter):
         self._publish()
 
     def _publish(self) -> None:
+        # Who claims the folder after this check deletes `partial` before looking for checkpoints:
+        # the rename below comes before that, and this one is found, or it fails.
+        self.still_ours()
         # Between the two renames an older checkpoint of this step is still found, as `.replaced`.
         replaced = self.path.with_name(f"{self.path.name}.replaced")
         if self.path.exists():

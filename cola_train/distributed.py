@@ -2,12 +2,14 @@
 
 import os
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from datetime import timedelta
-from typing import NoReturn
+from typing import NoReturn, TypeVar, cast
 
 import torch
 import torch.distributed as dist
+
+T = TypeVar("T")
 
 
 def world_size() -> int:
@@ -87,6 +89,22 @@ def sum_over_ranks(values: Iterable[float]) -> list[float]:
     if world_size() > 1:
         dist.all_reduce(totals)
     return totals.tolist()
+
+
+def from_main(work: Callable[[], T]) -> T:
+    """What `work()`, run on the main process alone, returns there; if it fails, its error on
+    every process."""
+    outcome: list[T | Exception | None] = [None]
+    if is_main():
+        try:
+            outcome = [work()]
+        except Exception as error:
+            outcome = [error]
+    if world_size() > 1:
+        dist.broadcast_object_list(outcome, src=0)
+    if isinstance(outcome[0], Exception):
+        raise outcome[0]
+    return cast(T, outcome[0])
 
 
 def any_rank(flag: bool) -> bool:

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 import uuid
+from collections.abc import Callable
 from netrc import NetrcParseError, netrc
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from tqdm import tqdm
 
 from cola_train import distributed
 from cola_train.config import Config
+from cola_train.errors import UserError
 from cola_train.plots import read_metrics
 
 # W&B's grouped names; whatever is not listed goes under perf/
@@ -36,10 +38,19 @@ class Tracker:
     W&B failing, at start or later, is said once and never stops training.
     """
 
-    def __init__(self, config: Config, resumed_step: int, extra: dict[str, Any]) -> None:
+    def __init__(
+        self,
+        config: Config,
+        resumed_step: int,
+        extra: dict[str, Any],
+        still_ours: Callable[[], None],
+    ) -> None:
         """`resumed_step`: lines of metrics.jsonl past it, of steps to be done again, are dropped.
         `extra`: figures worth recording with the configuration (parameters, processes, ...).
+        `still_ours`: raises if the run's folder is another process's by now; called before any
+        line is written.
         """
+        self.still_ours = still_ours
         self.main = distributed.is_main()
         self.wandb: Any = None
         if not self.main:
@@ -105,7 +116,11 @@ class Tracker:
             key: None if isinstance(value, float) and not math.isfinite(value) else value
             for key, value in metrics.items()
         }
-        self.file.write(json.dumps(clean) + "\n")
+        self.still_ours()
+        try:
+            self.file.write(json.dumps(clean) + "\n")
+        except OSError as error:
+            raise UserError(f"{self.path}: cannot be written: {error.strerror}") from error
         if self.wandb is not None:
             named = {
                 GROUPS.get(key, f"perf/{key}"): value

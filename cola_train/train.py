@@ -4,6 +4,7 @@ import dataclasses
 import os
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import torch
 import yaml
 
 from cola_train import costs, distributed, hardware
+from cola_train.attempt import Attempt
 from cola_train.checkpoint import Checkpointer
 from cola_train.cli import run_app
 from cola_train.config import Config
@@ -44,7 +46,12 @@ def train(config: Config) -> int:
     device = distributed.start(config.engine.timeout_seconds)
     hardware.tune_process(config.train.threads, distributed.local_world_size())
     prepare_run_folder(config)
+    attempt = Attempt(Path(config.run_dir))  # ours, until a later start claims the folder
+    return attempt.record(partial(run, config, device, attempt))
 
+
+def run(config: Config, device: torch.device, attempt: Attempt) -> int:
+    """The run itself, in a folder that is ours and on processes that have joined."""
     # The pipeline.
     data = open_data(config.data, config.model.vocab_size)
     stop_signal = StopSignal()  # until here a signal ends the process at once
@@ -62,12 +69,13 @@ def train(config: Config) -> int:
         keep=config.checkpoint.keep,
         keep_best=config.checkpoint.keep_best,
         asynchronous=config.checkpoint.asynchronous,
+        still_ours=attempt.check,
     )
     progress = Progress()
     if (path := checkpointer.find(config.resume)) is not None:
         progress = resume(checkpointer, path, engine, loader)
-    saved_step = progress.step
-    tracker = Tracker(config, progress.step, facts(config, device))
+    saved_step = attempt.step = progress.step
+    tracker = Tracker(config, progress.step, facts(config, device), attempt.check)
     tracker.say(headline(config, device, path))
 
     def save(loss: float | None) -> None:
@@ -88,6 +96,7 @@ def train(config: Config) -> int:
         lr = learning_rate(config.optim, progress.step + 1, config.train.steps)
         result = engine.train_step(batches, lr)
         progress.count(result)
+        attempt.step = progress.step
         engine.after_step(progress.step)
         seconds = time.perf_counter() - start
 

@@ -1,0 +1,107 @@
+"""One start of a run: its claim to the run's folder, and its word on how it ended.
+
+Two programs may work on one folder: SLURM starts a job elsewhere when it has lost a node, and the
+old processes there go on. So each start claims the folder (`attempt.json`), the latest claim
+holds, and whoever has lost it ends before it makes anything else visible.
+"""
+
+import os
+import socket
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from cola_train import distributed
+from cola_train.errors import EXIT_DONE, EXIT_FAULT, EXIT_USER_ERROR, TrainingError, UserError
+from cola_train.status import (
+    ATTEMPT,
+    LAUNCH_VARIABLE,
+    STATUS,
+    next_launch,
+    read_json,
+    write_json,
+)
+
+
+class SupersededError(TrainingError):
+    """Another process has claimed the run's folder since."""
+
+
+class Attempt:
+    """This start of the run in `run_dir`. All processes make it together; rank 0 claims.
+
+    step: how far the run is, for status.json.
+    """
+
+    def __init__(self, run_dir: Path) -> None:
+        """Raises SupersededError if a later launch has claimed the folder already."""
+        self.run_dir = run_dir
+        self.step = 0
+        self.claim: dict[str, Any] = distributed.from_main(self._claim)
+
+    def _claim(self) -> dict[str, Any]:
+        # A launch starts its workers again and again, but takes the folder from none after it.
+        launch = int(os.environ.get(LAUNCH_VARIABLE, 0)) or next_launch(self.run_dir)
+        before = read_json(self.run_dir / ATTEMPT)
+        if before.get("launch", 0) > launch:
+            raise self._superseded(before)
+        self.claim = {
+            "launch": launch,
+            "attempt": before.get("attempt", 0) + 1,
+            "token": uuid.uuid4().hex,
+            "host": socket.gethostname(),
+            "pid": os.getpid(),
+        }
+        try:
+            write_json(self.run_dir / ATTEMPT, self.claim)
+            self._write_status("running", None)
+        except OSError as error:
+            raise UserError(f"run_dir: cannot write {self.run_dir}: {error.strerror}") from error
+        return self.claim
+
+    def check(self) -> None:
+        """Raises SupersededError if another process has claimed the folder since; for whoever is about
+        to change something in it."""
+        latest = read_json(self.run_dir / ATTEMPT)
+        if latest.get("token") != self.claim["token"]:
+            raise self._superseded(latest)
+
+    def record(self, work: Callable[[], int]) -> int:
+        """The exit code that `work()` returns; that, or what it raises, goes into status.json."""
+        try:
+            exit_code = work()
+        except UserError as error:
+            self.report("failed", EXIT_USER_ERROR, str(error))
+            raise
+        except TrainingError as error:
+            self.report("failed", EXIT_FAULT, str(error))
+            raise
+        except BaseException as error:  # a peer or a machine that died, most likely
+            self.report("lost", EXIT_FAULT, repr(error))
+            raise
+        if distributed.is_main():
+            self.report("done" if exit_code == EXIT_DONE else "stopped", exit_code)
+        return exit_code
+
+    def report(self, state: str, exit_code: int, message: str = "") -> None:
+        """Write status.json (see `cola_train.status.verdict` for the states), if the folder is
+        still ours, and if no other process has said before why it fails and so takes us along."""
+        try:
+            self.check()
+            said = read_json(self.run_dir / STATUS).get("state")
+            if state != "lost" or said == "running":
+                self._write_status(state, exit_code, message)
+        except (OSError, SupersededError):
+            pass  # the folder is full, or another's: our exit code has to do
+
+    def _write_status(self, state: str, exit_code: int | None, message: str = "") -> None:
+        status = {"state": state, "exit_code": exit_code, "step": self.step, "message": message}
+        write_json(self.run_dir / STATUS, status | {"rank": distributed.rank()} | self.claim)
+
+    def _superseded(self, by: dict[str, Any]) -> SupersededError:
+        where = f"on {by['host']}, process {by['pid']}" if by else "its attempt.json is gone"
+        return SupersededError(
+            f"{self.run_dir} belongs to a later start of this run ({where}); this one ends at "
+            f"step {self.step} and leaves the folder alone"
+        )

@@ -1,0 +1,70 @@
+"""A run's own word on how it ended, in its folder, for launch scripts.
+
+`status.json` is all they believe: torchrun exits with 1 whatever its workers' codes, and `srun`
+can return 0 after a node failure. A script numbers each launch (`next_launch`), gives the number
+to the trainer (`COLA_LAUNCH`) and afterwards asks `python -m cola_train.status RUN_DIR NUMBER`.
+
+Nothing here imports torch: the answer must come quickly where a job is about to be killed.
+"""
+
+import json
+import os
+import sys
+import uuid
+from pathlib import Path
+from typing import Any
+
+from cola_train.errors import EXIT_FAULT
+
+ATTEMPT, STATUS = "attempt.json", "status.json"
+
+LAUNCH_VARIABLE = "COLA_LAUNCH"
+
+
+def next_launch(run_dir: Path) -> int:
+    """The number of a launch that begins now: above those of all that have claimed the folder."""
+    return int(read_json(run_dir / ATTEMPT).get("launch", 0)) + 1
+
+
+def verdict(run_dir: Path, launch: int) -> tuple[str, int]:
+    """How a launch ended, by status.json: its state and its exit code.
+
+    State: done; stopped (by a signal, saved); hung; failed (starting again is no use); lost (by
+    the failure of something else); unknown (it died without a word); superseded (the folder is a
+    later launch's now).
+    """
+    if read_json(run_dir / ATTEMPT).get("launch", 0) > launch:
+        return "superseded", EXIT_FAULT
+    status = read_json(run_dir / STATUS)
+    if status.get("launch") != launch or status.get("state", "running") == "running":
+        return "unknown", EXIT_FAULT
+    return status["state"], status["exit_code"]
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The JSON object in `path`; empty if there is none."""
+    try:
+        return dict(json.loads(path.read_bytes()))
+    except (FileNotFoundError, ValueError):
+        return {}
+
+
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    """Replace `path` at once: readers see the old content or the new."""
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
+    try:
+        temporary.write_text(json.dumps(content) + "\n")
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def main() -> None:
+    """Print the verdict on launch NUMBER of RUN_DIR, and exit with its code."""
+    state, exit_code = verdict(Path(sys.argv[1]), int(sys.argv[2]))
+    print(state)
+    sys.exit(exit_code)
+
+
+if __name__ == "__main__":
+    main()

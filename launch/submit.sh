@@ -1,0 +1,75 @@
+#!/usr/bin/env bash
+# Check a run, then submit it to SLURM with what cluster.sh says.
+#   launch/submit.sh [--dry-run] [--sweep FILE [--at-once N]] [OVERRIDES...]
+# --dry-run   check, show the whole command, submit nothing
+# --sweep     a job array: one run for each line of FILE, which holds its overrides
+# --at-once   how many of them may run at the same time
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+# shellcheck source=launch/cluster.sh
+source launch/cluster.sh
+
+fail() {
+    printf 'error: %s\n' "$@" >&2
+    exit 2
+}
+
+dry_run=false sweep='' at_once=''
+while [[ "${1:-}" == --* ]]; do
+    case "$1" in
+        --dry-run) dry_run=true ;;
+        --sweep) sweep=${2:?--sweep needs a file} && shift ;;
+        --at-once) at_once=${2:?--at-once needs a number} && shift ;;
+        *) fail "$1: no such option; see launch/README.md" ;;
+    esac
+    shift
+done
+
+# Before the job waits in a queue: the environment, the config, the disk ...
+preflight() {
+    "$PYTHON" -m cola_train.preflight --processes $((NODES * PROCESSES_PER_NODE)) "$@" | head -n 1 ||
+        fail "see above; where cola_train is not found, PYTHON ($PYTHON) has to be set"
+}
+export NODES GPUS_PER_NODE PROCESSES_PER_NODE CPUS_PER_PROCESS RESTARTS MAX_REQUEUES PYTHON
+job=(--nodes="$NODES" --ntasks-per-node="$PROCESSES_PER_NODE" --cpus-per-task="$CPUS_PER_PROCESS"
+    --time="$TIME" --signal=USR1@"$STOP_SECONDS" --chdir="$PWD")
+((GPUS_PER_NODE > 0)) && job+=(--gres=gpu:"$GPUS_PER_NODE")
+[[ -n $PARTITION ]] && job+=(--partition="$PARTITION")
+[[ -n $ACCOUNT ]] && job+=(--account="$ACCOUNT")
+[[ -n $QOS ]] && job+=(--qos="$QOS")
+[[ -n $MEMORY ]] && job+=(--mem="$MEMORY")
+read -ra more <<<"$SBATCH_ARGUMENTS"
+job+=("${more[@]}")
+
+if [[ -n $sweep ]]; then
+    [[ -r $sweep ]] || fail "--sweep: cannot read $sweep"
+    folders=()
+    while read -r line; do
+        [[ -n $line ]] || fail "--sweep: $sweep has an empty line; each is a run's overrides"
+        mapfile -t words < <(xargs -n1 printf '%s\n' <<<"$line")
+        folder=$(preflight "$@" "${words[@]}")
+        folders+=("$folder")
+    done <"$sweep"
+    same=$(printf '%s\n' "${folders[@]}" | sort | uniq -d)
+    [[ -z $same ]] || fail "--sweep: several lines use $same; give each a run_name"
+    logs=outputs/sweeps/$(date +%F_%H-%M-%S)
+    job+=(--job-name="$(basename "$sweep")" --array="1-${#folders[@]}${at_once:+%$at_once}"
+        --output="$logs/%a.log")
+    export SWEEP_FILE=$logs/overrides.txt # a copy: a requeued run reads it again
+else
+    run_dir=$(preflight "$@")
+    logs=$run_dir/logs
+    job+=(--job-name="$(basename "$run_dir")" --output="$logs/slurm.log")
+fi
+
+# ... and whether the cluster has such nodes, GPUs, partition, account and time.
+sbatch --test-only "${job[@]}" launch/slurm.sbatch "$@" ||
+    fail "SLURM would refuse this job; see launch/cluster.sh"
+if $dry_run; then
+    printf '%q ' sbatch "${job[@]}" launch/slurm.sbatch "$@"
+    echo
+    exit 0
+fi
+mkdir -p "$logs"
+[[ -z $sweep ]] || cp "$sweep" "$SWEEP_FILE"
+sbatch --parsable "${job[@]}" launch/slurm.sbatch "$@"
