@@ -61,8 +61,10 @@ class Attempt:
         return self.claim
 
     def check(self) -> None:
-        """Raises SupersededError if another process has claimed the folder since; for whoever is about
-        to change something in it."""
+        """For whoever is about to change something in the folder.
+
+        Raises SupersededError if another process has claimed it since.
+        """
         latest = read_json(self.run_dir / ATTEMPT)
         if latest.get("token") != self.claim["token"]:
             raise self._superseded(latest)

@@ -27,7 +27,7 @@ done
 
 # Before the job waits in a queue: the environment, the config, the disk ...
 preflight() {
-    "$PYTHON" -m cola_train.preflight --processes $((NODES * PROCESSES_PER_NODE)) "$@" | head -n 1 ||
+    "$PYTHON" -m cola_train.preflight --processes $((NODES * PROCESSES_PER_NODE)) "$@" | sed -n 1p ||
         fail "see above; where cola_train is not found, PYTHON ($PYTHON) has to be set"
 }
 export NODES GPUS_PER_NODE PROCESSES_PER_NODE CPUS_PER_PROCESS RESTARTS MAX_REQUEUES PYTHON

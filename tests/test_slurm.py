@@ -1,9 +1,14 @@
 """The scripts of launch/ on a real SLURM: requeued, preempted, deserted, and no step differs."""
 
+import contextlib
+import functools
 import json
+import os
+import signal
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from runs import REPOSITORY, losses, run_to_end
@@ -35,6 +40,7 @@ def undisturbed(
 ) -> Callable[[int, int], dict[int, float]]:
     """(steps, processes) -> the losses of a run that nothing happens to."""
 
+    @functools.cache
     def losses_of(steps: int, processes: int) -> dict[int, float]:
         run_dir = tmp_path_factory.mktemp("undisturbed")
         command = [*tiny, f"train.steps={STEPS}", f"train.stop_after={steps}"]
@@ -51,8 +57,29 @@ def wait_for_step(run_dir: Path, step: int, seconds: float = 90) -> None:
     )
 
 
-def status(run_dir: Path) -> dict[str, object]:
+def status(run_dir: Path) -> dict[str, Any]:
     return json.loads((run_dir / "status.json").read_text())
+
+
+def attempt(run_dir: Path) -> dict[str, Any]:
+    return json.loads((run_dir / "attempt.json").read_text())
+
+
+@contextlib.contextmanager
+def paused(process: int) -> Iterator[int]:
+    """Stop a process meanwhile, by SIGSTOP. (Signals wait for it, but for SIGCONT and SIGKILL.)"""
+    os.kill(process, signal.SIGSTOP)
+    try:
+        yield process
+    finally:
+        os.kill(process, signal.SIGCONT)
+
+
+def pending(process: int) -> set[signal.Signals]:
+    """Signals sent to a process that it has not handled yet."""
+    lines = Path(f"/proc/{process}/status").read_text().splitlines()
+    mask = int(next(line.split()[1] for line in lines if line.startswith("ShdPnd")), 16)
+    return {number for number in signal.Signals if mask >> (number - 1) & 1}
 
 
 def test_two_nodes(cluster, tiny, tmp_path, undisturbed):
@@ -85,14 +112,17 @@ def test_time_limit(cluster, tiny, tmp_path, undisturbed):
     """USR1 before the limit: the run saves, goes back to the queue, and ends in its next turn."""
     run_dir = tmp_path / "run"
     common = [*tiny, f"train.steps={STEPS}", "checkpoint.every=0", f"run_dir={run_dir}"]
-    job = cluster.submit(*common, "train.stop_after=1500", TIME=1, STOP_SECONDS=40)
-    wait_for(lambda: cluster.job(job).get("Restarts") != "0", 90, "a requeue")
+    job = cluster.submit(*common, "train.stop_after=100", TIME=1, STOP_SECONDS=40)
+    wait_for_step(run_dir, 10)
+    with paused(attempt(run_dir)["pid"]) as process:  # or it would be done before the limit
+        wait_for(lambda: signal.SIGUSR1 in pending(process), 60, "SLURM's signal")
+    wait_for(lambda: cluster.job(job).get("Restarts") == "1", 60, "a requeue")
     stopped = status(run_dir)
     assert (stopped["state"], stopped["exit_code"]) == ("stopped", 75)
-    cluster.wait(job, "COMPLETED", 120)
+    cluster.wait(job, "COMPLETED", 90)
     log = (run_dir / "logs/slurm.log").read_text()
     assert "stopped, exit code 75" in log and "done, exit code 0" in log
-    assert losses(run_dir) == undisturbed(1500, 1)
+    assert losses(run_dir) == undisturbed(100, 1)
     assert (
         f"resuming from {run_dir}/checkpoints/step-{stopped['step']:08d}"
         in (run_dir / "logs/rank-0000.log").read_text()
@@ -100,22 +130,19 @@ def test_time_limit(cluster, tiny, tmp_path, undisturbed):
 
 
 def test_preemption(cluster, tiny, tmp_path, undisturbed):
-    """TERM from a job of higher priority: saved at the step it was at, and done after that job."""
-    run_dir, other = tmp_path / "run", tmp_path / "other"
-    common = [*tiny, f"train.steps={STEPS}", "checkpoint.every=0"]
-    low = cluster.submit(
-        *common, "train.stop_after=1500", f"run_dir={run_dir}", NODES=2, PARTITION="low"
-    )
-    wait_for_step(run_dir, 20)
-    high = cluster.submit(
-        *common, "train.stop_after=2", f"run_dir={other}",
-        NODES=2, CPUS_PER_PROCESS=2, PARTITION="high",
-    )  # fmt: skip
-    cluster.wait(high, "COMPLETED", 90)
-    cluster.wait(low, "COMPLETED", 120)
+    """TERM for a job of higher priority: saved at the step it was at, and done after that job."""
+    run_dir = tmp_path / "run"
+    common = [*tiny, f"train.steps={STEPS}", "checkpoint.every=0", f"run_dir={run_dir}"]
+    low = cluster.submit(*common, "train.stop_after=100", PARTITION="low")
+    wait_for_step(run_dir, 10)
+    with paused(attempt(run_dir)["pid"]) as process:
+        high = cluster.run("sbatch --parsable -p high -N 2 --exclusive --wrap 'sleep 1'").strip()
+        wait_for(lambda: signal.SIGTERM in pending(process), 60, "SLURM's signal")
+    cluster.wait(high, "COMPLETED", 60)
+    cluster.wait(low, "COMPLETED", 90)
     assert cluster.job(low)["Restarts"] == "1"
-    assert losses(run_dir) == undisturbed(1500, 2)
     assert "SIGTERM" in (run_dir / "logs/rank-0000.log").read_text()
+    assert losses(run_dir) == undisturbed(100, 1)
 
 
 def test_dead_node_with_two_writers(cluster, tiny, tmp_path, undisturbed):
@@ -124,23 +151,25 @@ def test_dead_node_with_two_writers(cluster, tiny, tmp_path, undisturbed):
     The later one wins: the earlier ends itself at its next write, and has damaged nothing.
     """
     run_dir = tmp_path / "run"
-    job = cluster.submit(
-        *tiny, f"train.steps={STEPS}", "train.stop_after=4000", f"run_dir={run_dir}",
-    )  # fmt: skip
+    common = [*tiny, f"train.steps={STEPS}", "checkpoint.every=1", f"run_dir={run_dir}"]
+    job = cluster.submit(*common, "train.stop_after=100")
     wait_for_step(run_dir, 10)
     node = cluster.job(job)["BatchHost"]
-    first = json.loads((run_dir / "attempt.json").read_text())
-    cluster.kill_node(node)
+    first = attempt(run_dir)
     try:
-        wait_for(lambda: cluster.job(job).get("Restarts") == "1", 60, "the job elsewhere")
-        cluster.wait(job, "COMPLETED", 120)
-        assert cluster.job(job)["BatchHost"] != node
-        second = json.loads((run_dir / "attempt.json").read_text())
+        with paused(first["pid"]):
+            cluster.kill_node(node)
+            wait_for(lambda: attempt(run_dir)["pid"] != first["pid"], 90, "the job elsewhere")
+            wait_for_step(run_dir, 20)
+        assert Path(f"/proc/{first['pid']}").exists()
+        cluster.wait(job, "COMPLETED", 90)
+        assert cluster.job(job)["BatchHost"] != node and cluster.job(job)["Restarts"] == "1"
+        second = attempt(run_dir)
         assert second["launch"] == first["launch"] + 1 and second["host"] != first["host"]
+        wait_for(lambda: not Path(f"/proc/{first['pid']}").exists(), 30, "the old process to end")
         log = (run_dir / "logs/rank-0000.log").read_text()
-        assert "belongs to a later start of this run" in log
-        assert not Path(f"/proc/{first['pid']}").exists()
-        assert losses(run_dir) == undisturbed(4000, 1)
+        assert f"belongs to a later start of this run (on {second['host']}" in log
+        assert losses(run_dir) == undisturbed(100, 1)
     finally:
         cluster.start_node(node)
         idle = f"sinfo -h -N -p main -n {node} -t idle -o %N"
