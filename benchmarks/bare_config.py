@@ -59,7 +59,7 @@ def bare_config(
             batch_tokens=None, micro_batch_size=None, compile=compiled,
             precision=precision,  # type: ignore[arg-type]
             deterministic=False, threads=None, non_finite="skip", max_skipped_in_a_row=1,
-            log_every=1,
+            spike_deviations=None, rollback_after=None, hang_seconds=None, log_every=1,
         ),
     }  # fmt: skip
     return dataclasses.replace(nothing(Config), **values)

@@ -154,6 +154,9 @@ class TrainConfig:
     threads: PositiveInt | None  # CPU threads of each process; null: cores / processes of the node
     non_finite: Literal["skip", "stop"]
     max_skipped_in_a_row: PositiveInt
+    spike_deviations: PositiveFloat | None  # a loss so far above the mean is skipped
+    rollback_after: PositiveInt | None  # skipped steps in a row; then back to the last checkpoint
+    hang_seconds: PositiveFloat | None  # without progress: the watchdog ends the run with 75
     log_every: PositiveInt
 
 

@@ -192,6 +192,20 @@ def optim_problems(config: Config) -> Iterator[str]:
         )
 
 
+def rollback_problems(config: Config) -> Iterator[str]:
+    train = config.train
+    if train.rollback_after is None:
+        return
+    if train.rollback_after >= train.max_skipped_in_a_row or train.non_finite == "stop":
+        yield (
+            f"train.rollback_after: {train.rollback_after} skipped steps in a row are never "
+            f"reached with train.max_skipped_in_a_row={train.max_skipped_in_a_row} and "
+            f"train.non_finite={train.non_finite}; lower it, with train.non_finite=skip"
+        )
+    if config.checkpoint.every == 0:
+        yield "train.rollback_after: needs checkpoints to go back to; set checkpoint.every"
+
+
 def resume_problems(config: Config) -> Iterator[str]:
     if config.resume not in ("auto", "never") and not Path(config.resume).is_dir():
         yield (
@@ -214,6 +228,7 @@ CHECKS: tuple[Callable[[Config], Iterable[str]], ...] = (
     recompute_problems,
     gpu_problems,
     optim_problems,
+    rollback_problems,
     resume_problems,
     data_problems,
 )

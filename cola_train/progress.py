@@ -1,12 +1,16 @@
 """Where a run stands: what a checkpoint holds beside tensors."""
 
 import base64
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, field
+from statistics import fmean, stdev
 from typing import Any
 
 import torch
 
 from cola_train.engines import StepResult
+
+WINDOW = 64  # steps that say what loss to expect
 
 
 @dataclass
@@ -15,14 +19,25 @@ class Progress:
 
     step: int = 0  # optimizer steps, skipped ones included
     tokens: int = 0  # predicted tokens trained on
-    skipped: int = 0  # steps with a non-finite loss or gradient
+    skipped: int = 0  # steps with a loss or gradient that is not finite, or a spike
     skipped_in_a_row: int = 0
+    rollbacks: int = 0
+    recent_losses: list[float] = field(default_factory=list)  # of the last WINDOW good steps
 
     def count(self, result: StepResult) -> None:
         self.step += 1
         self.tokens += result.tokens
         self.skipped += result.skipped
         self.skipped_in_a_row = self.skipped_in_a_row + 1 if result.skipped else 0
+        if not result.skipped:
+            self.recent_losses = [*self.recent_losses, result.loss][-WINDOW:]
+
+    def max_loss(self, deviations: float | None) -> float:
+        """A loss above it is a spike: so many standard deviations above the mean of the last
+        WINDOW good steps. Infinite before there are as many, and for None."""
+        if deviations is None or len(self.recent_losses) < WINDOW:
+            return math.inf
+        return fmean(self.recent_losses) + deviations * stdev(self.recent_losses)
 
 
 def rng_state() -> dict[str, str]:

@@ -57,9 +57,7 @@ class Tracker:
             return
         self.run_dir = Path(config.run_dir)
         self.path = self.run_dir / "metrics.jsonl"
-        kept = _drop_lines_after(self.path, resumed_step)
-        self.validated = {line["step"] for line in kept if "val_loss" in line}
-        self.file = self.path.open("a", buffering=1)  # a crash loses no whole line
+        self._go_on_from(resumed_step)
         last = config.train.stop_after or config.train.steps
         self.bar = tqdm(
             total=last,
@@ -71,6 +69,20 @@ class Tracker:
         )
         if config.tracking.wandb != "disabled":
             self._start_wandb(config, extra)
+
+    def roll_back(self, step: int) -> None:
+        """The run goes on from `step` again: what was logged after it never happened."""
+        if self.main:
+            self.say(f"rolled back to step {step}; the batches since are left out")
+            self.still_ours()
+            self.file.close()
+            self._go_on_from(step)
+            self.bar.n = step
+
+    def _go_on_from(self, step: int) -> None:
+        kept = _drop_lines_after(self.path, step)
+        self.validated = {line["step"] for line in kept if "val_loss" in line}
+        self.file = self.path.open("a", buffering=1)  # a crash loses no whole line
 
     def training(self, metrics: dict[str, Any]) -> None:
         """Log one training line (the contract's fields, see docs/architecture.md)."""

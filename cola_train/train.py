@@ -1,6 +1,7 @@
 """Pre-train a model: config -> data -> model -> method -> recompute -> compile -> shard -> loop."""
 
 import dataclasses
+import math
 import os
 import sys
 import time
@@ -30,6 +31,9 @@ from cola_train.progress import Progress, rng_state, set_rng_state
 from cola_train.schedule import learning_rate
 from cola_train.stopping import StopSignal
 from cola_train.tracking import Tracker
+from cola_train.watchdog import Watchdog
+
+MAX_ROLLBACKS = 10  # in one run
 
 
 def main() -> None:
@@ -47,10 +51,11 @@ def train(config: Config) -> int:
     hardware.tune_process(config.train.threads, distributed.local_world_size())
     prepare_run_folder(config)
     attempt = Attempt(Path(config.run_dir))  # ours, until a later start claims the folder
-    return attempt.record(partial(run, config, device, attempt))
+    with Watchdog(config.train.hang_seconds, attempt) as watchdog:
+        return attempt.record(partial(run, config, device, attempt, watchdog))
 
 
-def run(config: Config, device: torch.device, attempt: Attempt) -> int:
+def run(config: Config, device: torch.device, attempt: Attempt, watchdog: Watchdog) -> int:
     """The run itself, in a folder that is ours and on processes that have joined."""
     # The pipeline.
     data = open_data(config.data, config.model.vocab_size)
@@ -82,6 +87,7 @@ def run(config: Config, device: torch.device, attempt: Attempt) -> int:
         nonlocal saved_step
         checkpointer.save(progress.step, engine.tensors(), state(progress, loader), loss)
         saved_step = progress.step
+        watchdog.advance(f"after the save of step {progress.step}")
 
     # The loop.
     last_step = min(config.train.steps, config.train.stop_after or config.train.steps)
@@ -94,7 +100,8 @@ def run(config: Config, device: torch.device, attempt: Attempt) -> int:
         data_seconds = time.perf_counter() - start
 
         lr = learning_rate(config.optim, progress.step + 1, config.train.steps)
-        result = engine.train_step(batches, lr)
+        max_loss = progress.max_loss(config.train.spike_deviations)
+        result = engine.train_step(batches, lr, max_loss)
         progress.count(result)
         attempt.step = progress.step
         engine.after_step(progress.step)
@@ -124,11 +131,16 @@ def run(config: Config, device: torch.device, attempt: Attempt) -> int:
             if fault := divergence(config, progress):
                 checkpointer.close()
                 raise TrainingError(fault)
+            if progress.skipped_in_a_row == config.train.rollback_after:
+                progress = roll_back(checkpointer, engine, loader, progress)
+                saved_step = attempt.step = progress.step
+                tracker.roll_back(progress.step)
 
         stopping = distributed.any_rank(stop_signal.received)
+        watchdog.advance(f"step {progress.step + 1}")
         loss = None
         if due(progress.step, config.evaluation.every) and not at_end and not stopping:
-            loss = validate(config, engine, data, tracker, progress).loss
+            loss = validate(config, engine, data, tracker, progress, watchdog).loss
         if (due(progress.step, config.checkpoint.every) and not at_end) or stopping:
             save(loss)
 
@@ -139,7 +151,7 @@ def run(config: Config, device: torch.device, attempt: Attempt) -> int:
             "saved; the same command goes on from there"
         )
     else:
-        validation = validate(config, engine, data, tracker, progress)
+        validation = validate(config, engine, data, tracker, progress, watchdog)
         if saved_step < progress.step:
             save(validation.loss)
         text = sample_text(config, engine, data)
@@ -243,27 +255,55 @@ def resume(checkpointer: Checkpointer, path: Path, engine: Engine, loader: Batch
     return Progress(**saved["progress"])
 
 
+def roll_back(
+    checkpointer: Checkpointer, engine: Engine, loader: BatchLoader, progress: Progress
+) -> Progress:
+    """Back to the newest checkpoint, but on with the data: the batches that led here are left out.
+
+    Raises TrainingError if there is no checkpoint, or if this has not helped before.
+    """
+    path = checkpointer.find("auto")
+    if path is None or progress.rollbacks >= MAX_ROLLBACKS:
+        checkpointer.close()
+        why = "there is no checkpoint yet" if path is None else f"{MAX_ROLLBACKS} did not help"
+        raise TrainingError(
+            f"{progress.skipped_in_a_row} steps in a row were skipped, and the run cannot be "
+            f"rolled back (train.rollback_after): {why}; a lower optim.lr may help"
+        )
+    position = loader.state_dict()
+    earlier = resume(checkpointer, path, engine, loader)
+    loader.load_state_dict(position)
+    return dataclasses.replace(
+        earlier, skipped=progress.skipped, skipped_in_a_row=0, rollbacks=progress.rollbacks + 1
+    )
+
+
 def due(step: int, every: int) -> bool:
     return every > 0 and step % every == 0
 
 
 def validate(
-    config: Config, engine: Engine, data: PreparedData, tracker: Tracker, progress: Progress
+    config: Config,
+    engine: Engine,
+    data: PreparedData,
+    tracker: Tracker,
+    progress: Progress,
+    watchdog: Watchdog,
 ) -> Validation:
     """Validation loss, logged."""
-    validation = evaluate(
-        engine,
-        evaluation_batches(
-            data.validation,
-            sequence_length=config.train.sequence_length,
-            micro_batch_size=config.evaluation.batch_size,
-            rank=distributed.rank(),
-            world_size=distributed.world_size(),
-            packing=config.data.packing,
-            with_documents=uses_documents(config),
-            max_tokens=config.evaluation.tokens,
-        ),
+    batches = evaluation_batches(
+        data.validation,
+        sequence_length=config.train.sequence_length,
+        micro_batch_size=config.evaluation.batch_size,
+        rank=distributed.rank(),
+        world_size=distributed.world_size(),
+        packing=config.data.packing,
+        with_documents=uses_documents(config),
+        max_tokens=config.evaluation.tokens,
     )
+    watched = watchdog.each(batches, f"evaluation after step {progress.step}")
+    validation = evaluate(engine, watched)
+    watchdog.advance(f"after the evaluation of step {progress.step}")
     tracker.validation(
         {
             "step": progress.step,
@@ -277,8 +317,10 @@ def validate(
 
 
 def skip_message(progress: Progress, result: StepResult) -> str:
+    finite = math.isfinite(result.loss) and math.isfinite(result.grad_norm)
     return (
-        f"step {progress.step}: loss {result.loss}, gradient norm {result.grad_norm}: not finite; "
+        f"step {progress.step}: loss {result.loss}, gradient norm {result.grad_norm}: "
+        f"{'a spike' if finite else 'not finite'}; "
         f"the weights are left as they were ({progress.skipped} steps skipped in all)"
     )
 
@@ -286,11 +328,10 @@ def skip_message(progress: Progress, result: StepResult) -> str:
 def divergence(config: Config, progress: Progress) -> str | None:
     """After a skipped step: why the run must end, if it must."""
     if config.train.non_finite == "stop":
-        reason = f"step {progress.step} was not finite (train.non_finite=stop)"
+        reason = f"step {progress.step} was to be skipped (train.non_finite=stop)"
     elif progress.skipped_in_a_row >= config.train.max_skipped_in_a_row:
         reason = (
-            f"{progress.skipped_in_a_row} steps in a row were not finite "
-            f"(train.max_skipped_in_a_row)"
+            f"{progress.skipped_in_a_row} steps in a row were skipped (train.max_skipped_in_a_row)"
         )
     else:
         return None

@@ -18,6 +18,7 @@
 : "${MEMORY:=}"                         # of a node, like 500G; 0 is all of it
 : "${STOP_SECONDS:=180}"                # before the time limit: save, end, go back to the queue
 : "${MAX_REQUEUES:=100}"
+: "${SWEEP_LOGS:=outputs/sweeps}"      # where a sweep keeps its lines and logs
 : "${SBATCH_ARGUMENTS:=}"               # anything else: --constraint=h100 --exclude=node7
 
 # torchrun's part, for several nodes.

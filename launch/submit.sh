@@ -52,7 +52,7 @@ if [[ -n $sweep ]]; then
     done <"$sweep"
     same=$(printf '%s\n' "${folders[@]}" | sort | uniq -d)
     [[ -z $same ]] || fail "--sweep: several lines use $same; give each a run_name"
-    logs=outputs/sweeps/$(date +%F_%H-%M-%S)
+    logs=$(realpath -m "$SWEEP_LOGS")/$(date +%F_%H-%M-%S)
     job+=(--job-name="$(basename "$sweep")" --array="1-${#folders[@]}${at_once:+%$at_once}"
         --output="$logs/%a.log")
     export SWEEP_FILE=$logs/overrides.txt # a copy: a requeued run reads it again

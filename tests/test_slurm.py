@@ -29,6 +29,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
         "CPUS_PER_PROCESS": "1",
         "OMP_NUM_THREADS": "1",
         "TIME": "10",
+        "SWEEP_LOGS": str(tmp_path_factory.mktemp("sweeps")),
     }
     yield cluster
     cluster.stop()
@@ -112,7 +113,7 @@ def test_time_limit(cluster, tiny, tmp_path, undisturbed):
     """USR1 before the limit: the run saves, goes back to the queue, and ends in its next turn."""
     run_dir = tmp_path / "run"
     common = [*tiny, f"train.steps={STEPS}", "checkpoint.every=0", f"run_dir={run_dir}"]
-    job = cluster.submit(*common, "train.stop_after=100", TIME=1, STOP_SECONDS=40)
+    job = cluster.submit(*common, "train.stop_after=300", TIME=1, STOP_SECONDS=40)
     wait_for_step(run_dir, 10)
     with paused(attempt(run_dir)["pid"]) as process:  # or it would be done before the limit
         wait_for(lambda: signal.SIGUSR1 in pending(process), 60, "SLURM's signal")
@@ -122,7 +123,7 @@ def test_time_limit(cluster, tiny, tmp_path, undisturbed):
     cluster.wait(job, "COMPLETED", 90)
     log = (run_dir / "logs/slurm.log").read_text()
     assert "stopped, exit code 75" in log and "done, exit code 0" in log
-    assert losses(run_dir) == undisturbed(100, 1)
+    assert losses(run_dir) == undisturbed(300, 1)
     assert (
         f"resuming from {run_dir}/checkpoints/step-{stopped['step']:08d}"
         in (run_dir / "logs/rank-0000.log").read_text()
@@ -133,16 +134,18 @@ def test_preemption(cluster, tiny, tmp_path, undisturbed):
     """TERM for a job of higher priority: saved at the step it was at, and done after that job."""
     run_dir = tmp_path / "run"
     common = [*tiny, f"train.steps={STEPS}", "checkpoint.every=0", f"run_dir={run_dir}"]
-    low = cluster.submit(*common, "train.stop_after=100", PARTITION="low")
+    low = cluster.submit(*common, "train.stop_after=300", PARTITION="low")
     wait_for_step(run_dir, 10)
     with paused(attempt(run_dir)["pid"]) as process:
-        high = cluster.run("sbatch --parsable -p high -N 2 --exclusive --wrap 'sleep 1'").strip()
+        high = cluster.run(
+            "sbatch --parsable -p high -N 2 --exclusive -o /dev/null --wrap 'sleep 1'"
+        ).strip()
         wait_for(lambda: signal.SIGTERM in pending(process), 60, "SLURM's signal")
     cluster.wait(high, "COMPLETED", 60)
     cluster.wait(low, "COMPLETED", 90)
     assert cluster.job(low)["Restarts"] == "1"
     assert "SIGTERM" in (run_dir / "logs/rank-0000.log").read_text()
-    assert losses(run_dir) == undisturbed(100, 1)
+    assert losses(run_dir) == undisturbed(300, 1)
 
 
 def test_dead_node_with_two_writers(cluster, tiny, tmp_path, undisturbed):
@@ -152,7 +155,7 @@ def test_dead_node_with_two_writers(cluster, tiny, tmp_path, undisturbed):
     """
     run_dir = tmp_path / "run"
     common = [*tiny, f"train.steps={STEPS}", "checkpoint.every=1", f"run_dir={run_dir}"]
-    job = cluster.submit(*common, "train.stop_after=100")
+    job = cluster.submit(*common, "train.stop_after=300")
     wait_for_step(run_dir, 10)
     node = cluster.job(job)["BatchHost"]
     first = attempt(run_dir)
@@ -169,7 +172,7 @@ def test_dead_node_with_two_writers(cluster, tiny, tmp_path, undisturbed):
         wait_for(lambda: not Path(f"/proc/{first['pid']}").exists(), 30, "the old process to end")
         log = (run_dir / "logs/rank-0000.log").read_text()
         assert f"belongs to a later start of this run (on {second['host']}" in log
-        assert losses(run_dir) == undisturbed(100, 1)
+        assert losses(run_dir) == undisturbed(300, 1)
     finally:
         cluster.start_node(node)
         idle = f"sinfo -h -N -p main -n {node} -t idle -o %N"

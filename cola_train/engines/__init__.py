@@ -3,6 +3,7 @@
 A new engine is one module here, one entry in ENGINES, one YAML file, one test.
 """
 
+import math
 from dataclasses import dataclass
 from importlib import import_module
 from typing import TYPE_CHECKING, Protocol
@@ -24,7 +25,7 @@ class StepResult:
     loss: float  # mean over the global batch's predicted tokens, nats
     grad_norm: float  # global, before clipping
     tokens: int  # predicted tokens of the global batch
-    skipped: bool  # a non-finite loss or gradient: weights and optimizer state are untouched
+    skipped: bool  # not finite, or a spike: weights and optimizer state are untouched
 
 
 class Engine(Protocol):
@@ -36,8 +37,11 @@ class Engine(Protocol):
         """Shard the (meta) model, give it weights, and pair it with its optimizer. Collective."""
         ...
 
-    def train_step(self, batches: "list[Batch]", lr: float) -> StepResult:
-        """One optimizer step over this process's micro-batches of the global batch."""
+    def train_step(
+        self, batches: "list[Batch]", lr: float, max_loss: float = math.inf
+    ) -> StepResult:
+        """One optimizer step over this process's micro-batches of the global batch; skipped if
+        loss or gradient are not finite, or the loss is above `max_loss`."""
         ...
 
     def after_step(self, step: int) -> None:

@@ -6,6 +6,7 @@ state enter and leave it whole, one parameter at a time, as shards of a format t
 
 import json
 import logging
+import math
 import os
 import warnings
 from collections.abc import Iterator
@@ -71,7 +72,7 @@ class DeepSpeedEngine:
         for name, parameter in model.named_parameters():
             self._set_weight(parameter, self._whole(weights.pop(name)))
 
-    def train_step(self, batches: list[Batch], lr: float) -> StepResult:
+    def train_step(self, batches: list[Batch], lr: float, max_loss: float = math.inf) -> StepResult:
         local_tokens = sum(int((batch.targets != IGNORE_INDEX).sum()) for batch in batches)
         tokens = distributed.sum_over_ranks([local_tokens])[0]
         # DeepSpeed averages gradients over processes; the loss is a mean over the global batch
@@ -84,9 +85,10 @@ class DeepSpeedEngine:
             loss_sum += loss.detach()
             if last:
                 dist.all_reduce(loss_sum)
-                # DeepSpeed skips a step for its gradients alone: a loss that is not finite must
-                # reach them
-                scale = torch.where(loss_sum.isfinite(), scale, torch.nan)
+                # DeepSpeed skips a step for its gradients alone: a loss that is not to be learnt
+                # from must reach them
+                good = loss_sum.isfinite() & (loss_sum <= max_loss * max(tokens, 1))
+                scale = torch.where(good, scale, torch.nan)
             self.engine.backward(loss * scale, scale_wrt_gas=False)
         for group in self.optimizer.param_groups:
             group["lr"] = lr

@@ -1,5 +1,6 @@
 """The FSDP2 engine: mixed precision, accumulation, clipping and the optimizer step."""
 
+import math
 from typing import TYPE_CHECKING, cast
 
 import torch
@@ -34,7 +35,9 @@ class FSDPEngine:
         self.clip = config.optim.clip
         self.sync_every_micro_batch = bool(config.engine.sync_every_micro_batch)
 
-    def train_step(self, batches: "list[Batch]", lr: float) -> StepResult:
+    def train_step(
+        self, batches: "list[Batch]", lr: float, max_loss: float = math.inf
+    ) -> StepResult:
         local_tokens = sum(int((batch.targets != IGNORE_INDEX).sum()) for batch in batches)
         tokens = distributed.sum_over_ranks([local_tokens])[0]
         # FSDP averages gradients over processes; the loss is a mean over the global batch's tokens
@@ -52,12 +55,9 @@ class FSDPEngine:
         norm = get_total_norm(gradients)
         norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
         loss_sum = distributed.sum_over_ranks([local_loss.item()])[0]
-        result = StepResult(
-            loss=loss_sum / max(tokens, 1),
-            grad_norm=norm.item(),
-            tokens=int(tokens),
-            skipped=not (torch.isfinite(norm).item() and abs(loss_sum) < float("inf")),
-        )
+        mean = loss_sum / max(tokens, 1)
+        good = math.isfinite(mean) and mean <= max_loss and math.isfinite(norm.item())
+        result = StepResult(mean, norm.item(), int(tokens), skipped=not good)
         if not result.skipped:
             if self.clip is not None:
                 clip_grads_with_norm_(self.model.parameters(), self.clip, norm)
