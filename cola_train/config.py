@@ -122,6 +122,7 @@ class DataConfig:
     packing: Literal["packed", "per_document"]
     document_mask: bool | None  # null: where the attention backend can do it at speed
     workers: PositiveInt | None
+    verify: bool  # compare the shards' checksums at start, the processes sharing the work
 
 
 @dataclass(frozen=True)

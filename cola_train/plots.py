@@ -1,7 +1,6 @@
 """Plots of a run, made from its metrics.jsonl."""
 
 import json
-import math
 from pathlib import Path
 
 
@@ -22,7 +21,7 @@ def plot_loss(run_dir: Path) -> Path:
     from matplotlib.figure import Figure
 
     metrics = read_metrics(run_dir / "metrics.jsonl")
-    train = [m for m in metrics if "loss" in m and math.isfinite(m["loss"])]
+    train = [m for m in metrics if m.get("loss") is not None]  # null: not finite, skipped
     validation = [m for m in metrics if "val_loss" in m]
     figure = Figure(figsize=(8, 4.5), layout="constrained")
     FigureCanvasAgg(figure)

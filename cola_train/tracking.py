@@ -146,26 +146,41 @@ class Tracker:
         mode = config.tracking.wandb
         if mode == "auto":
             mode = "online" if _logged_in() else "offline"
+        values = dataclasses.asdict(config) | extra | {"git_commit": git_commit()}
         try:
-            import wandb
-
-            self.wandb = wandb.init(
-                project=config.tracking.project,
-                entity=config.tracking.entity,
-                group=config.tracking.group,
-                tags=config.tracking.tags,
-                name=config.run_name,
-                id=_wandb_id(self.run_dir),
-                resume="allow",
-                dir=str(self.run_dir),
-                mode=mode,
-                config=dataclasses.asdict(config) | extra | {"git_commit": git_commit()},
-                settings=wandb.Settings(console="off", silent=True, init_timeout=60),
-            )
-            self.wandb.define_metric("tokens")
-            self.wandb.define_metric("*", step_metric="tokens")
+            self.wandb = self._wandb_init(config, mode, values)
         except Exception as error:  # whatever it is, training matters more
-            self._wandb_failed(error)
+            if mode != "online":
+                return self._wandb_failed(error)
+            self.say(f"W&B cannot be reached, so it records offline (`wandb sync` later): {error}")
+            self._wandb_call(lambda: self._start_offline(config, values))
+
+    def _start_offline(self, config: Config, values: dict[str, Any]) -> None:
+        import wandb
+
+        wandb.teardown()  # what still tries to reach the server, under this run's id
+        self.wandb = self._wandb_init(config, "offline", values)
+
+    def _wandb_init(self, config: Config, mode: str, values: dict[str, Any]) -> Any:
+        import wandb
+
+        os.environ.setdefault("WANDB_INIT_TIMEOUT", "60")
+        run = wandb.init(
+            project=config.tracking.project,
+            entity=config.tracking.entity,
+            group=config.tracking.group,
+            tags=config.tracking.tags,
+            name=config.run_name,
+            id=_wandb_id(self.run_dir),
+            resume="allow",
+            dir=str(self.run_dir),
+            mode=mode,  # type: ignore[arg-type]
+            config=values,
+            settings=wandb.Settings(console="off", silent=True),
+        )
+        run.define_metric("tokens")
+        run.define_metric("*", step_metric="tokens")
+        return run
 
     def _wandb_call(self, call: Any) -> None:
         try:

@@ -87,7 +87,7 @@ def run(config: Config, device: torch.device, attempt: Attempt, watchdog: Watchd
         nonlocal saved_step
         checkpointer.save(progress.step, engine.tensors(), state(progress, loader), loss)
         saved_step = progress.step
-        watchdog.advance(f"after the save of step {progress.step}")
+        watchdog.advance(f"step {progress.step + 1}, after a save")
 
     # The loop.
     last_step = min(config.train.steps, config.train.stop_after or config.train.steps)
@@ -303,7 +303,7 @@ def validate(
     )
     watched = watchdog.each(batches, f"evaluation after step {progress.step}")
     validation = evaluate(engine, watched)
-    watchdog.advance(f"after the evaluation of step {progress.step}")
+    watchdog.advance(f"step {progress.step + 1}, after an evaluation")
     tracker.validation(
         {
             "step": progress.step,

@@ -45,12 +45,12 @@ def open_data(
     import torch.distributed as dist
 
     if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
-        return _open(prepare(data, model_vocab_size, progress))
+        return _open(prepare(data, model_vocab_size, progress), data.verify)
 
     folder = _prepare_on_one(data, model_vocab_size, progress)
     opened: PreparedData | None = None
     try:
-        opened = _open(folder)
+        opened = _open(folder, data.verify, dist.get_rank(), dist.get_world_size())
         outcome: object = [opened.train.fingerprint, opened.validation.fingerprint]
     except UserError as error:
         outcome = error
@@ -68,12 +68,13 @@ def open_data(
     return opened
 
 
-def _open(folder: Path) -> PreparedData:
-    return PreparedData(
-        TokenDataset.open(folder, "train"),
-        TokenDataset.open(folder, "validation"),
-        Tokenizer.load(str(folder / TOKENIZER)),
-    )
+def _open(folder: Path, verify: bool, part: int = 0, parts: int = 1) -> PreparedData:
+    train = TokenDataset.open(folder, "train")
+    validation = TokenDataset.open(folder, "validation")
+    if verify:
+        train.verify(part, parts)
+        validation.verify(part, parts)
+    return PreparedData(train, validation, Tokenizer.load(str(folder / TOKENIZER)))
 
 
 def _prepare_on_one(data: "DataConfig", model_vocab_size: int | None, progress: bool) -> Path:

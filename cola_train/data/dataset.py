@@ -55,14 +55,15 @@ class TokenDataset:
         """
         return cls(Path(folder), split)
 
-    def verify(self) -> None:
-        """Read everything and compare the checksums. Raises UserError naming the bad files."""
+    def verify(self, part: int = 0, parts: int = 1) -> None:
+        """Read everything and compare the checksums; processes share the work by each doing `part`
+        of `parts` of the shards. Raises UserError naming the bad files."""
 
         def problem(file: ArrayFile) -> str | None:
             digest = hashlib.sha256(self._open_array(file).data).hexdigest()
             return None if digest == file.sha256 else "its checksum differs"
 
-        self._check(problem)
+        self._check(problem, self._shards[part::parts])
 
     def window(self, start: int, length: int) -> np.ndarray:
         """tokens[start : start + length] of the split, (length,) in the shards' dtype."""
@@ -106,10 +107,12 @@ class TokenDataset:
             raise UserError(self._message(file, found))
         return array
 
-    def _check(self, problem: Callable[[ArrayFile], str | None]) -> None:
+    def _check(
+        self, problem: Callable[[ArrayFile], str | None], shards: list[Shard] | None = None
+    ) -> None:
         found = [
             self._message(file, reason)
-            for shard in self._shards
+            for shard in (self._shards if shards is None else shards)
             for file in shard.files
             if (reason := problem(file)) is not None
         ]
