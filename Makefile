@@ -10,7 +10,7 @@ train: $(INSTALLED)  ## pre-train with the defaults; ARGS="model=60m ..." overri
 
 test: $(INSTALLED)  ## the whole suite; ARGS="-k name" picks tests
 	@tests/install_slurm.sh
-	$(VENV)/bin/python -m pytest $(ARGS)
+	$(VENV)/bin/python -m pytest -n 2 --dist loadfile $(ARGS)
 
 lint: $(INSTALLED)
 	$(VENV)/bin/ruff check .
