@@ -38,6 +38,8 @@ class DeepSpeedEngine:
 
     def __init__(self, config: Config, model: Llama, method: Method, device: torch.device) -> None:
         self.deepspeed = deepspeed = _import_deepspeed(device)
+        if config.engine.nvme_path is not None:
+            _require_aio(deepspeed)
         dtype = compute_dtype(config.train.precision, device)
         content = deepspeed_json(config, dtype)
         if distributed.is_main():
@@ -290,5 +292,14 @@ def _import_deepspeed(device: torch.device) -> Any:
     if device.type == "cpu":
         # a shared-memory all-reduce, which would be compiled first: gloo does
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-    deepspeed.init_distributed(dist_backend=dist.get_backend(), verbose=False)
+    deepspeed.init_distributed(deepspeed.get_accelerator().communication_backend_name())
     return deepspeed
+
+
+def _require_aio(deepspeed: Any) -> None:
+    """Raises UserError where DeepSpeed cannot read and write NVMe disks."""
+    if not deepspeed.ops.op_builder.AsyncIOBuilder().is_compatible(verbose=False):
+        raise UserError(
+            "engine.nvme_path: DeepSpeed needs libaio's headers and a C++ compiler for NVMe "
+            "(`apt-get install libaio-dev g++`); or offload to cpu"
+        )
