@@ -150,11 +150,11 @@ def skips(_: str, overrides: list[str]) -> dict[str, Any]:
             )
             engine.train_step(micro_batches(0), LR)
             usual = engine._loss
-            for fault in ("loss", "gradient"):
+            for fault in ("loss", "gradient", "spike"):
 
                 def faulty(batch: Batch, fault: str = fault, usual: Any = usual) -> Tensor:
                     loss = usual(batch)
-                    if distributed.rank() == 1:  # on one process of two
+                    if distributed.rank() == 1 and fault != "spike":  # on one process of two
                         if fault == "loss":  # with a finite gradient
                             return loss + torch.inf
                         loss.register_hook(lambda gradient: gradient * torch.inf)
@@ -162,7 +162,8 @@ def skips(_: str, overrides: list[str]) -> dict[str, Any]:
 
                 before = whole(engine)
                 engine._loss = faulty
-                skipped = engine.train_step(micro_batches(1), LR)
+                limit = 1.0 if fault == "spike" else torch.inf
+                skipped = engine.train_step(micro_batches(1), LR, limit)
                 engine._loss = usual
                 after = whole(engine)
                 results[f"{name} {precision} {fault}"] = {

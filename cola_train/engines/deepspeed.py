@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from contextlib import redirect_stdout
 from io import StringIO
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
@@ -23,20 +23,24 @@ from torch.distributed.tensor import DTensor, Shard, distribute_tensor, zeros
 from torch.nn.utils import get_total_norm
 
 from cola_train import distributed
-from cola_train.config import Config
-from cola_train.data.loader import Batch
 from cola_train.engines import StepResult
 from cola_train.engines.deepspeed_json import deepspeed_json
 from cola_train.errors import UserError
 from cola_train.hardware import compute_dtype
-from cola_train.methods import Method
 from cola_train.model import IGNORE_INDEX, Llama
+
+if TYPE_CHECKING:
+    from cola_train.config import Config
+    from cola_train.data.loader import Batch
+    from cola_train.methods import Method
 
 
 class DeepSpeedEngine:
     """See `Engine`. Built from a model on the meta device; leaves it partitioned, initialised."""
 
-    def __init__(self, config: Config, model: Llama, method: Method, device: torch.device) -> None:
+    def __init__(
+        self, config: "Config", model: Llama, method: "Method", device: torch.device
+    ) -> None:
         self.deepspeed = deepspeed = _import_deepspeed(device)
         if config.engine.nvme_path is not None:
             _require_aio(deepspeed)
@@ -74,7 +78,9 @@ class DeepSpeedEngine:
         for name, parameter in model.named_parameters():
             self._set_weight(parameter, self._whole(weights.pop(name)))
 
-    def train_step(self, batches: list[Batch], lr: float, max_loss: float = math.inf) -> StepResult:
+    def train_step(
+        self, batches: "list[Batch]", lr: float, max_loss: float = math.inf
+    ) -> StepResult:
         local_tokens = sum(int((batch.targets != IGNORE_INDEX).sum()) for batch in batches)
         tokens = distributed.sum_over_ranks([local_tokens])[0]
         # DeepSpeed averages gradients over processes; the loss is a mean over the global batch
@@ -105,7 +111,7 @@ class DeepSpeedEngine:
     def after_step(self, step: int) -> None:
         self.method.after_step(self.model, self.optimizer, step)
 
-    def evaluate(self, batch: Batch) -> tuple[Tensor, int]:
+    def evaluate(self, batch: "Batch") -> tuple[Tensor, int]:
         with torch.no_grad():
             return self._loss(batch), int((batch.targets != IGNORE_INDEX).sum())
 
@@ -146,7 +152,7 @@ class DeepSpeedEngine:
                 whole = self._whole(tensors[f"optimizer.{name}.{key}"])
                 self._set_state(parameter, key, whole)
 
-    def _loss(self, batch: Batch) -> Tensor:
+    def _loss(self, batch: "Batch") -> Tensor:
         documents = batch.documents
         return self.engine(
             batch.inputs.to(self.device, non_blocking=True),

@@ -1,12 +1,14 @@
 """DeepSpeed's JSON, made from our config so that a user writes none. Does not import DeepSpeed."""
 
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from cola_train import distributed
-from cola_train.config import Config
+
+if TYPE_CHECKING:
+    from cola_train.config import Config
 
 # What `engine.overrides` may not touch: the option that decides it, or why there is none.
 OWNED = {
@@ -34,7 +36,7 @@ OWNED = {
 }
 
 
-def deepspeed_json(config: Config, compute_dtype: torch.dtype) -> dict[str, Any]:
+def deepspeed_json(config: "Config", compute_dtype: torch.dtype) -> dict[str, Any]:
     """What `deepspeed.initialize` takes as its config (docs/engines.md explains each entry)."""
     engine = config.engine
     bf16 = compute_dtype == torch.bfloat16
