@@ -1,3 +1,4 @@
+#!/usr/bin/env bash
 # shellcheck shell=bash
 # The one place to edit. Each setting can also be given for one launch, in the environment:
 #   NODES=2 launch/submit.sh model=1b

@@ -16,8 +16,10 @@ import torch
 import torch.distributed as dist
 from torch.distributed.device_mesh import init_device_mesh
 
+from cola_train.attempt import Attempt, SupersededError
 from cola_train.checkpoint import Checkpointer, read_state, verify
 from cola_train.errors import UserError
+from cola_train.status import read_json, verdict
 
 sys.path.insert(0, str(Path(__file__).parent))
 from checkpoint_worker import STATE, assert_same, build, whole
@@ -274,3 +276,41 @@ def test_other_tensors_are_named(tmp_path: Path) -> None:
     for part in ("not in the checkpoint: bias", "in the checkpoint only: step", "(3, 6)", "method"):
         assert part in str(caught.value)
     assert read_state(path) == {"step": 1}
+
+
+def test_a_superseded_writer_publishes_and_deletes_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Overtaken before it writes, and, later than any look at the token, just before it renames."""
+    first = Attempt(tmp_path)
+    folder = tmp_path / "checkpoints"
+    old = Checkpointer(
+        folder, keep=1, keep_best=False, asynchronous=True, still_ours=first.check
+    )  # fmt: skip
+    save(old, 1)
+    rename = Path.rename
+    claims: list[Attempt] = []
+
+    def claim_first(source: Path, target: Path) -> Path:
+        if source.name.endswith(".partial") and not claims:
+            claims.append(Attempt(tmp_path))
+            checkpointer(folder)
+        return rename(source, target)
+
+    with monkeypatch.context() as patch, pytest.raises(SupersededError, match="later start"):
+        patch.setattr(Path, "rename", claim_first)
+        save(old, 2)
+    assert steps(folder) == [1]
+    with pytest.raises(SupersededError, match="later start"):
+        save(old, 3)
+    assert steps(folder) == [1]
+    first.report("lost", 1)
+    assert read_json(tmp_path / "status.json")["token"] == claims[0].claim["token"]
+
+    monkeypatch.setenv("COLA_LAUNCH", "1")  # a restart by the launch that was superseded
+    with pytest.raises(SupersededError):
+        Attempt(tmp_path)
+    assert verdict(tmp_path, 1) == ("superseded", 1)
+    claims[0].report("stopped", 75)
+    assert verdict(tmp_path, 2) == ("stopped", 75)
+    assert verdict(tmp_path, 3) == ("unknown", 1)
