@@ -1,4 +1,4 @@
-"""Stop, reshape, damage: a resumed run is the undisturbed run. Real processes; test_chaos.py kills."""
+"""Stop, reshape, damage: a resumed run is the undisturbed run. (test_chaos.py kills.)"""
 
 import signal
 import time
