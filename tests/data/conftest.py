@@ -23,6 +23,7 @@ DEFAULTS: dict[str, Any] = {
     "packing": "packed",
     "document_mask": None,
     "workers": 1,
+    "verify": True,
 }
 
 
