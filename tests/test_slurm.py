@@ -6,6 +6,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -85,6 +86,16 @@ def test_two_nodes(cluster, tiny, tmp_path, undisturbed):
     assert "2 x " in (run_dir / "logs/rank-0000.log").read_text()
     assert (run_dir / "logs/rank-0001.log").exists()
     assert "done, exit code 0" in (run_dir / "logs/slurm.log").read_text()
+
+
+@pytest.mark.skipif(find_spec("deepspeed") is None, reason="DeepSpeed is not installed")
+def test_deepspeed_on_two_nodes(cluster, tiny, tmp_path, undisturbed):
+    run_dir = tmp_path / "run"
+    common = [*tiny, f"train.steps={STEPS}", "train.stop_after=8", f"run_dir={run_dir}"]
+    job = cluster.submit(*common, "engine=deepspeed", NODES=2, DS_ACCELERATOR="cpu")
+    cluster.wait(job, "COMPLETED", 120)
+    # fp32 sums in another order: about 1e-7 a step, which Adam amplifies
+    assert losses(run_dir) == pytest.approx(undisturbed(8, 2), rel=2e-5)
 
 
 def test_a_sweep(cluster, tiny, tmp_path, undisturbed):
