@@ -3,7 +3,7 @@
 import os
 import re
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -40,19 +40,32 @@ def run_app(task: Callable[[Config], int], arguments: list[str] | None = None) -
 
     Hydra's own flags (`--help`, `--cfg job`, `--multirun`, ...) work as everywhere.
     """
+    run_composed(lambda values, problems: task(load(values, problems)), arguments)
+
+
+def run_composed(
+    task: Callable[[Mapping[str, Any], list[str]], int],
+    arguments: list[str] | None = None,
+    primary: str = "config",
+    also: Iterable[str] = (),
+) -> NoReturn:
+    """`run_app` for a task that takes plain values, and the problems found so far, to load itself.
+
+    primary: the file of configs/ to start from; also: names of its options beside `Config`'s.
+    """
     if "LOCAL_RANK" in os.environ:  # DeepSpeed's launcher also gives it as an argument
         sys.argv = [word for word in sys.argv if not word.startswith("--local_rank=")]
     arguments = sys.argv[1:] if arguments is None else arguments
     parsed = vars(get_args_parser().parse_args(arguments))
     overrides = parsed.pop("overrides")
     try:
-        overrides, problems = check_overrides(overrides)
+        overrides, problems = check_overrides(overrides, also)
         if any(parsed.values()):  # Hydra's flags
             if problems:
                 raise UserError(*problems)
-            code = _run_hydra(task)
+            code = _run_hydra(task, primary)
         else:
-            code = task(load(compose(overrides, problems), problems))
+            code = task(compose(overrides, problems, primary), problems)
         distributed.stop()
     except (UserError, TrainingError, HydraException, OmegaConfBaseException) as error:
         faulty = isinstance(error, TrainingError)
@@ -67,7 +80,9 @@ def run_app(task: Callable[[Config], int], arguments: list[str] | None = None) -
     sys.exit(code)
 
 
-def compose(overrides: list[str], problems: list[str]) -> Mapping[str, Any]:
+def compose(
+    overrides: list[str], problems: list[str], primary: str = "config"
+) -> Mapping[str, Any]:
     """Plain nested values from Hydra's configs and `overrides`.
 
     Raises:
@@ -75,14 +90,17 @@ def compose(overrides: list[str], problems: list[str]) -> Mapping[str, Any]:
     """
     try:
         with hydra.initialize_config_dir(str(config_dir()), version_base="1.3"):
-            return _plain(hydra.compose("config", overrides))
+            return _plain(hydra.compose(primary, overrides))
     except (HydraException, OmegaConfBaseException) as error:
         raise UserError(*problems, _one_line(error)) from error
 
 
-def check_overrides(overrides: list[str]) -> tuple[list[str], list[str]]:
-    """The overrides that can be composed, and a message for each that cannot."""
-    names = list(field_names())
+def check_overrides(overrides: list[str], also: Iterable[str] = ()) -> tuple[list[str], list[str]]:
+    """The overrides that can be composed, and a message for each that cannot.
+
+    also: names of options beside `Config`'s.
+    """
+    names = [*also, *field_names()]
     groups = {
         folder.name: sorted(file.stem for file in folder.glob("*.yaml"))
         for folder in config_dir().iterdir()
@@ -112,7 +130,7 @@ def check_overrides(overrides: list[str]) -> tuple[list[str], list[str]]:
     return good, problems
 
 
-def _run_hydra(task: Callable[[Config], int]) -> int:
+def _run_hydra(task: Callable[[Mapping[str, Any], list[str]], int], primary: str) -> int:
     """Let Hydra take the command line: for its flags, and for sweeps, whose jobs run in turn."""
     os.environ["HYDRA_FULL_ERROR"] = "1"  # errors come to us rather than to Hydra's own printer
     codes = [EXIT_DONE]
@@ -120,9 +138,9 @@ def _run_hydra(task: Callable[[Config], int]) -> int:
     def job(values: DictConfig) -> None:
         if HydraConfig.get().mode == RunMode.MULTIRUN:
             _name_after_overrides(values)
-        codes.append(task(load(_plain(values))))
+        codes.append(task(_plain(values), []))
 
-    hydra.main(version_base="1.3", config_path=str(config_dir()), config_name="config")(job)()
+    hydra.main(version_base="1.3", config_path=str(config_dir()), config_name=primary)(job)()
     return max(codes)
 
 

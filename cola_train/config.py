@@ -9,7 +9,7 @@ import difflib
 import math
 import types
 import typing
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, get_args, get_origin
 
@@ -228,10 +228,15 @@ class Config:
         return round(self.method.rank_ratio * self.model.d_model)
 
 
-def load(values: Mapping[str, Any], also: list[str] | None = None) -> Config:
+def load(
+    values: Mapping[str, Any],
+    also: list[str] | None = None,
+    checks: Iterable[Callable[["Config"], Iterable[str]]] | None = None,
+) -> Config:
     """Turn plain nested values into a checked `Config`.
 
     `also` are problems found before (unknown overrides, say), reported together with these.
+    `checks`: in place of all of config_checks.
 
     Raises:
         UserError: with one line for each problem found.
@@ -239,9 +244,9 @@ def load(values: Mapping[str, Any], also: list[str] | None = None) -> Config:
     from cola_train.config_checks import CHECKS  # which imports Config from here
 
     problems: list[str] = []
-    config = _build(Config, values, "", problems)
+    config = build(Config, values, "", problems)
     fields_are_right = not problems
-    for check in CHECKS:
+    for check in CHECKS if checks is None else checks:
         try:
             problems += check(config)
         except (TypeError, AttributeError):  # it needs a field that is INVALID
@@ -270,7 +275,7 @@ def unknown(name: str, known: list[str], what: str) -> str:
     return f"{what} `{name}` does not exist{hint}"
 
 
-def _build(cls: type, values: Any, path: str, problems: list[str]) -> Any:
+def build(cls: type, values: Any, path: str, problems: list[str]) -> Any:
     """A dataclass of type `cls` from a mapping; INVALID, and a line in `problems`, for each field
     that cannot be."""
     if not isinstance(values, Mapping):
@@ -287,7 +292,7 @@ def _build(cls: type, values: Any, path: str, problems: list[str]) -> Any:
             problems.append(f"{name}: missing; give it a value")
             arguments[field.name] = INVALID
         elif dataclasses.is_dataclass(field.type):
-            arguments[field.name] = _build(
+            arguments[field.name] = build(
                 typing.cast(type, field.type), values[field.name], f"{name}.", problems
             )
         else:

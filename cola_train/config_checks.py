@@ -1,19 +1,15 @@
 """What single fields of a config cannot show: combinations, the machine, files that must exist.
 
-Each check yields one line for each problem: the field, its value, what would be right.
+Each check yields one line for each problem: the field, its value, what would be right. What needs
+torch or a tokenizer is imported by the checks of this machine alone: `cola-plan` makes the others.
 """
 
 from collections.abc import Callable, Iterable, Iterator
 from importlib.util import find_spec
 from pathlib import Path
 
-import cola_kernels
-import torch
-
-from cola_train import data, distributed
+from cola_train import distributed
 from cola_train.config import Config
-from cola_train.engines.deepspeed_json import owned_overrides
-from cola_train.hardware import compute_dtype
 
 
 def model_problems(config: Config) -> Iterator[str]:
@@ -46,8 +42,9 @@ def rank_problems(config: Config) -> Iterator[str]:
         )
 
 
-def batch_problems(config: Config) -> Iterator[str]:
-    train, processes = config.train, distributed.world_size()
+def batch_problems(config: Config, processes: int | None = None) -> Iterator[str]:
+    """For the processes there are, or that a plan is for."""
+    train, processes = config.train, processes or distributed.world_size()
     if (train.batch_size is None) == (train.batch_tokens is None):
         yield (
             "train.batch_size: give exactly one of train.batch_size (sequences) and "
@@ -65,9 +62,9 @@ def batch_problems(config: Config) -> Iterator[str]:
             f"train.batch_size: {config.batch_size} sequences do not divide among {processes} "
             f"processes; use a multiple of {processes}"
         )
-    elif (config.batch_size // processes) % config.micro_batch_size:
+    elif (config.batch_size // processes) % (train.micro_batch_size or 1):
         yield (
-            f"train.micro_batch_size: {config.micro_batch_size} does not divide the "
+            f"train.micro_batch_size: {train.micro_batch_size} does not divide the "
             f"{config.batch_size // processes} sequences of each of {processes} processes"
         )
     shard_size = config.engine.shard_size
@@ -104,11 +101,6 @@ def engine_problems(config: Config) -> Iterator[str]:
 def deepspeed_problems(config: Config) -> Iterator[str]:
     engine = config.engine
     stage, offloaded = engine.zero_stage, (engine.offload_optimizer, engine.offload_parameters)
-    if find_spec("deepspeed") is None:
-        yield (
-            "engine: deepspeed is not installed; `pip install -c constraints.txt -e "
-            "'.[deepspeed]'` in a checkout, or use engine=fsdp"
-        )
     if offloaded[0] == "cpu" and stage == 0:
         yield (
             "engine.offload_optimizer: cpu needs engine.zero_stage=1, 2 or 3, got 0; "
@@ -131,7 +123,19 @@ def deepspeed_problems(config: Config) -> Iterator[str]:
             f"engine.nvme_path: {engine.nvme_path} has no use without nvme in "
             "engine.offload_optimizer or engine.offload_parameters"
         )
-    for key, owner in owned_overrides(engine.overrides or {}):
+
+
+def deepspeed_here_problems(config: Config) -> Iterator[str]:
+    from cola_train.engines.deepspeed_json import owned_overrides
+
+    if config.engine.name != "deepspeed":
+        return
+    if find_spec("deepspeed") is None:
+        yield (
+            "engine: deepspeed is not installed; `pip install -c constraints.txt -e "
+            "'.[deepspeed]'` in a checkout, or use engine=fsdp"
+        )
+    for key, owner in owned_overrides(config.engine.overrides or {}):
         yield f"engine.overrides: {key} is decided by {owner}; set that, and leave it out here"
 
 
@@ -150,6 +154,11 @@ def attention_problems(config: Config) -> Iterator[str]:
 
 
 def kernels_problems(config: Config) -> Iterator[str]:
+    import cola_kernels
+    import torch
+
+    from cola_train.hardware import compute_dtype
+
     if config.kernels != "triton":
         return
     device = distributed.device()
@@ -215,20 +224,28 @@ def resume_problems(config: Config) -> Iterator[str]:
 
 
 def data_problems(config: Config) -> list[str]:
+    from cola_train import data
+
     return data.problems(config.data, config.model.vocab_size)
 
 
-CHECKS: tuple[Callable[[Config], Iterable[str]], ...] = (
+Check = Callable[[Config], Iterable[str]]
+
+OF_THE_CONFIG: tuple[Check, ...] = (
     model_problems,
     rank_problems,
     batch_problems,
     engine_problems,
-    attention_problems,
-    kernels_problems,
     recompute_problems,
-    gpu_problems,
     optim_problems,
     rollback_problems,
+)
+OF_THIS_MACHINE: tuple[Check, ...] = (
+    deepspeed_here_problems,
+    attention_problems,
+    kernels_problems,
+    gpu_problems,
     resume_problems,
     data_problems,
 )
+CHECKS = (*OF_THE_CONFIG, *OF_THIS_MACHINE)

@@ -3,6 +3,8 @@
 Symbols: d = d_model, f = d_ff, r = rank, n = sequence length, V = vocabulary, L = layers.
 """
 
+from math import prod
+
 from cola_train.config import Config
 
 
@@ -12,18 +14,34 @@ def linear_shapes(config: Config) -> list[tuple[int, int]]:
     return [(d, d)] * 4 + [(d, f)] * 2 + [(f, d)]
 
 
+def weight_shapes(config: Config) -> list[tuple[int, ...]]:
+    """Weights of one block's seven linears: (d_out, d_in), or CoLA's (r, d_in) and (d_out, r)."""
+    if config.method.name == "cola":
+        r = config.rank
+        return [shape for d_in, d_out in linear_shapes(config) for shape in ((r, d_in), (d_out, r))]
+    return [(d_out, d_in) for d_in, d_out in linear_shapes(config)]
+
+
+def block_shapes(config: Config) -> list[tuple[int, ...]]:
+    """Every parameter of one block: linears and two norms."""
+    return [*weight_shapes(config), *[(config.model.d_model,)] * 2]
+
+
+def root_shapes(config: Config) -> list[tuple[int, ...]]:
+    """Every parameter outside of the blocks: embedding, last norm, head."""
+    V, d = config.model.vocab_size, config.model.d_model
+    return [(V, d), (d,), (V, d)]
+
+
 def linear_parameters(config: Config) -> int:
     """Weights of the seven linears of one block: d_in d_out each, or r (d_in + d_out) for CoLA."""
-    if config.method.name == "cola":
-        return sum(config.rank * (d_in + d_out) for d_in, d_out in linear_shapes(config))
-    return sum(d_in * d_out for d_in, d_out in linear_shapes(config))
+    return sum(map(prod, weight_shapes(config)))
 
 
 def parameters(config: Config) -> int:
     """Parameters of the whole model: untied embedding and head, blocks, norms; no biases."""
-    model = config.model
-    block = linear_parameters(config) + 2 * model.d_model
-    return 2 * model.vocab_size * model.d_model + model.n_layers * block + model.d_model
+    block, root = (sum(map(prod, f(config))) for f in (block_shapes, root_shapes))
+    return config.model.n_layers * block + root
 
 
 def forward_flops_per_token(config: Config) -> float:

@@ -1,13 +1,16 @@
-"""Process group set-up and the few collectives the trainer needs, for one process or many."""
+"""Process group set-up and the few collectives the trainer needs, for one process or many.
+
+torch is imported where it is used: `cola-plan` reads the config without it.
+"""
 
 import os
 import sys
 from collections.abc import Callable, Iterable
 from datetime import timedelta
-from typing import NoReturn, TypeVar, cast
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar, cast
 
-import torch
-import torch.distributed as dist
+if TYPE_CHECKING:
+    import torch
 
 T = TypeVar("T")
 
@@ -34,21 +37,28 @@ def is_main() -> bool:
 
 def gpus() -> int:
     """CUDA GPUs of this machine that this process may use; asks the driver, touches none."""
+    import torch
+
     return torch.cuda.device_count()
 
 
-def device() -> torch.device:
+def device() -> "torch.device":
     """This process's GPU if there is one, else the CPU."""
+    import torch
+
     if torch.cuda.is_available():
         return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
     return torch.device("cpu")
 
 
-def start(timeout_seconds: float = 600.0) -> torch.device:
+def start(timeout_seconds: float = 600.0) -> "torch.device":
     """Join the process group (NCCL on GPU with gloo beside it for CPU tensors, gloo on CPU).
 
     A second call is a no-op, so that several Hydra jobs can run in one process.
     """
+    import torch
+    import torch.distributed as dist
+
     this_device = device()
     if this_device.type == "cuda":
         torch.cuda.set_device(this_device)
@@ -66,7 +76,7 @@ def start(timeout_seconds: float = 600.0) -> torch.device:
 
 def stop() -> None:
     """Leave the process group. The barrier keeps gloo from aborting at exit while peers talk."""
-    if dist.is_initialized():
+    if (dist := _joined()) is not None:
         dist.barrier()
         dist.destroy_process_group()
 
@@ -76,7 +86,7 @@ def exit_without_peers(exit_code: int) -> NoReturn:
 
     With peers a regular exit tears down gloo's threads, which can abort and hide the exit code.
     """
-    if dist.is_initialized() and dist.get_world_size() > 1:
+    if (dist := _joined()) is not None and dist.get_world_size() > 1:
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(exit_code)
@@ -85,6 +95,9 @@ def exit_without_peers(exit_code: int) -> NoReturn:
 
 def sum_over_ranks(values: Iterable[float]) -> list[float]:
     """Element-wise float64 sums over all processes, as Python floats."""
+    import torch
+    import torch.distributed as dist
+
     totals = torch.tensor(list(values), dtype=torch.float64)
     if world_size() > 1:
         dist.all_reduce(totals)
@@ -101,6 +114,8 @@ def from_main(work: Callable[[], T]) -> T:
         except Exception as error:
             outcome = [error]
     if world_size() > 1:
+        import torch.distributed as dist
+
         dist.broadcast_object_list(outcome, src=0)
     if isinstance(outcome[0], Exception):
         raise outcome[0]
@@ -110,3 +125,9 @@ def from_main(work: Callable[[], T]) -> T:
 def any_rank(flag: bool) -> bool:
     """True on every process if `flag` is true on any."""
     return sum_over_ranks([float(flag)])[0] > 0
+
+
+def _joined() -> Any:
+    """torch.distributed, if this process is in a group; else None."""
+    dist = sys.modules.get("torch.distributed")
+    return dist if dist is not None and dist.is_initialized() else None

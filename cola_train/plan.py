@@ -1,0 +1,223 @@
+"""The command `cola-plan`: parameters, FLOPs, memory, traffic and time before paying for them.
+
+It takes what `cola-train` takes, and the options of configs/plan.yaml. Nothing is built, no engine
+and no torch imported.
+"""
+
+import dataclasses
+import json
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from cola_train import costs
+from cola_train.cli import run_composed
+from cola_train.config import Fraction, PositiveFloat, PositiveInt, Range, build, field_names, load
+from cola_train.config_checks import OF_THE_CONFIG, batch_problems
+from cola_train.errors import EXIT_DONE, UserError
+from cola_train.planning import report
+from cola_train.planning.estimate import (
+    Assumptions,
+    Candidate,
+    largest_micro_batch,
+    search,
+    step_time,
+    what_would_help,
+    with_micro_batch,
+)
+from cola_train.planning.gpus import GPUS
+from cola_train.planning.job import Job
+from cola_train.planning.memory import memory
+from cola_train.planning.traffic import traffic
+
+PAPER_BATCH = 512  # sequences; what a search starts from if no batch is given
+
+
+@dataclass(frozen=True)
+class PlanConfig:
+    """The options of configs/plan.yaml, which `cola-train` does not take."""
+
+    gpus: PositiveInt
+    gpus_per_node: PositiveInt
+    gpu: Literal[
+        "h100-80gb", "h100-pcie", "h200", "a100-80gb", "a100-40gb", "l40s", "a10", "rtx4090"
+    ]
+    goal: Literal["throughput", "memory"] | None
+    output: Literal["table", "json"]
+    plot: str | None
+    utilisation: Annotated[float, Range(high=1.0, above=0.0)]
+    link_utilisation: Annotated[float, Range(high=1.0, above=0.0)]
+    network_gbit: PositiveFloat
+    reserved: Fraction
+
+
+def main() -> None:
+    """The command `cola-plan`."""
+    run_composed(plan, primary="plan", also=list(field_names(PlanConfig)))
+
+
+def plan(values: Mapping[str, Any], problems: list[str]) -> int:
+    """Answer the question of the command line; returns the exit code.
+
+    Raises:
+        UserError: the config is wrong, or no batch of it fits.
+    """
+    own = {field.name for field in dataclasses.fields(PlanConfig)}
+    options = build(PlanConfig, {k: v for k, v in values.items() if k in own}, "", problems)
+    if problems:
+        raise UserError(*problems)
+    others = {k: v for k, v in values.items() if k not in own}
+    given = given_options()
+    if options.goal and not given & {"train.batch_size", "train.batch_tokens", "experiment"}:
+        others["train"] = {
+            **others["train"],
+            "batch_size": -(-PAPER_BATCH // options.gpus) * options.gpus,
+        }
+    checks = [check for check in OF_THE_CONFIG if check is not batch_problems]
+    config = load(others, checks=[*checks, partial(batch_problems, processes=options.gpus)])
+    job = Job(config, options.gpus, min(options.gpus, options.gpus_per_node))
+    assumptions = Assumptions(
+        GPUS[options.gpu],
+        options.utilisation,
+        options.link_utilisation,
+        options.network_gbit,
+        options.reserved,
+    )
+    candidates: list[Candidate] = []
+    if options.goal:
+        fixed = {group for group in ("engine", "recompute") if names_group(given, group)}
+        fixed |= {"micro_batch"} & {name.split(".")[-1].removesuffix("_size") for name in given}
+        candidates = search(job, assumptions, options.goal, fixed)
+        if not candidates:
+            raise UserError(*impossible(job, options, assumptions))
+        job = candidates[0].job
+    largest = largest_micro_batch(job, assumptions.usable_bytes)
+    if largest == 0:
+        raise UserError(*impossible(job, options, assumptions))
+    answer = describe(job, options, assumptions, largest, candidates)
+    if options.plot:
+        try:
+            report.plot(job, assumptions.usable_bytes, options.gpu, Path(options.plot))
+        except (OSError, ValueError) as error:
+            raise UserError(f"plot: cannot write {options.plot}: {error}") from error
+    print(json.dumps(answer, indent=2) if options.output == "json" else report.text(answer))
+    return EXIT_DONE
+
+
+def given_options() -> set[str]:
+    """Names of the options on the command line."""
+    return {word.split("=")[0].lstrip("+~") for word in sys.argv[1:] if "=" in word}
+
+
+def names_group(given: set[str], group: str) -> bool:
+    return any(name == group or name.startswith(f"{group}.") for name in given)
+
+
+def describe(
+    job: Job,
+    options: PlanConfig,
+    assumptions: Assumptions,
+    largest: int,
+    candidates: list[Candidate],
+) -> dict[str, Any]:
+    """Everything the plan knows, as JSON values; bytes and seconds."""
+    config = job.config
+    held, time = memory(job), step_time(job, assumptions)
+    again = config.model.n_layers * costs.block_recomputed_flops_per_token(config, job.fused)
+    answer: dict[str, Any] = {
+        "model": config.model.name,
+        "method": config.method.name,
+        "rank": config.rank if config.method.name == "cola" else None,
+        "recompute": config.recompute.name,
+        "engine": engine_name(job),
+        "kernels": "triton" if job.fused else "torch",
+        "gpus": options.gpus,
+        "gpu": options.gpu,
+        "sequence_length": config.train.sequence_length,
+        "batch_size": config.batch_size,
+        "micro_batch_size": job.micro_batch_size,
+        "accumulation": job.accumulation,
+        "parameters": costs.parameters(config),
+        "flops_per_token": {
+            "forward": costs.forward_flops_per_token(config),
+            "training": costs.training_flops_per_token(config),
+            "recomputed": again,
+        },
+        "memory": {
+            "moment": held.peak.name,
+            "total_bytes": held.total,
+            "parts_bytes": held.peak.parts,
+            "largest_bytes": held.largest,
+            "usable_bytes": assumptions.usable_bytes,
+            "fits": held.total <= assumptions.usable_bytes,
+        },
+        "largest_micro_batch_size": largest,
+        "traffic": [
+            {**dataclasses.asdict(collective), "sent_bytes": collective.sent}
+            for collective in traffic(job)
+        ],
+        "step_time": {
+            "seconds": time.total,
+            **dataclasses.asdict(time),
+        },
+        "assumptions": assumptions.describe(),
+    }
+    if candidates:
+        answer["goal"] = options.goal
+        answer["overrides"] = list(candidates[0].overrides)
+        answer["others"] = [
+            {
+                "overrides": list(other.overrides),
+                "seconds": other.time.total,
+                "total_bytes": other.memory.total,
+            }
+            for other in others(candidates)
+        ]
+    return answer
+
+
+def others(candidates: list[Candidate], count: int = 5) -> list[Candidate]:
+    """The best of each further engine, sharding and policy."""
+    seen, found = {candidates[0].overrides[:-1]}, []
+    for candidate in candidates:
+        if candidate.overrides[:-1] not in seen:
+            seen.add(candidate.overrides[:-1])
+            found.append(candidate)
+    return found[:count]
+
+
+def engine_name(job: Job) -> str:
+    engine = job.config.engine
+    if engine.name == "deepspeed":
+        return f"DeepSpeed ZeRO {engine.zero_stage}"
+    sharding = f"{engine.sharding}, {job.shard_size} x {job.replicas}"
+    return f"FSDP2 {sharding}{'' if engine.reshard_after_forward else ', kept gathered'}"
+
+
+def impossible(job: Job, options: PlanConfig, assumptions: Assumptions) -> list[str]:
+    """Why nothing fits, and what would help."""
+    held = memory(with_micro_batch(job, 1, 1))
+    part, size = max(held.peak.parts.items(), key=lambda item: item[1])
+    tried = "; every engine and policy was tried" if options.goal else ""
+    lines = [
+        f"memory: not even one sequence a process fits on {options.gpus} x {options.gpu}: it needs "
+        f"{report.gib(held.total)} of {report.gib(assumptions.usable_bytes)} that can be used"
+        f"{tried}",
+        f"largest part: {part}, {report.gib(size)} (at its peak, the {held.peak.name})",
+    ]
+    helps = what_would_help(job, assumptions)
+    if helps:
+        lines += [f"would fit: {change} ({report.gib(needed)})" for change, needed in helps]
+    else:
+        lines.append(
+            "no single change is enough: combine more gpus, engine.sharding=full, recompute=full, "
+            "a smaller model or another gpu"
+        )
+    return lines
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,270 @@
+"""Step time, the largest micro-batch that fits, and the search for the best way to run a config."""
+
+import dataclasses
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+from cola_train import costs
+from cola_train.config import EngineConfig, RecomputeConfig
+from cola_train.planning.gpus import Gpu
+from cola_train.planning.job import FP32, Job
+from cola_train.planning.memory import Memory, memory
+from cola_train.planning.traffic import traffic
+
+# Host time to launch the kernels of one block, forward and backward, without torch.compile:
+# about 200 at 5 microseconds. An assumption, not a measurement.
+LAUNCH_SECONDS = 1e-3
+
+
+Policy = Literal["none", "full", "cola_m", "light"]
+
+
+@dataclass(frozen=True)
+class Assumptions:
+    """What no formula knows; options of `cola-plan`."""
+
+    gpu: Gpu
+    utilisation: float
+    link_utilisation: float
+    network_gbit: float
+    reserved: float
+
+    @property
+    def usable_bytes(self) -> int:
+        return int(self.gpu.memory_bytes * (1 - self.reserved))
+
+    def describe(self) -> list[str]:
+        return [
+            f"products at {self.utilisation:.0%} of {self.gpu.bf16_flops / 1e12:,.0f} TFLOP/s; "
+            f"at least {LAUNCH_SECONDS * 1e3:g} ms a block and micro-batch, to launch its kernels",
+            f"collectives at {self.link_utilisation:.0%} of {self.gpu.link_bandwidth / 1e9:,.0f} "
+            f"GB/s in a node, {self.network_gbit:g} Gbit/s a GPU across, hidden by products",
+            f"optimizer at {self.gpu.memory_bandwidth / 1e12:g} TB/s, after them; data and "
+            "evaluation take no time",
+            f"{self.reserved:.0%} of {self.gpu.memory_bytes / 2**30:.0f} GiB for CUDA, NCCL and "
+            "fragmentation",
+        ]
+
+
+@dataclass(frozen=True)
+class StepTime:
+    """Seconds of one optimizer step; the products hide collectives, or the other way round."""
+
+    products: float
+    collectives: float
+    optimizer: float
+    tokens_per_second: float  # of all processes
+    mfu: float
+
+    @property
+    def total(self) -> float:
+        return max(self.products, self.collectives) + self.optimizer
+
+
+def step_time(job: Job, given: Assumptions) -> StepTime:
+    """The estimate that `Assumptions.describe` describes."""
+    config, gpu = job.config, given.gpu
+    tokens = job.accumulation * job.tokens  # of one process
+    L = config.model.n_layers
+    model_flops = tokens * costs.training_flops_per_token(config)
+    again = tokens * L * costs.block_recomputed_flops_per_token(config, job.fused)
+    products = max(
+        (model_flops + again) / (gpu.bf16_flops * given.utilisation),
+        job.accumulation * L * LAUNCH_SECONDS,
+    )
+    collectives = 0.0
+    for collective in traffic(job):
+        # a shard group lies in one node if it can; replicas of it lie in different ones
+        inside = collective.processes <= job.local_processes and (
+            job.processes <= job.local_processes or collective.processes == job.shard_size
+        )
+        network = given.network_gbit * 1e9 / 8
+        bandwidth = gpu.link_bandwidth if inside else min(network, gpu.link_bandwidth)
+        collectives += collective.sent / (bandwidth * given.link_utilisation)
+    parameters = costs.parameters(config) / job.shard_size
+    # reads weight, gradient (and for its norm), two moments; writes weight and moments
+    optimizer = 8 * FP32 * parameters / gpu.memory_bandwidth
+    total = max(products, collectives) + optimizer
+    return StepTime(
+        products,
+        collectives,
+        optimizer,
+        tokens_per_second=tokens * job.processes / total,
+        mfu=model_flops / total / gpu.bf16_flops,
+    )
+
+
+def with_micro_batch(job: Job, size: int, accumulation: int) -> Job:
+    train = dataclasses.replace(
+        job.config.train,
+        micro_batch_size=size,
+        batch_size=size * accumulation * job.processes,
+        batch_tokens=None,
+    )
+    return dataclasses.replace(job, config=dataclasses.replace(job.config, train=train))
+
+
+def largest_micro_batch(job: Job, usable_bytes: int) -> int:
+    """Sequences; 0 if not even one fits.
+
+    If a process's whole share of the batch does not fit at once, gradients are accumulated, which
+    takes memory too.
+    """
+    share = job.config.batch_size // job.processes
+    for accumulation in (1, 2):
+
+        def fits(size: int, accumulation: int = accumulation) -> bool:
+            return memory(with_micro_batch(job, size, accumulation)).total <= usable_bytes
+
+        largest = bisect(fits)
+        if largest >= share:
+            return largest
+    return largest
+
+
+def bisect(fits: Callable[[int], bool]) -> int:
+    """The largest whole number that fits, if all below it do; 0 if 1 does not."""
+    high = 1
+    while fits(high):
+        high *= 2
+    low = high // 2
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if fits(middle) else (low, middle)
+    return low
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One way to run the config, as overrides of `cola-train`."""
+
+    job: Job
+    overrides: tuple[str, ...]
+    memory: Memory
+    time: StepTime
+
+
+def search(job: Job, given: Assumptions, goal: str, fixed: set[str]) -> list[Candidate]:
+    """Every way that fits, the best first; of equals the one that needs less memory.
+
+    goal: throughput or memory. fixed: of `engine`, `recompute`, `micro_batch`, those to leave.
+    """
+    found = []
+    for engine, engine_overrides in engines(job) if "engine" not in fixed else [(None, [])]:
+        for policy in policies(job) if "recompute" not in fixed else [job.config.recompute.name]:
+            config = dataclasses.replace(job.config, recompute=RecomputeConfig(policy))
+            if engine is not None:
+                config = dataclasses.replace(config, engine=engine)
+            variant = dataclasses.replace(job, config=config)
+            share = config.batch_size // job.processes
+            sizes = [size for size in range(1, share + 1) if share % size == 0]
+            if "micro_batch" in fixed:
+                sizes = [job.micro_batch_size]
+            for size in sizes:
+                candidate = with_micro_batch(variant, size, share // size)
+                held = memory(candidate)
+                if held.total > given.usable_bytes:
+                    break
+                overrides = (
+                    *engine_overrides,
+                    f"recompute={policy}",
+                    f"train.batch_size={config.batch_size}",
+                    f"train.micro_batch_size={size}",
+                )
+                time = step_time(candidate, given)
+                found.append(Candidate(candidate, overrides, held, time))
+    if goal == "memory":
+        return sorted(found, key=lambda c: (c.memory.total, c.time.total))
+    return sorted(found, key=lambda c: (round(c.time.total, 6), c.memory.total))
+
+
+def policies(job: Job) -> list[Policy]:
+    """Recompute policies that the method has."""
+    if job.config.method.name == "cola":
+        return ["none", "light", "cola_m", "full"]
+    return ["none", "full"]
+
+
+def engines(job: Job) -> Iterator[tuple[EngineConfig, list[str]]]:
+    """Engines and ways of sharding, with their overrides."""
+    plain = dataclasses.replace(
+        job.config.engine,
+        name="fsdp",
+        sharding="full",
+        shard_size=None,
+        reshard_after_forward=True,
+        sync_every_micro_batch=True,
+        zero_stage=None,
+        offload_optimizer=None,
+        offload_parameters=None,
+        nvme_path=None,
+        overrides=None,
+    )
+    shardings = ["full"]
+    if job.processes > 1:
+        shardings.append("replicate")
+    if job.processes > job.local_processes:
+        shardings.append("hybrid")
+    for sharding in shardings:
+        for reshard in (True, False):
+            yield (
+                dataclasses.replace(plain, sharding=sharding, reshard_after_forward=reshard),  # type: ignore[arg-type]
+                [
+                    "engine=fsdp",
+                    f"engine.sharding={sharding}",
+                    f"engine.reshard_after_forward={str(reshard).lower()}",
+                ],
+            )
+    for stage in range(4):
+        engine = dataclasses.replace(
+            plain,
+            name="deepspeed",
+            sharding=None,
+            reshard_after_forward=None,
+            sync_every_micro_batch=None,
+            zero_stage=stage,
+            offload_optimizer="none",
+            offload_parameters="none",
+        )
+        yield engine, ["engine=deepspeed", f"engine.zero_stage={stage}"]
+
+
+def what_would_help(job: Job, given: Assumptions) -> list[tuple[str, int]]:
+    """Single changes after which one sequence fits, with the bytes it then needs."""
+    helps: list[tuple[str, Job]] = []
+    for policy in policies(job):
+        config = dataclasses.replace(job.config, recompute=RecomputeConfig(policy))
+        helps.append((f"recompute={policy}", dataclasses.replace(job, config=config)))
+    for engine, overrides in engines(job):
+        config = dataclasses.replace(job.config, engine=engine)
+        helps.append((" ".join(overrides), dataclasses.replace(job, config=config)))
+    for factor in (2, 4, 8, 16, 32, 64):
+        more = dataclasses.replace(job, processes=factor * job.processes)
+        helps.append((f"gpus={more.processes}", more))
+    sequence = job.config.train.sequence_length
+    while sequence > 256:
+        sequence //= 2
+        train = dataclasses.replace(job.config.train, sequence_length=sequence)
+        config = dataclasses.replace(job.config, train=train)
+        helps.append((f"train.sequence_length={sequence}", dataclasses.replace(job, config=config)))
+    if job.config.method.name != "cola":
+        method = dataclasses.replace(
+            job.config.method,
+            name="cola",
+            rank_ratio=job.config.model.cola_rank_ratio,
+            activation=job.config.model.cola_activation,
+        )
+        config = dataclasses.replace(job.config, method=method)
+        helps.append(("method=cola", dataclasses.replace(job, config=config)))
+    fitting: list[tuple[str, int]] = []
+    for change, variant in helps:
+        needed = memory(with_micro_batch(variant, 1, 1)).total
+        if needed <= given.usable_bytes:
+            kind = change.split("=")[0]
+            if kind in ("gpus", "train.sequence_length") and any(
+                known.startswith(kind) for known, _ in fitting
+            ):
+                continue  # the smallest change of its kind is enough
+            fitting.append((change, needed))
+    return fitting

@@ -1,0 +1,99 @@
+"""A plan as text and as a plot."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+from cola_train.config import RecomputeConfig
+from cola_train.planning.estimate import policies
+from cola_train.planning.job import Job
+from cola_train.planning.memory import PARTS, memory
+
+
+def gib(size: float) -> str:
+    return f"{size / 2**30:.2f} GiB"
+
+
+def text(answer: dict[str, Any]) -> str:
+    """The plan for people."""
+    rank = f", rank {answer['rank']}" if answer["rank"] else ""
+    held, time, flops = answer["memory"], answer["step_time"], answer["flops_per_token"]
+    lines = [
+        f"{answer['model']}, {answer['method']}{rank}: {answer['parameters']:,} parameters",
+        f"{answer['gpus']} x {answer['gpu']}, {answer['engine']}, recompute={answer['recompute']}, "
+        f"kernels={answer['kernels']}",
+        f"batch {answer['batch_size']} x {answer['sequence_length']} tokens: each GPU "
+        f"{answer['accumulation']} x {answer['micro_batch_size']} sequences",
+        "",
+        f"FLOPs a token: forward {flops['forward'] / 1e9:.4f} G, training "
+        f"{flops['training'] / 1e9:.4f} G, recomputed {flops['recomputed'] / 1e9:.4f} G",
+        "",
+        f"{'memory of one GPU':22}{'at the peak':>14}{'at most':>14}",
+    ]
+    for part in PARTS:
+        peak, most = held["parts_bytes"][part], held["largest_bytes"][part]
+        lines.append(f"  {part:20}{gib(peak):>14}{gib(most):>14}")
+    fits = "fits" if held["fits"] else "DOES NOT FIT"
+    lines += [
+        f"  {'total':20}{gib(held['total_bytes']):>14}   {fits} in "
+        f"{gib(held['usable_bytes'])}; peak: {held['moment']}",
+        f"  largest micro-batch that fits: {answer['largest_micro_batch_size']} sequences",
+        "",
+        "traffic a step, of one GPU" + ("" if answer["traffic"] else ": none"),
+    ]
+    for of in answer["traffic"]:
+        what = f"{of['kind']}, {of['what']}"
+        lines.append(
+            f"  {what:34}{gib(of['bytes']):>14} among {of['processes']}, "
+            f"sends {gib(of['sent_bytes'])}"
+        )
+    lines += [
+        "",
+        f"step: {time['seconds']:.3f} s, {time['tokens_per_second']:,.0f} tokens/s, MFU "
+        f"{time['mfu']:.0%} (products {time['products']:.3f} s, collectives "
+        f"{time['collectives']:.3f} s, optimizer {time['optimizer']:.3f} s). Assumed:",
+        *(f"  - {line}" for line in answer["assumptions"]),
+    ]
+    if "goal" in answer:
+        lines += ["", f"best for {answer['goal']}:", f"  {' '.join(answer['overrides'])}"]
+        lines += [
+            f"  next: {other['seconds']:.3f} s, {gib(other['total_bytes'])}: "
+            f"{' '.join(other['overrides'])}"
+            for other in answer["others"]
+        ]
+    return "\n".join(lines)
+
+
+def plot(job: Job, usable_bytes: int, gpu: str, path: Path) -> None:
+    """Memory by part at the peak, under each recompute policy."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8, 4.5), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots()
+    bars = {}
+    for policy in policies(job):
+        config = dataclasses.replace(job.config, recompute=RecomputeConfig(policy))
+        bars[policy] = memory(dataclasses.replace(job, config=config)).peak.parts
+    stack_bars(axes, bars)
+    axes.axvline(usable_bytes / 2**30, color="black", lw=1, ls="--", label=f"usable on {gpu}")
+    axes.set(
+        xlabel="GiB on one GPU at the peak of a step",
+        ylabel="recompute",
+        title=f"{job.config.model.name}, {job.config.method.name}, {job.processes} GPUs, "
+        f"{job.micro_batch_size} x {job.config.train.sequence_length} tokens",
+    )
+    axes.legend(ncols=3, fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.15))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=120)
+
+
+def stack_bars(axes: Any, bars: dict[str, dict[str, int]]) -> None:
+    """Horizontal bars of parts, in GiB, the first on top."""
+    left = [0.0] * len(bars)
+    for part in PARTS:
+        widths = [parts[part] / 2**30 for parts in bars.values()]
+        axes.barh(list(bars), widths, left=left, label=part)
+        left = [a + b for a, b in zip(left, widths, strict=True)]
+    axes.invert_yaxis()
