@@ -9,7 +9,6 @@ import logging
 import math
 import os
 import warnings
-from collections.abc import Iterator
 from contextlib import redirect_stdout
 from io import StringIO
 from pathlib import Path
@@ -222,28 +221,33 @@ class DeepSpeedEngine:
     def _allocate_optimizer_state(self) -> None:
         """A step of size zero makes the optimizer allocate its state, for a checkpoint to fill."""
         groups = self.optimizer.param_groups
-        for group, masters in zip(groups, self._optimizer_masters(), strict=True):
-            usual = group["params"]
-            group["lr"] = 0.0
-            gradients = [master.grad for master in masters]  # with offload, buffers of DeepSpeed's
-            for master in masters:
-                master.grad = torch.zeros_like(master)
-            group["params"] = masters
-            self.optimizer.step()
-            group["params"] = usual
-            for master, gradient in zip(masters, gradients, strict=True):
-                master.grad = gradient
+        usual = [group["params"] for group in groups]
+        for group in groups:
+            group["lr"], group["params"] = 0.0, []
+        for group, params in zip(groups, usual, strict=True):
+            self._allocate(group, params)
+        if self.stage == 3:  # which gives the optimizer one sub-group at a time
+            for k, of in self.zero.sub_group_to_group_id.items():
+                on_nvme = self.zero._swappable_optimizer_subgroup(k)
+                if on_nvme:
+                    self.zero._optimizer_states_and_gradient_swap_in(k)
+                self._allocate(groups[of], [self.zero.fp32_partitioned_groups_flat[k]])
+                if on_nvme:
+                    self.zero._optimizer_states_and_gradient_swap_out(k)
+        for group, params in zip(groups, usual, strict=True):
+            group["params"] = params
         if self.stage in (1, 2):
             self.zero._lazy_init_hp_params_optimizer_state()
 
-    def _optimizer_masters(self) -> Iterator[list[Tensor]]:
-        """What each of the optimizer's groups updates."""
-        for i, group in enumerate(self.optimizer.param_groups):
-            if self.stage == 3:  # which puts its sub-groups in one at a time
-                flat = self.zero.fp32_partitioned_groups_flat
-                yield [flat[k] for k, of in self.zero.sub_group_to_group_id.items() if of == i]
-            else:
-                yield list(group["params"])
+    def _allocate(self, group: dict[str, Any], masters: list[Tensor]) -> None:
+        gradients = [master.grad for master in masters]  # with offload, buffers of DeepSpeed's
+        for master in masters:
+            master.grad = torch.zeros_like(master)
+        group["params"] = masters
+        self.optimizer.step()
+        group["params"] = []
+        for master, gradient in zip(masters, gradients, strict=True):
+            master.grad = gradient
 
     # Shards that know no engine: rows over all processes, on the CPU.
 
