@@ -111,6 +111,11 @@ def deepspeed_problems(config: Config) -> Iterator[str]:
             f"engine.offload_optimizer: nvme needs engine.zero_stage=3, got {stage}; "
             "choose it, or engine.offload_optimizer=cpu"
         )
+    elif offloaded[0] == "nvme" and distributed.world_size() > 1:
+        yield (
+            "engine.offload_optimizer: nvme trains wrongly on several processes "
+            "(DeepSpeed 0.19.8, docs/engines.md); use engine.offload_optimizer=cpu"
+        )
     if offloaded[1] in ("cpu", "nvme") and stage != 3:
         yield (
             f"engine.offload_parameters: {offloaded[1]} needs engine.zero_stage=3, got {stage}; "

@@ -44,6 +44,14 @@ def test_wrong_combinations_exit_2_before_deepspeed_is_imported(
     assert error.count("error: ") == 1 and "Traceback" not in error
 
 
+def test_optimizer_state_on_nvme_is_for_one_process(tiny, capsys, monkeypatch):
+    monkeypatch.setattr("cola_train.config_checks.find_spec", lambda name: True)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    nvme = ["engine.zero_stage=3", "engine.offload_optimizer=nvme", "engine.nvme_path=/mnt"]
+    assert exit_code_of([*tiny, "engine=deepspeed", *nvme]) == 2
+    assert "engine.offload_optimizer=cpu" in capsys.readouterr().err
+
+
 def test_zero_options_are_not_fsdps(tiny, capsys):
     assert exit_code_of([*tiny, "engine.zero_stage=2"]) == 2
     assert "engine=deepspeed" in capsys.readouterr().err
