@@ -19,6 +19,8 @@ REGISTRY = {
     "kernels": "benchmarks.kernels",
     "recompute": "benchmarks.recompute",
     "recompute_curve": "benchmarks.recompute_curve",
+    "planning": "benchmarks.planning",
+    "scaling": "benchmarks.scaling",
 }
 
 

@@ -5,19 +5,17 @@ goes down. torch's profiler reports every allocation and free of CPU tensors ins
 storages that sharding engines resize among them.
 """
 
-import time
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from itertools import accumulate
 from typing import Any
 
-import torch
 from torch.profiler import ProfilerActivity, profile, record_function
-from torch.utils._python_dispatch import TorchDispatchMode
+
+from benchmarks.collectives import Collectives
 
 MARK = "peak_memory: "
-SETTLE_SECONDS = 0.002  # until gloo's thread has let go of a finished collective
 
 
 class PeakMemory:
@@ -41,7 +39,7 @@ class PeakMemory:
     def __enter__(self) -> "PeakMemory":
         with ExitStack() as stack:
             stack.enter_context(self._profile)
-            stack.enter_context(_SettledCollectives())
+            stack.enter_context(Collectives(settle=True))
             self._stack = stack.pop_all()
         return self
 
@@ -64,19 +62,3 @@ class PeakMemory:
             first, last = bisect_left(times, start), bisect_right(times, end)
             self.peak[name] = max(held[first : last + 1])
             self.left[name] = held[last]
-
-
-class _SettledCollectives(TorchDispatchMode):
-    """Ends each collective before the next op, in this thread.
-
-    What gloo's threads free is not reported: they must not be the last to hold a tensor.
-    """
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        out = func(*args, **(kwargs or {}))
-        if func.namespace == "c10d":
-            for work in torch.utils._pytree.tree_leaves(out):
-                if hasattr(work, "wait") and not isinstance(work, torch.Tensor):
-                    work.wait()
-            time.sleep(SETTLE_SECONDS)
-        return out

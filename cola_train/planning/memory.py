@@ -14,13 +14,13 @@ from math import prod
 
 from cola_train import costs
 from cola_train.planning.job import FP32, Job
+from cola_train.planning.zero import Zero
 
 PARTS = ("weights", "gradients", "optimizer", "activations", "logits", "workspace")
 
-# model/loss.py's constants, and DeepSpeed's defaults; tests hold them to the originals
+# model/loss.py's constants, to which a test holds them
 CHUNK_BYTES = 128 * 2**20
 SOFTMAX_BYTES = 8 * 2**20
-REDUCE_BUCKET = 5 * 10**8  # elements
 
 
 @dataclass(frozen=True)
@@ -49,8 +49,9 @@ class Memory:
 
 def memory(job: Job) -> Memory:
     """Peak of a training step after the first, on the process that holds most."""
-    engine_moments = zero_moments if job.config.engine.name == "deepspeed" else fsdp_moments
-    moments = list(engine_moments(job))
+    moments = list(
+        zero_moments(job) if job.config.engine.name == "deepspeed" else fsdp_moments(job)
+    )
     largest = {part: max(m.parts[part] for m in moments) for part in PARTS}
     return Memory(max(moments, key=lambda m: m.total), largest)
 
@@ -201,52 +202,88 @@ def block_bytes(job: Job) -> int:
 
 
 def zero_moments(job: Job) -> Iterator[Moment]:
-    """DeepSpeed's ZeRO stages: flat buffers of all parameters, reduced bucket by bucket."""
-    config, block, root = job.config, job.block, job.root
-    L, e, D = config.model.n_layers, job.element, job.processes
-    stage = config.engine.zero_stage or 0
-    P = L * block.elements + root.elements
+    """DeepSpeed's ZeRO stages: flat buffers of all parameters, reduced bucket by bucket.
+
+    As in version 0.19.8: bf16 gradients become fp32 before they are reduced; stage 1 keeps the fp32
+    gradients of all parameters from one step to the next, stage 3 its shard of them and the bucket.
+    """
+    config, zero = job.config, Zero(job)
+    stage, L, e = zero.stage, config.model.n_layers, job.element
+    block, P, D = job.block.elements, zero.parameters, job.processes
+    embedding = prod(costs.root_shapes(config)[0])
     shard = -(-P // D) if stage else P
-    master = FP32 * shard if e != FP32 or stage else 0
-    weights = master + e * (-(-P // D) if stage == 3 else P)
-    overrides = (config.engine.overrides or {}).get("zero_optimization", {})
-    bucket = int(overrides.get("reduce_bucket_size", REDUCE_BUCKET))
-    moved = min(bucket, P)  # elements in flight
+    mixed = e != FP32
+    weights = (FP32 * shard if mixed or stage else 0) + e * (shard if stage == 3 else P)
+    if stage == 3:
+        weights += e * zero.persistent(zero.all_shapes)
     fixed = {"weights": weights, "optimizer": 2 * FP32 * shard}
-    whole = FP32 * P
-    # kept from one step to the next
-    between = {0: 0, 1: whole, 2: 0, 3: FP32 * shard}[stage]
-    grads = {0: e * P, 1: whole, 2: FP32 * shard, 3: FP32 * shard}[stage]
-    buffer = {0: 0, 1: 0, 2: e * bucket, 3: FP32 * bucket}[stage]
+    between = {0: 0, 1: FP32 * P, 2: 0, 3: FP32 * shard}[stage]
+    buffer = {0: 0, 1: 0, 2: e * zero.bucket, 3: FP32 * zero.bucket}[stage]
+    # a bucket, or a gradient too large for it, on its way: as fp32, and gloo's copy of it
+    moved = min(max(zero.bucket, embedding), P)
+    copies = 2 if stage == 3 and job.on_cpu and D > 1 else 1
+    reduced = {0: e + FP32, 1: FP32, 2: FP32, 3: FP32 * copies}[stage] * moved
     kept, step, head = saved_bytes(job), block_bytes(job), costs_of_loss(job)
 
     def moment(name: str, **parts: int) -> Moment:
         return Moment(name, {part: fixed.get(part, 0) + parts.get(part, 0) for part in PARTS})
 
-    gathered = e * (root.elements + block.elements) if stage == 3 else 0
+    def gathered(block_in_use: int | None) -> int:
+        """Stage 3: head and embedding, blocks kept for their backward pass, prefetched ones."""
+        if stage != 3:
+            return 0
+        whole = L if block_in_use is None else block_in_use
+        kept_blocks = sum(zero.stays_gathered(i) for i in range(whole))
+        free = block - zero.persistent(job.block.shapes)
+        blocks = min(kept_blocks * free + min(zero.prefetched, free), whole * free)
+        return e * (2 * embedding + blocks + (0 if block_in_use is None else free))
+
+    def gradients(blocks_done: int) -> int:
+        share = (blocks_done * block + embedding) / P
+        if stage < 2:
+            return between + int(e * P * share)
+        return max(between, int(FP32 * shard * share)) + e * embedding
+
     yield moment(
-        "loss", weights=gathered, gradients=between, activations=L * kept + head.kept,
-        logits=head.peak, workspace=buffer,
-    )  # fmt: skip
+        "loss",
+        weights=gathered(None),
+        gradients=between,
+        activations=L * kept + head.kept,
+        logits=head.peak,
+        workspace=buffer,
+    )
     yield moment(
-        "backward pass of the head", weights=gathered, gradients=between,
-        activations=L * kept + head.kept, logits=head.backward, workspace=buffer,
-    )  # fmt: skip
+        "backward pass of the head",
+        weights=gathered(None),
+        gradients=between,
+        activations=L * kept + head.kept,
+        logits=head.backward,
+        workspace=buffer,
+    )
+    in_flight = reduced if stage > 1 else 0  # stages 0 and 1 reduce after the last micro-batch
     for i in reversed(range(L)):
-        part = (L - 1 - i) * block.elements + root.elements // 2
         yield moment(
-            f"backward pass of block {i}", weights=gathered,
-            gradients=max(between, grads * part // P), activations=(i + 1) * kept,
-            workspace=step + buffer + (e + FP32) * moved,
-        )  # fmt: skip
+            f"backward pass of block {i}",
+            weights=gathered(i),
+            gradients=gradients(L - 1 - i),
+            activations=(i + 1) * kept,
+            workspace=step + buffer + (e * block if stage > 1 else 0),
+        )
+        yield moment(
+            f"reduction of block {i}'s gradients",
+            weights=gathered(i),
+            gradients=gradients(L - 1 - i),
+            activations=i * kept,
+            workspace=buffer + in_flight,
+        )
     yield moment(
-        "end of the backward pass",
-        weights=gathered,
-        gradients=max(between, grads),
-        workspace=buffer + (e + FP32) * moved + (FP32 + e) * root.elements // 2,
+        "reduction of the last gradients",
+        weights=gathered(0),
+        gradients=(between + e * P) if stage < 2 else FP32 * shard + e * embedding,
+        workspace=buffer + reduced,
     )
     yield moment(
         "optimizer step",
-        gradients=max(between, grads),
-        workspace=buffer + (whole if stage == 0 else 0),
+        gradients=max(between, e * P if stage == 0 else FP32 * shard),
+        workspace=buffer + (FP32 * P if stage == 0 and mixed else 0),
     )

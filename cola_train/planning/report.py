@@ -72,7 +72,7 @@ def plot(job: Job, usable_bytes: int, gpu: str, path: Path) -> None:
     figure = Figure(figsize=(8, 4.5), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots()
-    bars = {}
+    bars: dict[str, dict[str, int]] = {}
     for policy in policies(job):
         config = dataclasses.replace(job.config, recompute=RecomputeConfig(policy))
         bars[policy] = memory(dataclasses.replace(job, config=config)).peak.parts

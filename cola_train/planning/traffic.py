@@ -7,6 +7,7 @@ all-reduce takes. tests/test_scaling.py holds them to those of real runs.
 from dataclasses import dataclass
 
 from cola_train.planning.job import FP32, Job
+from cola_train.planning.zero import Shapes, Zero
 
 
 @dataclass(frozen=True)
@@ -27,8 +28,6 @@ class Collective:
 
 def traffic(job: Job) -> list[Collective]:
     """A training step's collectives, those of single numbers left out."""
-    if job.processes == 1:
-        return []
     found = zero_traffic(job) if job.config.engine.name == "deepspeed" else fsdp_traffic(job)
     return [collective for collective in found if collective.bytes]
 
@@ -47,10 +46,46 @@ def fsdp_traffic(job: Job) -> list[Collective]:
             Collective("all_gather", "weights, backward", times * job.element * again, S),
             Collective("reduce_scatter", "gradients", syncs * FP32 * padded, S),
         ]
-    if R > 1:
+    if engine.sharding != "full":  # also among one replica
         found.append(Collective("all_reduce", "gradients", syncs * FP32 * padded // S, R))
     return found
 
 
 def zero_traffic(job: Job) -> list[Collective]:
-    return []
+    """Gradients travel as fp32, as our JSON asks; stages 0 and 1 reduce after the last micro-batch,
+    the others after each. Stage 2 of DeepSpeed 0.19 all-reduces, though each process keeps a shard.
+    """
+    zero, D, e, times = Zero(job), job.processes, job.element, job.accumulation
+    P = zero.parameters
+    if zero.stage == 0:
+        return [Collective("all_reduce", "gradients", FP32 * P, D)]
+    if zero.stage in (1, 2):
+        reduced = zero.aligned if zero.stage == 1 else times * P
+        found = [Collective("all_reduce", "gradients", FP32 * reduced, D)]
+        if D > 1:
+            found.append(Collective("all_gather", "updated weights", e * zero.aligned, D))
+        return found
+    found = [
+        Collective("reduce_scatter", "gradients", times * FP32 * zero.padded(zero.all_shapes), D)
+    ]
+    if D > 1:
+        small = zero.persistent(zero.all_shapes, padded=True)
+        large = zero.padded(zero.all_shapes) - small
+        found += [
+            Collective("all_gather", "weights, forward", times * e * large, D),
+            Collective("all_gather", "weights, backward", times * e * gathered_again(job, zero), D),
+            Collective("all_gather", "updated small weights", e * small, D),
+        ]
+    return found
+
+
+def gathered_again(job: Job, zero: Zero) -> int:
+    """Elements of large parameters that are not kept from the forward to the backward pass."""
+
+    def large(shapes: Shapes) -> int:
+        return zero.padded(shapes) - zero.persistent(shapes, padded=True)
+
+    freed = sum(not zero.stays_gathered(i) for i in range(job.config.model.n_layers))
+    ends = [job.root.shapes[0], job.root.shapes[-1]]
+    root = [shape for shape, stays in zip(ends, zero.root_stays_gathered, strict=True) if not stays]
+    return freed * large(job.block.shapes) + large(root)

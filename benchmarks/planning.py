@@ -1,0 +1,149 @@
+"""The paper's figures 1 and 5 for all five sizes, from the formulas: compute, size, memory by part.
+
+Nothing runs: these are the planner's figures, which tests hold to counted FLOPs and measured peaks.
+"""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmarks.bare_config import bare_config
+from benchmarks.report import Benchmark, Report, table
+from cola_train import costs
+from cola_train.config import Config
+from cola_train.planning.job import Job
+from cola_train.planning.memory import PARTS, memory
+from cola_train.planning.report import stack_bars
+
+SIZES = ("60m", "130m", "350m", "1b", "7b")
+WAYS = {  # name: method, recompute
+    "full rank": ("full", "none"),
+    "full rank, full recompute": ("full", "full"),
+    "cola": ("cola", "none"),
+    "cola, light": ("cola", "light"),
+    "cola_m": ("cola", "cola_m"),
+}
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--batch", type=int, default=32, help="sequences of one GPU at a time (32)")
+    parser.add_argument("--gpus", type=int, default=1, help="GPUs that share all state (1)")
+    parser.add_argument("--plots", type=Path, metavar="FOLDER", help="draw both figures there")
+
+
+def run(options: argparse.Namespace) -> Report:
+    compute = {size: compute_of(size) for size in SIZES}
+    parts: dict[str, dict[str, dict[str, int]]] = {}
+    for size in SIZES:
+        parts[size] = {}
+        for name, (method, recompute) in WAYS.items():
+            config = config_of(size, method, recompute, options.batch * options.gpus)
+            job = Job(config, options.gpus, min(options.gpus, 8))
+            parts[size][name] = memory(job).peak.parts
+    first: list[Sequence[str]] = [
+        [
+            size,
+            f"{of['full']['parameters'] / 1e6:,.1f}",
+            f"{of['cola']['parameters'] / 1e6:,.1f}",
+            f"{of['full']['parameters'] / of['cola']['parameters']:.2f}",
+            f"{of['full']['training_flops_per_token'] / 1e9:.3f}",
+            f"{of['cola']['training_flops_per_token'] / 1e9:.3f}",
+            f"{flops_ratio(of):.2f}",
+        ]
+        for size, of in compute.items()
+    ]
+    headers = ["", "M parameters, full", "cola", "ratio", "GFLOP a token, full", "cola", "ratio"]
+    second: list[Sequence[str]] = [
+        [f"{size}, {name}", *(f"{of[part] / 2**30:.2f}" for part in PARTS),
+         f"{sum(of.values()) / 2**30:.2f}"]
+        for size, ways in parts.items()
+        for name, of in ways.items()
+    ]  # fmt: skip
+    if options.plots:
+        options.plots.mkdir(parents=True, exist_ok=True)
+        draw_compute(compute, options.plots / "planning_compute.png")
+        draw_memory(parts, options, options.plots / "planning_memory.png")
+    text = [
+        table(headers, first),
+        "",
+        f"GiB of one of {options.gpus} GPUs at the peak, {options.batch} x 256 tokens, bf16, FSDP2",
+        table(["", *PARTS, "total"], second),
+    ]
+    return Report({"compute": compute, "memory_bytes": parts}, "\n".join(text))
+
+
+def config_of(size: str, method: str, recompute: str, batch: int) -> Config:
+    return bare_config(
+        size, method, recompute, batch_size=batch, sequence_length=256, precision="bf16",
+        compiled=False, kernels="triton",
+    )  # fmt: skip
+
+
+def compute_of(size: str) -> dict[str, Any]:
+    configs = {method: config_of(size, method, "none", 1) for method in ("full", "cola")}
+    return {
+        method: {
+            "parameters": costs.parameters(config),
+            "training_flops_per_token": costs.training_flops_per_token(config),
+        }
+        for method, config in configs.items()
+    }
+
+
+def flops_ratio(of: dict[str, Any]) -> float:
+    ratio: float = of["full"]["training_flops_per_token"] / of["cola"]["training_flops_per_token"]
+    return ratio
+
+
+def figure_of(rows: int, columns: int, size: tuple[float, float]) -> tuple[Any, Any]:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=size, layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure, figure.subplots(rows, columns)
+
+
+def draw_compute(compute: dict[str, Any], path: Path) -> None:
+    """Training FLOPs a token against parameters, an arrow from full rank to CoLA."""
+    figure, axes = figure_of(1, 1, (7, 4.5))
+    points = {
+        method: [
+            (of[method]["parameters"], of[method]["training_flops_per_token"])
+            for of in compute.values()
+        ]
+        for method in ("full", "cola")
+    }
+    axes.plot(*zip(*points["full"], strict=True), "s", color="tab:gray", label="full rank")
+    axes.plot(*zip(*points["cola"], strict=True), "o", color="tab:red", label="CoLA")
+    for size, start, end in zip(compute, points["full"], points["cola"], strict=True):
+        axes.annotate("", end, start, arrowprops={"arrowstyle": "->", "alpha": 0.5})
+        axes.annotate(size, start, xytext=(6, -10), textcoords="offset points")
+    axes.set(
+        xscale="log", yscale="log", xlabel="parameters", ylabel="training FLOPs a token",
+        title="compute and size, sequences of 256 (modelled)",
+    )  # fmt: skip
+    axes.grid(alpha=0.3)
+    axes.legend()
+    figure.savefig(path, dpi=120)
+
+
+def draw_memory(parts: dict[str, Any], options: argparse.Namespace, path: Path) -> None:
+    """Memory by part, a panel for each size."""
+    figure, panels = figure_of(len(SIZES), 1, (8, 11))
+    for axes, (size, ways) in zip(panels, parts.items(), strict=True):
+        stack_bars(axes, ways)
+        axes.set_title(size, fontsize=10)
+        axes.grid(alpha=0.3, axis="x")
+    panels[-1].set_xlabel(
+        f"GiB of one GPU at the peak of a step, {options.batch} x 256 tokens, "
+        f"{options.gpus} GPUs (modelled)"
+    )
+    panels[-1].legend(ncols=6, fontsize=8, loc="upper center", bbox_to_anchor=(0.4, -0.45))
+    figure.savefig(path, dpi=100)
+
+
+BENCHMARK = Benchmark(
+    "compute, size and memory by part of all five sizes, by the planner (plots)", add_options, run
+)

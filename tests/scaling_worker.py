@@ -1,0 +1,89 @@
+"""Run by test_plan.py and test_scaling.py under torchrun, one process group for all cases.
+
+Arguments: `memory` or `traffic`, the JSON file to write, the overrides of all cases as JSON, then
+each case's own overrides as one word. What is measured goes beside what is planned.
+"""
+
+import gc
+import json
+import sys
+
+import torch
+from runs import make_config
+
+from benchmarks.collectives import Collectives
+from benchmarks.peak import PeakMemory
+from benchmarks.trainer import random_batches, trainer_step
+from cola_train import distributed
+from cola_train.config import Config
+from cola_train.model import attention
+from cola_train.planning.job import Job
+from cola_train.planning.memory import memory
+from cola_train.planning.traffic import traffic
+
+
+def main() -> None:
+    what, path, common, *cases = sys.argv[1:]
+    distributed.start()
+    torch.set_num_threads(1)
+    # A plan is for GPUs: not the attention that CPUs alone prefer in bf16.
+    attention.PRODUCTS_LENGTH = 0
+    results = []
+    for case in cases:
+        config = make_config(*json.loads(common), *case.split())
+        processes = distributed.world_size()
+        job = Job(config, processes, processes, on_cpu=True)
+        measure = {"memory": peak_memory, "traffic": counted_traffic}[what]
+        results.append({"case": case, "processes": processes, **measure(config, job)})
+    if distributed.is_main():
+        with open(path, "w") as file:
+            json.dump(results, file)
+    distributed.stop()
+
+
+def build(config: Config, job: Job):
+    batches = random_batches(config)[: job.accumulation]
+    return trainer_step(config, distributed.device(), batches)
+
+
+def peak_memory(config: Config, job: Job):
+    """The second step's peak, which finds the optimizer's state allocated."""
+    gc.collect()  # what the case before left is not freed in this one
+    with PeakMemory() as measured:
+        with measured.phase("build"):
+            step = build(config, job)
+        with measured.phase("first"):
+            step()
+        with measured.phase("second"):
+            step()
+    planned = memory(job)
+    return {
+        "peak": measured.peak["second"],
+        "between": measured.left["second"],
+        "built": measured.left["build"],
+        "planned": planned.total,
+        "moment": planned.peak.name,
+        "parts": planned.peak.parts,
+        "largest": planned.largest,
+    }
+
+
+def counted_traffic(config: Config, job: Job):
+    """The third step's bytes by kind; before it DeepSpeed records the order of modules."""
+    step = build(config, job)
+    step()
+    step()
+    with Collectives() as counted:
+        step()
+    planned: dict[str, int] = {}
+    for collective in traffic(job):
+        planned[collective.kind] = planned.get(collective.kind, 0) + collective.bytes
+    return {
+        "counted": dict(counted.bytes),
+        "planned": planned,
+        "small": dict(counted.small_calls),
+    }
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,218 @@
+"""The planner: totals of FACTS, memory against measured peaks, the command and its refusals."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from runs import REPOSITORY, make_config
+
+from cola_train import costs
+from cola_train.errors import EXIT_USER_ERROR
+from cola_train.planning import memory, zero
+from cola_train.planning.gpus import GIB, GPUS
+from cola_train.planning.job import Job
+
+WORKER = Path(__file__).with_name("scaling_worker.py")
+PARAMETERS = {  # full rank, CoLA: from the official code's modules and the shapes
+    "60m": (58_073_600, 42_770_944),
+    "130m": (134_105_856, 93_997_824),
+    "350m": (367_969_280, 185_222_144),
+    "1b": (1_339_082_752, 609_310_720),
+    "7b": (6_738_415_616, 2_820_935_680),
+}
+FORWARD_GFLOPS = {"60m": (0.0876, 0.0570), "1b": (2.597, 1.138)}  # a token, T = 256
+SHAPE = [
+    "model.n_layers=4", "model.d_model=256", "model.d_ff=688", "model.n_heads=4",
+    "model.vocab_size=4096", "data.vocab_size=4096", "train.sequence_length=128",
+    "data.document_mask=false", "tracking=local", "train.precision=bf16",
+]  # fmt: skip
+ZERO = "engine=deepspeed engine.overrides={zero_optimization:{reduce_bucket_size:400000}}"
+MEMORY_CASES = {
+    1: [
+        "method=full train.batch_size=8",
+        "method=cola train.batch_size=4 train.micro_batch_size=2",
+        "method=cola recompute=cola_m train.batch_size=16",
+        "method=cola recompute=full train.precision=fp32 train.batch_size=8",
+        f"{ZERO} engine.zero_stage=2 train.batch_size=8",
+    ],
+    2: [
+        "method=cola train.batch_size=8",
+        "method=cola recompute=light train.batch_size=32",
+        "method=full recompute=full train.batch_size=4 train.sequence_length=32",
+        "method=full engine.reshard_after_forward=false train.batch_size=8",
+        "method=cola engine.sharding=replicate train.batch_size=4",
+        "method=cola engine.sync_every_micro_batch=false train.batch_size=8 "
+        "train.micro_batch_size=1",
+        f"{ZERO} engine.zero_stage=0 train.batch_size=8",
+        f"{ZERO} engine.zero_stage=1 recompute=cola_m train.batch_size=8",
+        f"{ZERO} engine.zero_stage=2 method=full train.batch_size=8",
+        f"{ZERO} engine.zero_stage=3 train.batch_size=16",
+        f"{ZERO} engine.zero_stage=3 train.batch_size=4 train.sequence_length=32",
+    ],
+}
+
+
+def measure(what: str, processes: int, shape: list[str], cases: list[str], folder: Path):
+    """What scaling_worker.py finds, in one process group."""
+    file = folder / f"{what}{processes}.json"
+    common = json.dumps([*shape, f"run_dir={folder / 'run'}", "train.threads=1"])
+    ran = subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", "--standalone",
+         f"--nproc-per-node={processes}", str(WORKER), what, str(file), common, *cases],
+        cwd=REPOSITORY,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1",
+             "PYTHONPATH": os.pathsep.join([str(REPOSITORY), *filter(None, sys.path)])},
+        capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    return json.loads(file.read_text())
+
+
+def without_deepspeed(cases: list[str]) -> list[str]:
+    try:
+        import deepspeed  # noqa: F401
+    except ImportError:
+        return [case for case in cases if "deepspeed" not in case]
+    return cases
+
+
+@pytest.mark.parametrize("size", PARAMETERS)
+def test_totals_of_the_papers_models(size):
+    for method, expected in zip(("full", "cola"), PARAMETERS[size], strict=True):
+        config = make_config(f"model={size}", f"method={method}")
+        assert costs.parameters(config) == expected
+        job = Job(config, 1, 1)
+        assert job.root.elements + config.model.n_layers * job.block.elements == expected
+        if size in FORWARD_GFLOPS:
+            gflops = FORWARD_GFLOPS[size][method == "cola"]
+            assert costs.forward_flops_per_token(config) / 1e9 == pytest.approx(gflops, abs=6e-4)
+
+
+@pytest.mark.parametrize("method", ["full", "cola"])
+def test_flops_of_the_whole_model(method):
+    """Head and all blocks, forward and backward, on the real modules (blocks of all sizes and
+    policies: test_recompute.py)."""
+    import torch
+
+    from benchmarks.count import flops
+    from cola_train.methods import build_method
+    from cola_train.model import build_model
+
+    config = make_config("model=1b", f"method={method}", "model.n_layers=2", "kernels=torch")
+    model = build_model(config, build_method(config))
+    tokens = torch.zeros(2, 256, dtype=torch.long, device="meta")
+    with flops() as counter:
+        logits = model(tokens)
+    assert counter.get_total_flops() == 512 * costs.forward_flops_per_token(config)
+    with flops() as counter:
+        logits.sum().backward()
+    training = costs.training_flops_per_token(config)
+    assert counter.get_total_flops() == 512 * (training - costs.forward_flops_per_token(config))
+
+
+@pytest.mark.parametrize("processes", MEMORY_CASES)
+def test_memory_is_within_a_tenth_of_measured_peaks(processes, tmp_path):
+    cases = without_deepspeed(MEMORY_CASES[processes])
+    for found in measure("memory", processes, SHAPE, cases, tmp_path):
+        about = json.dumps(found)
+        assert found["planned"] == pytest.approx(found["peak"], rel=0.1), about
+        if "deepspeed" in found["case"]:
+            continue
+        # weights alone, after building; weights and moments between steps: to the small buffers
+        weights = found["largest"]["optimizer"] // 2
+        assert found["built"] == pytest.approx(weights, rel=0.02), about
+        assert found["between"] == pytest.approx(3 * weights, rel=0.02), about
+
+
+def test_the_planners_constants_are_the_models():
+    from cola_train.model import loss
+
+    assert (memory.CHUNK_BYTES, memory.SOFTMAX_BYTES) == (loss.CHUNK_BYTES, loss.SOFTMAX_BYTES)
+
+
+def test_the_planners_constants_are_deepspeeds():
+    config = pytest.importorskip("deepspeed.runtime.zero.config")
+    fields = config.DeepSpeedZeroConfig.model_fields
+    by_alias = {field.alias or name: field.default for name, field in fields.items()}
+    for name, value in zero.DEFAULTS.items():
+        assert by_alias[name] == value
+
+
+def cola_plan(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "cola_train.plan", *arguments],
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+    )
+
+
+def test_command_answers_soon_and_imports_no_engine():
+    code = (
+        "import sys; from cola_train.plan import main\n"
+        "try: main()\n"
+        "except SystemExit as end: assert end.code == 0\n"
+        "bad = [m for m in ('torch', 'deepspeed', 'cola_train.engines') if m in sys.modules]\n"
+        "assert not bad, bad"
+    )
+    start = time.perf_counter()
+    ran = subprocess.run(
+        [sys.executable, "-c", code, "model=7b", "gpus=8", "goal=throughput", "output=json"],
+        cwd=REPOSITORY, capture_output=True, text=True,
+    )  # fmt: skip
+    seconds = time.perf_counter() - start
+    assert ran.returncode == 0, ran.stderr
+    assert seconds < 5
+    answer = json.loads(ran.stdout)  # and nothing else on stdout
+    assert answer["parameters"] == PARAMETERS["7b"][1]
+    assert answer["memory"]["total_bytes"] == sum(answer["memory"]["parts_bytes"].values())
+    assert answer["memory"]["fits"]
+    # what it proposes is a config that plans the same
+    again = cola_plan("model=7b", "gpus=8", "output=json", *answer["overrides"])
+    assert again.returncode == 0, again.stderr
+    for key in ("memory", "traffic", "step_time", "micro_batch_size"):
+        assert json.loads(again.stdout)[key] == answer[key]
+
+
+def test_largest_micro_batch_is_the_largest(tmp_path):
+    common = ["model=1b", "recompute=cola_m", "gpu=a10", f"plot={tmp_path / 'plan.png'}"]
+    answer = json.loads(cola_plan(*common, "output=json").stdout)
+    largest = answer["largest_micro_batch_size"]
+    assert largest > 1
+    for size, fits in ((largest, True), (largest + 1, False)):
+        batch = f"train.batch_size={2 * size if largest < 32 else size}"
+        ran = cola_plan(*common, batch, f"train.micro_batch_size={size}", "output=json")
+        assert json.loads(ran.stdout)["memory"]["fits"] is fits, ran.stdout
+    assert (tmp_path / "plan.png").stat().st_size > 1000
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["model=7b", "method=full", "gpus=1"], ["optimizer", "gpus=2", "method=cola"]),
+        (["model=7b", "method=full", "gpus=8", "engine.sharding=replicate", "gpu=a10"],
+         ["engine.sharding=full"]),
+        (["model=60m", "train.sequence_length=8388608", "gpu=a10"], ["activations", "sequence"]),
+        (["model=60m", "gpux=8"], ["gpux", "did you mean `gpu`"]),
+        (["model=60m", "gpu=h1000"], ["gpu:", "h100-80gb"]),
+        (["model=60m", "gpus=8", "train.batch_size=12"], ["train.batch_size", "multiple of 8"]),
+        (["model=60m", "method=full", "recompute=cola_m"], ["recompute: cola_m"]),
+    ],
+)  # fmt: skip
+def test_impossible_questions(arguments, words):
+    ran = cola_plan(*arguments)
+    assert ran.returncode == EXIT_USER_ERROR
+    assert not ran.stdout and "Traceback" not in ran.stderr
+    for word in words:
+        assert word in ran.stderr, ran.stderr
+
+
+def test_every_gpu_of_the_table_can_be_named():
+    from cola_train.plan import PlanConfig
+
+    assert set(PlanConfig.__annotations__["gpu"].__args__) == set(GPUS)
+    assert all(16 * GIB < gpu.memory_bytes < 256 * GIB for gpu in GPUS.values())
