@@ -8,16 +8,7 @@ import time
 
 import torch
 
-# Dense bf16 peak, FLOP/s, from NVIDIA's data sheets (SXM parts; no sparsity).
-GPU_PEAK_BF16 = {
-    "H200": 989e12,
-    "H100 PCIe": 756e12,
-    "H100": 989e12,
-    "A100": 312e12,
-    "L40S": 362e12,
-    "A10": 125e12,
-    "4090": 165e12,
-}
+from cola_train.planning.gpus import GPUS
 
 
 def has_bf16(device: torch.device) -> bool:
@@ -81,9 +72,10 @@ def peak_flops(device: torch.device, dtype: torch.dtype) -> float | None:
     """
     if device.type == "cuda":
         name = torch.cuda.get_device_name(device)
-        for known, peak in GPU_PEAK_BF16.items():
-            if known in name:
-                return peak if dtype == torch.bfloat16 else None
+        # the longest first: "H100 PCIe" before "H100"
+        for gpu in sorted(GPUS.values(), key=lambda gpu: -len(gpu.device_name)):
+            if gpu.device_name in name:
+                return gpu.bf16_flops if dtype == torch.bfloat16 else None
         return None
     n = 1024
     a = torch.ones(n, n, dtype=dtype)

@@ -2,9 +2,9 @@
 
 import json
 import os
+import resource
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -27,31 +27,26 @@ PARAMETERS = {  # full rank, CoLA: from the official code's modules and the shap
 FORWARD_GFLOPS = {"60m": (0.0876, 0.0570), "1b": (2.597, 1.138)}  # a token, T = 256
 SHAPE = [
     "model.n_layers=4", "model.d_model=256", "model.d_ff=688", "model.n_heads=4",
-    "model.vocab_size=4096", "data.vocab_size=4096", "train.sequence_length=128",
+    "model.vocab_size=4096", "data.vocab_size=4096", "train.sequence_length=64",
     "data.document_mask=false", "tracking=local", "train.precision=bf16",
 ]  # fmt: skip
 ZERO = "engine=deepspeed engine.overrides={zero_optimization:{reduce_bucket_size:400000}}"
 MEMORY_CASES = {
     1: [
         "method=full train.batch_size=8",
-        "method=cola train.batch_size=4 train.micro_batch_size=2",
-        "method=cola recompute=cola_m train.batch_size=16",
-        "method=cola recompute=full train.precision=fp32 train.batch_size=8",
-        f"{ZERO} engine.zero_stage=2 train.batch_size=8",
+        "recompute=cola_m train.batch_size=32 train.micro_batch_size=16",
+        "recompute=full train.precision=fp32 train.batch_size=8",
     ],
     2: [
-        "method=cola train.batch_size=8",
-        "method=cola recompute=light train.batch_size=32",
-        "method=full recompute=full train.batch_size=4 train.sequence_length=32",
-        "method=full engine.reshard_after_forward=false train.batch_size=8",
-        "method=cola engine.sharding=replicate train.batch_size=4",
-        "method=cola engine.sync_every_micro_batch=false train.batch_size=8 "
-        "train.micro_batch_size=1",
+        "method=full engine.reshard_after_forward=false train.batch_size=16",
+        "recompute=light train.batch_size=32",
+        "method=full recompute=full train.batch_size=4",
+        "engine.sharding=replicate train.batch_size=16",
+        "engine.sync_every_micro_batch=false train.batch_size=8 train.micro_batch_size=1",
         f"{ZERO} engine.zero_stage=0 train.batch_size=8",
-        f"{ZERO} engine.zero_stage=1 recompute=cola_m train.batch_size=8",
-        f"{ZERO} engine.zero_stage=2 method=full train.batch_size=8",
-        f"{ZERO} engine.zero_stage=3 train.batch_size=16",
-        f"{ZERO} engine.zero_stage=3 train.batch_size=4 train.sequence_length=32",
+        f"{ZERO} engine.zero_stage=1 recompute=cola_m train.batch_size=16",
+        f"{ZERO} engine.zero_stage=2 method=full train.batch_size=16",
+        f"{ZERO} engine.zero_stage=3 train.batch_size=32",
     ],
 }
 
@@ -159,14 +154,15 @@ def test_command_answers_soon_and_imports_no_engine():
         "bad = [m for m in ('torch', 'deepspeed', 'cola_train.engines') if m in sys.modules]\n"
         "assert not bad, bad"
     )
-    start = time.perf_counter()
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
     ran = subprocess.run(
         [sys.executable, "-c", code, "model=7b", "gpus=8", "goal=throughput", "output=json"],
         cwd=REPOSITORY, capture_output=True, text=True,
     )  # fmt: skip
-    seconds = time.perf_counter() - start
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
     assert ran.returncode == 0, ran.stderr
-    assert seconds < 5
+    # of processor time: the machine may be busy with other things
+    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 5
     answer = json.loads(ran.stdout)  # and nothing else on stdout
     assert answer["parameters"] == PARAMETERS["7b"][1]
     assert answer["memory"]["total_bytes"] == sum(answer["memory"]["parts_bytes"].values())
@@ -179,15 +175,15 @@ def test_command_answers_soon_and_imports_no_engine():
 
 
 def test_largest_micro_batch_is_the_largest(tmp_path):
-    common = ["model=1b", "recompute=cola_m", "gpu=a10", f"plot={tmp_path / 'plan.png'}"]
-    answer = json.loads(cola_plan(*common, "output=json").stdout)
+    common = ["model=1b", "recompute=cola_m", "gpu=a10", "output=json"]
+    plot = tmp_path / "plan.png"
+    answer = json.loads(cola_plan(*common, f"plot={plot}").stdout)
+    assert plot.stat().st_size > 1000
     largest = answer["largest_micro_batch_size"]
-    assert largest > 1
+    assert largest > 32  # so that the whole batch of 32 fits at once, without accumulation
     for size, fits in ((largest, True), (largest + 1, False)):
-        batch = f"train.batch_size={2 * size if largest < 32 else size}"
-        ran = cola_plan(*common, batch, f"train.micro_batch_size={size}", "output=json")
+        ran = cola_plan(*common, f"train.batch_size={size}")
         assert json.loads(ran.stdout)["memory"]["fits"] is fits, ran.stdout
-    assert (tmp_path / "plan.png").stat().st_size > 1000
 
 
 @pytest.mark.parametrize(

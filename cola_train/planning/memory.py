@@ -213,11 +213,16 @@ def zero_moments(job: Job) -> Iterator[Moment]:
     embedding = prod(costs.root_shapes(config)[0])
     shard = -(-P // D) if stage else P
     mixed = e != FP32
-    weights = (FP32 * shard if mixed or stage else 0) + e * (shard if stage == 3 else P)
+    # Offloaded, state is in the host's memory, or on a disk; not measured.
+    offloads = [config.engine.offload_optimizer, config.engine.offload_parameters]
+    state_here, weights_here = (where in (None, "none") for where in offloads)
+    weights = (FP32 * shard if (mixed or stage) and state_here else 0) + (
+        e * (shard if stage == 3 else P) if weights_here else 0
+    )
     if stage == 3:
         weights += e * zero.persistent(zero.all_shapes)
-    fixed = {"weights": weights, "optimizer": 2 * FP32 * shard}
-    between = {0: 0, 1: FP32 * P, 2: 0, 3: FP32 * shard}[stage]
+    fixed = {"weights": weights, "optimizer": 2 * FP32 * shard if state_here else 0}
+    between = {0: 0, 1: FP32 * P, 2: 0, 3: FP32 * shard if state_here else 0}[stage]
     buffer = {0: 0, 1: 0, 2: e * zero.bucket, 3: FP32 * zero.bucket}[stage]
     # a bucket, or a gradient too large for it, on its way: as fp32, and gloo's copy of it
     moved = min(max(zero.bucket, embedding), P)
