@@ -14,7 +14,7 @@ from math import prod
 
 from cola_train import costs
 from cola_train.planning.job import FP32, Job
-from cola_train.planning.zero import Zero
+from cola_train.planning.zero import STAGE0_BUCKET, Zero
 
 PARTS = ("weights", "gradients", "optimizer", "activations", "logits", "workspace")
 
@@ -225,7 +225,8 @@ def zero_moments(job: Job) -> Iterator[Moment]:
     between = {0: 0, 1: FP32 * P, 2: 0, 3: FP32 * shard if state_here else 0}[stage]
     buffer = {0: 0, 1: 0, 2: e * zero.bucket, 3: FP32 * zero.bucket}[stage]
     # a bucket, or a gradient too large for it, on its way: as fp32, and gloo's copy of it
-    moved = min(max(zero.bucket, embedding), P)
+    # (stage 0's is of fixed size)
+    moved = min(STAGE0_BUCKET if stage == 0 else max(zero.bucket, embedding), P)
     copies = 2 if stage == 3 and job.on_cpu and D > 1 else 1
     reduced = {0: e + FP32, 1: FP32, 2: FP32, 3: FP32 * copies}[stage] * moved
     kept, step, head = saved_bytes(job), block_bytes(job), costs_of_loss(job)

@@ -14,6 +14,8 @@ DEFAULTS = {
     "stage3_max_reuse_distance": 1_000_000_000,
 }
 
+STAGE0_BUCKET = 500_000_000  # elements; of engine.allreduce_no_retain, no option
+
 Shapes = Sequence[tuple[int, ...]]
 
 
