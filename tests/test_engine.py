@@ -74,8 +74,9 @@ def test_recomputation_changes_nothing_at_full_rank(tiny):
     assert (losses, norms) == again[:2]
 
 
-@pytest.mark.parametrize("policy", ["none", "cola_m"])
+@pytest.mark.parametrize("policy", ["none", "cola_m", "light"])
 def test_compiled_is_eager_to_rounding(tiny, policy):
+    tiny = [*tiny, "method.activation=both"]
     losses, norms, _ = trained(tiny, steps=2, count=1, rows=4)
     compiled = [*tiny, f"recompute={policy}", "train.compile=true"]
     compiled = trained(compiled, steps=2, count=1, rows=4)

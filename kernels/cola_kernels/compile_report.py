@@ -197,6 +197,8 @@ def main() -> int:
     parser.add_argument("--arch", choices=ARCHITECTURES, required=True)
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the rows there too")
     options = parser.parse_args()
+    if options.json and not options.json.parent.is_dir():
+        parser.error(f"--json: the folder {options.json.parent} does not exist; make it first")
     if interpreting():
         parser.error("unset TRITON_INTERPRET: the interpreter compiles nothing")
 

@@ -50,7 +50,11 @@ def gated_down(
 
 def gated(g: Tensor, u: Tensor, gate_silu: bool) -> Tensor:
     """f(g) * u, f = SiLU with `gate_silu`, else the identity; keeps g and u alone."""
-    return _SwiGLU.apply(g, u) if gate_silu else g * u
+    if not gate_silu:
+        return g * u
+    if torch.compiler.is_compiling():  # it fuses this; and Dynamo of 2.11 loses _SwiGLU's gradient
+        return F.silu(g) * u
+    return _SwiGLU.apply(g, u)
 
 
 class _SwiGLU(torch.autograd.Function):

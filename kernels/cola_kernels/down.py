@@ -12,7 +12,7 @@ from torch.utils.flop_counter import register_flop_formula
 
 from cola_kernels.gemm import aligned, empty_aligned, gemm
 from cola_kernels.launch import Launch, unit_stride
-from cola_kernels.support import UnsupportedError, architecture, check
+from cola_kernels.support import UnsupportedError, architecture, check, check_matrices, flat
 
 
 def down(x: Tensor, weights: Sequence[Tensor]) -> Tensor:
@@ -23,7 +23,7 @@ def down(x: Tensor, weights: Sequence[Tensor]) -> Tensor:
     Raises:
         UnsupportedError: a shape, dtype or device that the kernel does not take.
     """
-    z: Tensor = torch.ops.cola_kernels.down(x.flatten(0, -2), list(weights))
+    z: Tensor = torch.ops.cola_kernels.down(flat("down", "x", x), list(weights))
     return z.unflatten(0, x.shape[:-1])
 
 
@@ -52,6 +52,7 @@ def _down_fake(x: Tensor, weights: list[Tensor]) -> Tensor:
     if not weights:
         raise UnsupportedError("cola_kernels.down: weights is empty; give at least one")
     named = {f"weights[{i}]": weight for i, weight in enumerate(weights)}
+    check_matrices("down", named)
     shapes = {name: (weight.shape[0], x.shape[1]) for name, weight in named.items()}
     check("down", {"x": x, **named}, {"x": tuple(x.shape), **shapes})
     return x.new_empty(x.shape[0], sum(weight.shape[0] for weight in weights))

@@ -18,7 +18,7 @@ import cola_kernels.up  # noqa: F401  (they register down_backward and up_backwa
 from cola_kernels.gated_up import gated_up_backward_launch, gated_up_launch
 from cola_kernels.gemm import aligned, empty_aligned
 from cola_kernels.launch import unit_stride
-from cola_kernels.support import architecture, check
+from cola_kernels.support import architecture, check, check_matrices, flat
 
 
 def gated_down(
@@ -36,7 +36,7 @@ def gated_down(
     """
     rows = z.shape[:-1]
     z_d: Tensor = torch.ops.cola_kernels.gated_down(
-        z.flatten(0, -2), gate, up, down, activation, gate_silu
+        flat("gated_down", "z", z), gate, up, down, activation, gate_silu
     )
     return z_d.unflatten(0, rows)
 
@@ -57,6 +57,7 @@ def _gated_down(
 def _gated_down_fake(
     z: Tensor, gate: Tensor, up: Tensor, down: Tensor, activation: bool, gate_silu: bool
 ) -> Tensor:
+    check_matrices("gated_down", {"gate": gate, "up": up, "down": down})
     d_ff, r = gate.shape
     check(
         "gated_down",

@@ -29,7 +29,7 @@ from cola_kernels.gemm import (
     tile_pointers,
 )
 from cola_kernels.launch import Launch, unit_stride
-from cola_kernels.support import architecture, check
+from cola_kernels.support import architecture, check, check_matrices, flat
 
 
 def gated_up(
@@ -43,7 +43,9 @@ def gated_up(
     Raises:
         UnsupportedError: a shape, dtype or device that the kernel does not take.
     """
-    p: Tensor = torch.ops.cola_kernels.gated_up(z.flatten(0, -2), gate, up, activation, gate_silu)
+    p: Tensor = torch.ops.cola_kernels.gated_up(
+        flat("gated_up", "z", z), gate, up, activation, gate_silu
+    )
     return p.unflatten(0, z.shape[:-1])
 
 
@@ -202,6 +204,7 @@ def _gated_up(z: Tensor, gate: Tensor, up: Tensor, activation: bool, gate_silu: 
 def _gated_up_fake(
     z: Tensor, gate: Tensor, up: Tensor, activation: bool, gate_silu: bool
 ) -> Tensor:
+    check_matrices("gated_up", {"gate": gate, "up": up})
     d_ff, r = gate.shape
     check(
         "gated_up",

@@ -54,9 +54,8 @@ def select(kernels: str, device: torch.device | str) -> ModuleType:
     if kernels == "triton" and reason is not None:
         raise UnsupportedError(f"kernels=triton: {reason}; use kernels=auto or kernels=torch")
     # auto never means the interpreter: it is thousands of times slower than torch
-    fused = kernels == "triton" or (
-        kernels == "auto" and reason is None and torch.device(device).type == "cuda"
-    )
+    on_gpu = torch.device(device).type == "cuda" and not interpreting()
+    fused = kernels == "triton" or (kernels == "auto" and reason is None and on_gpu)
     return importlib.import_module(f"cola_kernels.{'fused' if fused else 'composed'}")
 
 
@@ -76,6 +75,29 @@ def architecture(op: str, device: torch.device) -> str:
         return "sm_80"
     # 9.0 and 10.x have 227 KiB of shared memory; 8.6, 8.9 and 12.x less than 8.0
     return "sm_90" if capability[0] in (9, 10) else "sm_86"
+
+
+def flat(op: str, name: str, x: Tensor) -> Tensor:
+    """x (..., d) as (n, d).
+
+    Raises:
+        UnsupportedError: it has no leading axis.
+    """
+    if x.dim() < 2:
+        raise UnsupportedError(
+            f"cola_kernels.{op}: {name} has shape {tuple(x.shape)}; it needs an axis of rows "
+            "before its last"
+        )
+    return x.flatten(0, -2)
+
+
+def check_matrices(op: str, weights: Mapping[str, Tensor]) -> None:
+    """Raises UnsupportedError for the first of `weights` that is not a matrix."""
+    for name, weight in weights.items():
+        if weight.dim() != 2:
+            raise UnsupportedError(
+                f"cola_kernels.{op}: {name} has shape {tuple(weight.shape)}; it must be a matrix"
+            )
 
 
 def check(op: str, tensors: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ...]]) -> None:

@@ -14,7 +14,7 @@ from torch.utils.flop_counter import register_flop_formula
 
 from cola_kernels.gemm import gemm
 from cola_kernels.launch import Launch, unit_stride
-from cola_kernels.support import UnsupportedError, architecture, check
+from cola_kernels.support import UnsupportedError, architecture, check, check_matrices, flat
 
 
 def up(
@@ -30,8 +30,8 @@ def up(
             more than one weight.
     """
     rows = z.shape[:-1]
-    flat = None if residual is None else residual.flatten(0, -2)
-    ys = torch.ops.cola_kernels.up(z.flatten(0, -2), list(weights), flat, activation)
+    added = None if residual is None else flat("up", "residual", residual)
+    ys = torch.ops.cola_kernels.up(flat("up", "z", z), list(weights), added, activation)
     return tuple(y.unflatten(0, rows) for y in ys)
 
 
@@ -88,6 +88,7 @@ def _up_fake(
     if not weights:
         raise UnsupportedError("cola_kernels.up: weights is empty; give at least one")
     tensors = {f"weights[{i}]": weight for i, weight in enumerate(weights)}
+    check_matrices("up", tensors)
     shapes = {name: tuple(weight.shape) for name, weight in tensors.items()}
     if residual is not None:
         if len(weights) != 1:

@@ -271,6 +271,10 @@ def test_mistakes_name_themselves() -> None:
     x, A = randn(4, 8), randn(3, 8)
     for call, message in [
         (lambda: fused.down(x, []), "down: weights is empty"),
+        (lambda: fused.down(x[0], [A]), r"down: x has shape \(8,\); it needs an axis of rows"),
+        (lambda: fused.up(x, [A[0]]), r"up: weights\[0\] has shape \(8,\); it must be a matrix"),
+        (lambda: fused.gated_up(x, A[0], A), r"gated_up: gate has shape \(8,\)"),
+        (lambda: fused.gated_down(x, A, A, A[0]), r"gated_down: down has shape \(8,\)"),
         (lambda: fused.down(x, [A, randn(3, 9)]), r"down: weights\[1\] has shape \(3, 9\)"),
         (lambda: fused.down(x, [A.half()]), r"down: weights\[0\] has dtype torch.float16"),
         (lambda: fused.down(x.double(), [A.double()]), "down: x is torch.float64"),

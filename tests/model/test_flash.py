@@ -27,7 +27,7 @@ def test_flash_equals_sdpa(packed):
 
     def run(module, x):
         x = x.detach().requires_grad_()
-        y = module(x, table, attention_documents(documents, module.backend, x))
+        y = module(x, table, attention_documents(documents, module.backend, x), torch.zeros_like(x))
         y.float().square().sum().backward()
         return [y.detach().float(), x.grad.float()]
 
