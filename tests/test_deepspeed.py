@@ -75,11 +75,13 @@ def test_every_checkpoint_resumes_under_every_engine_on_any_number_of_processes(
     """75 of the 225 pairs of docs/engines.md's table; ALL_PAIRS=1 in the environment: all."""
     folder = tmp_path / "checkpoints"
     folder.mkdir()
+    # 34 does not divide by four processes: ZeRO-3 pads the norms' weights
+    uneven = [*tiny, "model.n_layers=1", "model.d_model=34", "model.n_heads=1"]
     difference = {}
     for mode, processes in (
         ("save", 1), ("save", 2), ("save,resume", 4), ("resume", 2), ("resume", 1),
     ):  # fmt: skip
-        found = worker(mode, folder, [*tiny, "model.n_layers=1"], tmp_path, processes)
+        found = worker(mode, folder, uneven, tmp_path, processes)
         if "resume" in mode:
             message = found.pop("uneven steps")
             assert "resume" in message and "engine=fsdp" in message

@@ -194,6 +194,8 @@ class DeepSpeedEngine:
         """Into the fp32 weight and the one that the model computes with."""
         if self.masters is not None:
             self.masters[parameter].data.copy_(value)
+        elif self.stage == 3:
+            self._set_partition(parameter, value)
         else:
             self.deepspeed.utils.safe_set_full_fp32_param(parameter, value)
         gathered = self.deepspeed.zero.GatheredParameters
@@ -208,8 +210,24 @@ class DeepSpeedEngine:
     def _set_state(self, parameter: nn.Parameter, key: str, value: Tensor) -> None:
         if self.masters is not None:
             self.optimizer.state[self.masters[parameter]][key].copy_(value)
+        elif self.stage == 3:
+            self._set_partition(parameter, value, key)
         else:
             self.deepspeed.utils.safe_set_full_optimizer_state(parameter, value, key)
+
+    def _set_partition(
+        self, parameter: nn.Parameter, value: Tensor, key: str | None = None
+    ) -> None:
+        """Stage 3: this process's part of the fp32 weight, or of its state. DeepSpeed's
+        `safe_set_full_*` fail where the processes do not divide the size, and parts are padded."""
+        zero = self.zero
+        part, group = zero._get_fp32_opt_state_partition(
+            parameter, release_swap_buffers=False, optim_state_key=key
+        )
+        mine = value.flatten()[dist.get_rank() * part.numel() :][: part.numel()]
+        part.data[: mine.numel()].copy_(mine)
+        if zero._swappable_optimizer_subgroup(group):
+            zero._optimizer_states_and_gradient_swap_out(group)
 
     def _state_keys(self) -> tuple[list[str], dict[str, Tensor]]:
         """The optimizer's state: keys of what has the weights' shape, and its counters."""
