@@ -140,15 +140,24 @@ def whole(engine: Engine) -> dict[str, Tensor]:
     }
 
 
+def steps_counted(engine: Engine) -> list[float]:
+    """The optimizer's counts of its steps, one for each parameter: the values that occur."""
+    steps = {t.item() for name, t in engine.tensors().items() if name.endswith(".step")}
+    return sorted(steps)
+
+
 def skips(_: str, overrides: list[str]) -> dict[str, Any]:
-    """Engine and fault -> whether the step was skipped, what it changed, the next step's loss."""
+    """Engine and fault -> whether the step was skipped, what it changed, the next step's loss,
+    and the counts of steps before and after the first."""
     results = {}
     for precision in ("fp32", "bf16"):
         for name, choice in ENGINES.items():
             engine: Any = engine_of(
                 make_config(*overrides, *choice, f"train.precision={precision}")
             )
+            counted = [steps_counted(engine)]  # a save before the first step is no step
             engine.train_step(micro_batches(0), LR)
+            counted.append(steps_counted(engine))
             usual = engine._loss
             for fault in ("loss", "gradient", "spike"):
 
@@ -171,7 +180,7 @@ def skips(_: str, overrides: list[str]) -> dict[str, Any]:
                     "changed": [key for key in before if not torch.equal(before[key], after[key])],
                 }
             following = engine.train_step(micro_batches(1), LR)
-            results[f"{name} {precision} loss"]["next"] = following.loss
+            results[f"{name} {precision} loss"] |= {"next": following.loss, "counted": counted}
             discard(engine)
     return results
 

@@ -67,12 +67,14 @@ def test_a_skipped_step_changes_nothing_on_any_process(results):
     assert len(skips) == len(ENGINES) * 6
     for case, result in skips.items():
         assert result["skipped"] and not result["changed"], (case, result)
+    counted = [result["counted"] for result in skips.values() if "counted" in result]
+    assert counted == [[[0.0], [1.0]]] * len(ENGINES) * 2
     following = [result["next"] for case, result in skips.items() if "fp32 loss" in case]
     assert following == pytest.approx([following[0]] * len(ENGINES), abs=1e-5)
 
 
 def test_every_checkpoint_resumes_under_every_engine_on_any_number_of_processes(tiny, tmp_path):
-    """75 of the 225 pairs of docs/engines.md's table; ALL_PAIRS=1 in the environment: all."""
+    """75 of the 441 pairs of docs/engines.md's table; ALL_PAIRS=1 in the environment: all."""
     folder = tmp_path / "checkpoints"
     folder.mkdir()
     # 34 does not divide by four processes: ZeRO-3 pads the norms' weights

@@ -4,12 +4,14 @@ A new engine is one module here, one entry in ENGINES, one YAML file, one test.
 """
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from importlib import import_module
 from typing import TYPE_CHECKING, Protocol
 
 import torch
 from torch import Tensor
+from torch.optim import Optimizer
 
 if TYPE_CHECKING:
     from cola_train.config import Config
@@ -67,6 +69,14 @@ class Engine(Protocol):
     def take(self, tensors: dict[str, Tensor]) -> None:
         """Go on from `tensors()` that a checkpoint has filled. Collective."""
         ...
+
+
+def zero_state(optimizer: Optimizer, parameters: Iterable[Tensor]) -> None:
+    """Undo what a step of size zero, which made the optimizer allocate its state, has counted."""
+    for parameter in parameters:
+        for value in optimizer.state[parameter].values():
+            if isinstance(value, Tensor):
+                value.zero_()
 
 
 # name -> (module, class); imported when asked for, as DeepSpeed is an extra

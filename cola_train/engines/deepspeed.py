@@ -22,7 +22,7 @@ from torch.distributed.tensor import DTensor, Shard, distribute_tensor, zeros
 from torch.nn.utils import get_total_norm
 
 from cola_train import distributed
-from cola_train.engines import StepResult
+from cola_train.engines import StepResult, zero_state
 from cola_train.engines.deepspeed_json import deepspeed_json
 from cola_train.errors import UserError
 from cola_train.hardware import compute_dtype
@@ -264,6 +264,7 @@ class DeepSpeedEngine:
         group["params"] = masters
         self.optimizer.step()
         group["params"] = []
+        zero_state(self.optimizer, masters)
         for master, gradient in zip(masters, gradients, strict=True):
             master.grad = gradient
 

@@ -11,7 +11,7 @@ from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from cola_train import distributed
 from cola_train.config import Config
-from cola_train.engines import StepResult
+from cola_train.engines import StepResult, zero_state
 from cola_train.hardware import compute_dtype
 from cola_train.methods import Method
 from cola_train.model import IGNORE_INDEX, Llama
@@ -112,3 +112,4 @@ class FSDPEngine:
             group["lr"] = 0.0
         self.optimizer.step()
         self.optimizer.zero_grad()
+        zero_state(self.optimizer, self.model.parameters())
