@@ -127,7 +127,7 @@ def run(config: Config, device: torch.device, attempt: Attempt, watchdog: Watchd
             )
         tracker.advance()
         if result.skipped:
-            tracker.say(skip_message(progress, result))
+            tracker.say(skip_message(progress, result, max_loss))
             if fault := divergence(config, progress):
                 checkpointer.close()
                 raise TrainingError(fault)
@@ -316,11 +316,12 @@ def validate(
     return validation
 
 
-def skip_message(progress: Progress, result: StepResult) -> str:
-    finite = math.isfinite(result.loss) and math.isfinite(result.grad_norm)
+def skip_message(progress: Progress, result: StepResult, max_loss: float) -> str:
+    # by the loss alone: an engine may skip a spike by gradients that it made not finite
+    spike = max_loss < result.loss < math.inf
     return (
         f"step {progress.step}: loss {result.loss}, gradient norm {result.grad_norm}: "
-        f"{'a spike' if finite else 'not finite'}; "
+        f"{'a spike' if spike else 'not finite'}; "
         f"the weights are left as they were ({progress.skipped} steps skipped in all)"
     )
 

@@ -9,7 +9,10 @@ from runs import losses
 from test_cli import exit_code_of
 
 from cola_train.data.loader import BatchLoader
+from cola_train.engines import StepResult
 from cola_train.engines.fsdp import FSDPEngine
+from cola_train.progress import Progress
+from cola_train.train import skip_message
 
 
 class Faults:
@@ -54,6 +57,13 @@ def test_a_spike_is_skipped_and_counted(tiny, tmp_path, monkeypatch, capsys):
     assert last_line(spiking)["skipped"] == last_line(broken)["skipped"] == 1
     assert spike.pop(71) > 10 and nan.pop(71) is None
     assert spike == nan
+
+
+def test_a_spike_is_one_by_its_loss():
+    """An engine may skip it by gradients that it made not finite."""
+    spike = StepResult(loss=9.0, grad_norm=math.nan, tokens=1, skipped=True)
+    assert "a spike" in skip_message(Progress(), spike, max_loss=8.0)
+    assert "not finite" in skip_message(Progress(), spike, max_loss=math.inf)
 
 
 def test_k_in_a_row_roll_back_to_the_checkpoint_and_leave_out_their_data(
