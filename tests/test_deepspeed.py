@@ -9,8 +9,13 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
-from runs import REPOSITORY, losses, run_to_end
+import torch
+from runs import REPOSITORY, losses, make_config, run_to_end
 from test_cli import exit_code_of
+
+from cola_train.engines.deepspeed import check_json
+from cola_train.engines.deepspeed_json import deepspeed_json
+from cola_train.errors import UserError
 
 pytestmark = pytest.mark.skipif(find_spec("deepspeed") is None, reason="needs the extra deepspeed")
 
@@ -125,6 +130,17 @@ def test_a_run_moves_between_engines_and_launchers(tiny, tmp_path):
     assert losses(tmp_path / "moved") == pytest.approx(expected, rel=0, abs=1e-5)
     made = json.loads((tmp_path / "moved" / "deepspeed.json").read_text())
     assert made["zero_optimization"]["stage"] == 1 and made["gradient_clipping"] == 0.5
+
+
+def test_an_override_that_deepspeed_refuses_is_named(tiny):
+    import deepspeed
+
+    wrong = "engine.overrides={zero_optimization:{reduce_bucket_sizes:5,overlap_comm:perhaps}}"
+    content = deepspeed_json(make_config(*tiny, "engine=deepspeed", wrong), torch.float32)
+    with pytest.raises(UserError) as error:
+        check_json(deepspeed, content)
+    for word in ("engine.overrides", "reduce_bucket_sizes", "overlap_comm"):
+        assert word in str(error.value)
 
 
 def test_deepspeeds_launcher_passes_on_the_exit_code(tiny, tmp_path):

@@ -25,6 +25,10 @@ REFUSED = [
     (["engine.sharding=hybrid"], ["engine.sharding", "engine=fsdp"]),
     (["engine.overrides={train_batch_size:8}"], ["train_batch_size", "train.batch_size"]),
     (["engine.overrides={zero_optimization:{stage:1}}"], ["stage", "engine.zero_stage"]),
+    (
+        ["engine.overrides={zero_optimization:{cpu_offload:true}}"],
+        ["zero_optimization.cpu_offload", "engine.offload_optimizer"],
+    ),
     (["engine.overrides={zero_optimization:null}"], ["zero_optimization", "group"]),
     (["engine.overrides=some.json"], ["engine.overrides", "group"]),
 ]

@@ -45,6 +45,7 @@ class DeepSpeedEngine:
             _require_aio(deepspeed)
         dtype = compute_dtype(config.train.precision, device)
         content = deepspeed_json(config, dtype)
+        check_json(deepspeed, content)
         if distributed.is_main():
             path = Path(config.run_dir) / "deepspeed.json"
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -323,6 +324,16 @@ def _import_deepspeed(device: torch.device) -> Any:
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     deepspeed.init_distributed(deepspeed.get_accelerator().communication_backend_name())
     return deepspeed
+
+
+def check_json(deepspeed: Any, content: dict[str, Any]) -> None:
+    """Raises UserError for what DeepSpeed refuses: what `engine.overrides` brought in."""
+    try:
+        deepspeed.DeepSpeedConfig(content)
+    except (ValueError, AssertionError, deepspeed.DeepSpeedConfigError) as error:
+        details: list[Any] = getattr(error, "errors", list)()  # pydantic's, a ValueError
+        where = [f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in details] or [str(error)]
+        raise UserError(f"engine.overrides: DeepSpeed refuses {'; '.join(where)}") from error
 
 
 def _require_aio(deepspeed: Any) -> None:

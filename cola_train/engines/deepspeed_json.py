@@ -31,8 +31,11 @@ OWNED = {
     "zero_optimization.stage": "engine.zero_stage",
     "zero_optimization.offload_optimizer.device": "engine.offload_optimizer",
     "zero_optimization.offload_optimizer.nvme_path": "engine.nvme_path",
+    "zero_optimization.cpu_offload": "engine.offload_optimizer",
     "zero_optimization.offload_param.device": "engine.offload_parameters",
     "zero_optimization.offload_param.nvme_path": "engine.nvme_path",
+    "zero_optimization.cpu_offload_param": "engine.offload_parameters",
+    "zero_optimization.cpu_offload_use_pin_memory": "the trainer, which pins where there is a GPU",
 }
 
 
