@@ -50,6 +50,8 @@ OFFLOAD = {
         *ENGINES["ZeRO-3"], "engine.offload_optimizer=cpu", "engine.offload_parameters=cpu",
     ],
 }  # fmt: skip
+ALL_PAIRS = bool(os.environ.get("ALL_PAIRS"))
+TRAVELLING = ENGINES | OFFLOAD if ALL_PAIRS else ENGINES  # what saves and resumes checkpoints
 POLICIES = [
     ("full", "none"), ("full", "full"),
     ("cola", "none"), ("cola", "full"), ("cola", "cola_m"), ("cola", "light"),
@@ -191,7 +193,7 @@ def checkpointer(folder: Path) -> Checkpointer:
 
 def save(folder: str, overrides: list[str]) -> dict[str, Any]:
     """A checkpoint of each engine on this number of processes."""
-    for name, choice in ENGINES.items():
+    for name, choice in TRAVELLING.items():
         engine = engine_of(make_config(*overrides, *choice))
         for step in range(SAVED_AT):
             engine.train_step(micro_batches(step), LR)
@@ -204,12 +206,14 @@ def save(folder: str, overrides: list[str]) -> dict[str, Any]:
 
 def sources(target: str) -> Iterator[str]:
     """The checkpoints that a target resumes: of every engine, saved on one number of processes,
-    which differs from one pair of engines to the next. With ALL_PAIRS=1, on every number."""
-    for source in ENGINES:
-        turn = list(ENGINES).index(source) + list(ENGINES).index(target)
+    which differs from one pair of engines to the next. With ALL_PAIRS=1 on every number, and
+    with offload."""
+    names = list(TRAVELLING)
+    for source in names:
+        turn = names.index(source) + names.index(target)
         turn += PROCESSES.index(distributed.world_size())
         for i, processes in enumerate(PROCESSES):
-            if (turn + i) % 3 == 0 or os.environ.get("ALL_PAIRS"):
+            if (turn + i) % 3 == 0 or ALL_PAIRS:
                 yield f"{source} x {processes}"
 
 
@@ -220,7 +224,7 @@ def resume(folder: str, overrides: list[str]) -> dict[str, Any]:
     """
     undisturbed = plain(make_config(*overrides), SAVED_AT + 2)
     differences: dict[str, Any] = {}
-    for name, choice in ENGINES.items():
+    for name, choice in TRAVELLING.items():
         engine = engine_of(make_config(*overrides, *choice))
         for source in sources(name):
             loader = checkpointer(Path(folder) / source)

@@ -94,9 +94,9 @@ def test_every_checkpoint_resumes_under_every_engine_on_any_number_of_processes(
             assert "resume" in message and "engine=fsdp" in message
         for source, targets in found.items():
             difference |= {(source, target): d for target, d in targets.items()}
-    assert len(difference) == (225 if os.environ.get("ALL_PAIRS") else 75)
+    assert len(difference) == (441 if os.environ.get("ALL_PAIRS") else 75)
     print(f"largest difference of {len(difference)} pairs: {max(difference.values()):.1e}")
-    # fp32 sums in another order, through five steps of Adam
+    # fp32 sums in another order, through four steps of Adam
     assert max(difference.values()) < 1e-5, {pair: d for pair, d in difference.items() if d >= 1e-5}
 
 
