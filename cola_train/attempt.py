@@ -41,19 +41,20 @@ class Attempt:
         self.claim: dict[str, Any] = distributed.from_main(self._claim)
 
     def _claim(self) -> dict[str, Any]:
-        # A launch starts its workers again and again, but takes the folder from none after it.
-        launch = int(os.environ.get(LAUNCH_VARIABLE, 0)) or next_launch(self.run_dir)
-        before = read_json(self.run_dir / ATTEMPT)
-        if before.get("launch", 0) > launch:
-            raise self._superseded(before)
-        self.claim = {
-            "launch": launch,
-            "attempt": before.get("attempt", 0) + 1,
-            "token": uuid.uuid4().hex,
-            "host": socket.gethostname(),
-            "pid": os.getpid(),
-        }
         try:
+            self.run_dir.mkdir(parents=True, exist_ok=True)
+            # A launch starts its workers again and again, but takes the folder from none after it.
+            launch = int(os.environ.get(LAUNCH_VARIABLE, 0)) or next_launch(self.run_dir)
+            before = read_json(self.run_dir / ATTEMPT)
+            if before.get("launch", 0) > launch:
+                raise self._superseded(before)
+            self.claim = {
+                "launch": launch,
+                "attempt": before.get("attempt", 0) + 1,
+                "token": uuid.uuid4().hex,
+                "host": socket.gethostname(),
+                "pid": os.getpid(),
+            }
             write_json(self.run_dir / ATTEMPT, self.claim)
             self._write_status("running", None)
         except OSError as error:
@@ -70,9 +71,10 @@ class Attempt:
             raise self._superseded(latest)
 
     def record(self, work: Callable[[], int]) -> int:
-        """The exit code that `work()` returns; that, or what it raises, goes into status.json."""
+        """The exit code that `work()` returns, having called `end`; what it raises goes into
+        status.json."""
         try:
-            exit_code = work()
+            return work()
         except UserError as error:
             self.report("failed", EXIT_USER_ERROR, str(error))
             raise
@@ -82,9 +84,11 @@ class Attempt:
         except BaseException as error:  # a peer or a machine that died, most likely
             self.report("lost", EXIT_FAULT, repr(error))
             raise
+
+    def end(self, exit_code: int) -> None:
+        """Everything is saved: whatever happens from here on, this was the end of the run."""
         if distributed.is_main():
             self.report("done" if exit_code == EXIT_DONE else "stopped", exit_code)
-        return exit_code
 
     def report(self, state: str, exit_code: int, message: str = "") -> None:
         """Write status.json (see `cola_train.status.verdict` for the states), if the folder is

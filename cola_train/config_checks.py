@@ -221,7 +221,11 @@ def rollback_problems(config: Config) -> Iterator[str]:
 
 
 def resume_problems(config: Config) -> Iterator[str]:
-    if config.resume not in ("auto", "never") and not Path(config.resume).is_dir():
+    if config.resume in ("auto", "never") or any(
+        Path(config.run_dir).glob("checkpoints/step-*")
+    ):  # the run goes on from its own
+        return
+    if not Path(config.resume).is_dir():
         yield (
             f"resume: must be auto, never or the folder of a run or checkpoint; "
             f"{config.resume!r} is no folder"

@@ -31,6 +31,8 @@ GROUPS = {
     "val_tokens": "validation/tokens",
 }
 
+FINISH_SECONDS = 60  # for W&B to upload the rest when a run ends; `wandb sync` sends what is left
+
 
 class Tracker:
     """Logs a run on the main process; does nothing on the others.
@@ -48,7 +50,7 @@ class Tracker:
         """`resumed_step`: lines of metrics.jsonl past it, of steps to be done again, are dropped.
         `extra`: figures worth recording with the configuration (parameters, processes, ...).
         `still_ours`: raises if the run's folder is another process's by now; called before any
-        line is written.
+        line is written or dropped.
         """
         self.still_ours = still_ours
         self.main = distributed.is_main()
@@ -74,12 +76,12 @@ class Tracker:
         """The run goes on from `step` again: what was logged after it never happened."""
         if self.main:
             self.say(f"rolled back to step {step}; the batches since are left out")
-            self.still_ours()
             self.file.close()
             self._go_on_from(step)
             self.bar.n = step
 
     def _go_on_from(self, step: int) -> None:
+        self.still_ours()
         kept = _drop_lines_after(self.path, step)
         self.validated = {line["step"] for line in kept if "val_loss" in line}
         self.file = self.path.open("a", buffering=1)  # a crash loses no whole line
@@ -176,7 +178,7 @@ class Tracker:
             dir=str(self.run_dir),
             mode=mode,  # type: ignore[arg-type]
             config=values,
-            settings=wandb.Settings(console="off", silent=True),
+            settings=wandb.Settings(console="off", silent=True, finish_timeout=FINISH_SECONDS),
         )
         run.define_metric("tokens")
         run.define_metric("*", step_metric="tokens")

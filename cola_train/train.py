@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 
 from cola_train import costs, distributed, hardware
 from cola_train.attempt import Attempt
@@ -20,7 +19,7 @@ from cola_train.config import Config
 from cola_train.data import PreparedData, open_data
 from cola_train.data.loader import BatchLoader, evaluation_batches
 from cola_train.engines import Engine, StepResult, build_engine
-from cola_train.errors import EXIT_DONE, EXIT_STOPPED_BY_SIGNAL, TrainingError, UserError
+from cola_train.errors import EXIT_DONE, EXIT_STOPPED_BY_SIGNAL, TrainingError
 from cola_train.evaluate import Validation, evaluate
 from cola_train.generate import sample
 from cola_train.methods import build_method
@@ -28,6 +27,7 @@ from cola_train.model import build_model
 from cola_train.parallel import apply_recompute, compile_blocks
 from cola_train.plots import plot_loss
 from cola_train.progress import Progress, rng_state, set_rng_state
+from cola_train.run_folder import record_config, refuse_to_mix_runs
 from cola_train.schedule import learning_rate
 from cola_train.stopping import StopSignal
 from cola_train.tracking import Tracker
@@ -49,7 +49,7 @@ def train(config: Config) -> int:
     set_determinism(config)
     device = distributed.start(config.engine.timeout_seconds)
     hardware.tune_process(config.train.threads, distributed.local_world_size())
-    prepare_run_folder(config)
+    refuse_to_mix_runs(config)
     attempt = Attempt(Path(config.run_dir))  # ours, until a later start claims the folder
     with Watchdog(config.train.hang_seconds, attempt) as watchdog:
         return attempt.record(partial(run, config, device, attempt, watchdog))
@@ -57,6 +57,7 @@ def train(config: Config) -> int:
 
 def run(config: Config, device: torch.device, attempt: Attempt, watchdog: Watchdog) -> int:
     """The run itself, in a folder that is ours and on processes that have joined."""
+    record_config(config)
     # The pipeline.
     data = open_data(config.data, config.model.vocab_size)
     stop_signal = StopSignal()  # until here a signal ends the process at once
@@ -77,7 +78,7 @@ def run(config: Config, device: torch.device, attempt: Attempt, watchdog: Watchd
         still_ours=attempt.check,
     )
     progress = Progress()
-    if (path := checkpointer.find(config.resume)) is not None:
+    if (path := starting_point(checkpointer, config.resume)) is not None:
         progress = resume(checkpointer, path, engine, loader)
     saved_step = attempt.step = progress.step
     tracker = Tracker(config, progress.step, facts(config, device), attempt.check)
@@ -128,6 +129,7 @@ def run(config: Config, device: torch.device, attempt: Attempt, watchdog: Watchd
         tracker.advance()
         if result.skipped:
             tracker.say(skip_message(progress, result, max_loss))
+            watchdog.advance(f"step {progress.step}, which was skipped")
             if fault := divergence(config, progress):
                 checkpointer.close()
                 raise TrainingError(fault)
@@ -158,45 +160,13 @@ def run(config: Config, device: torch.device, attempt: Attempt, watchdog: Watchd
         tracker.sample(text)
         print_summary(config, validation, text)
     loader.close()
+    watchdog.advance("the last checkpoint")
     checkpointer.close()
+    watchdog.end()  # what is left is W&B's, which may be slow
     exit_code = EXIT_STOPPED_BY_SIGNAL if stopping else EXIT_DONE
+    attempt.end(exit_code)
     tracker.close(exit_code)
     return exit_code
-
-
-def prepare_run_folder(config: Config) -> None:
-    """Make the run's folder, write the resolved config into it, and say what a resumed run changes.
-
-    Raises:
-        UserError: it cannot be written, or resume=never would mix two runs.
-    """
-    run_dir = Path(config.run_dir)
-    if config.resume == "never" and any((run_dir / "checkpoints").glob("step-*")):
-        raise UserError(
-            f"resume: {run_dir} holds checkpoints of an earlier run, which resume=never would "
-            "mix with this one; remove the folder, or choose another run_name"
-        )
-    if not distributed.is_main():
-        return
-    values = dataclasses.asdict(config)
-    path = run_dir / "config.yaml"
-    try:
-        run_dir.mkdir(parents=True, exist_ok=True)
-        if path.exists():
-            for name, old, new in changes(yaml.safe_load(path.read_text()), values):
-                print(f"changed since this run began: {name}: {old} -> {new}", file=sys.stderr)
-        temporary = run_dir / ".config.yaml.tmp"
-        temporary.write_text(yaml.safe_dump(values, sort_keys=False))
-        os.replace(temporary, path)
-    except OSError as error:
-        raise UserError(f"run_dir: cannot write {run_dir}: {error.strerror}") from error
-
-
-def changes(old: Any, new: Any, prefix: str = "") -> list[tuple[str, Any, Any]]:
-    """(dotted name, old, new) of the options that differ."""
-    if not (isinstance(old, dict) and isinstance(new, dict)):
-        return [] if old == new else [(prefix.rstrip("."), old, new)]
-    return [change for key in new for change in changes(old.get(key), new[key], f"{prefix}{key}.")]
 
 
 def set_determinism(config: Config) -> None:
@@ -243,6 +213,17 @@ def state(progress: Progress, loader: BatchLoader) -> dict[str, Any]:
         "loader": loader.state_dict(),
         "rng": rng_state(),
     }
+
+
+def starting_point(checkpointer: Checkpointer, option: str) -> Path | None:
+    """The checkpoint to go on from, by the option `resume`. A path is where a new run begins: once
+    the run has a good checkpoint of its own, a restart goes on from that."""
+    if option in ("auto", "never"):
+        return checkpointer.find(option)
+    own = checkpointer.find("auto")
+    if own is not None and distributed.is_main():
+        print(f"resume={option} is where this run began; it goes on from {own}", file=sys.stderr)
+    return own or checkpointer.find(option)
 
 
 def resume(checkpointer: Checkpointer, path: Path, engine: Engine, loader: BatchLoader) -> Progress:

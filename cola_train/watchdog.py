@@ -61,6 +61,10 @@ class Watchdog:
         return self
 
     def __exit__(self, *exception: object) -> None:
+        self.end()
+
+    def end(self) -> None:
+        """Watch no more."""
         self.ended.set()
 
     def _watch(self, seconds: float) -> None:

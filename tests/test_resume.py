@@ -1,11 +1,13 @@
 """Stop, reshape, damage: a resumed run is the undisturbed run. (test_chaos.py kills.)"""
 
+import shutil
 import signal
 import time
 from pathlib import Path
 
 import pytest
 from runs import launch, losses, run_to_end
+from test_cli import exit_code_of
 
 
 def wait_for_step(run_dir: Path, step: int, process) -> None:
@@ -78,3 +80,18 @@ def test_started_again_after_the_end_trains_no_further(tiny, tmp_path):
     assert (tmp_path / "run" / "metrics.jsonl").read_text() == lines
     assert "resuming" in output and "perplexity" in output
     assert (tmp_path / "run" / "checkpoints" / "step-00000003").stat().st_mtime_ns == before
+
+
+def test_a_path_is_where_a_run_begins_and_its_own_checkpoint_where_it_goes_on(
+    tiny, tmp_path, capsys
+):
+    old, new = tmp_path / "old", tmp_path / "new"
+    assert exit_code_of([*tiny, "train.steps=12", "train.stop_after=3", f"run_dir={old}"]) == 0
+    common = [*tiny, "train.steps=12", f"resume={old}", f"run_dir={new}"]
+    assert exit_code_of([*common, "train.stop_after=6"]) == 0
+    assert f"resuming from {old}/checkpoints/step-00000003" in capsys.readouterr().err
+    shutil.rmtree(old)
+    assert exit_code_of([*common, "train.stop_after=8"]) == 0
+    own = new / "checkpoints" / "step-00000006"
+    assert f"resume={old} is where this run began; it goes on from {own}" in capsys.readouterr().err
+    assert list(losses(new)) == list(range(4, 9))

@@ -1,11 +1,19 @@
 """W&B offline, for real: what is recorded, and that its failure does not matter."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
-from runs import losses
+import pytest
+from runs import REPOSITORY, losses
 from test_cli import exit_code_of
 from wandb.proto import wandb_internal_pb2
+
+from cola_train.attempt import Attempt, SupersededError
+from cola_train.tracking import Tracker
+
+SLOW = 6.0  # seconds
 
 
 def offline_records(path: Path) -> list[wandb_internal_pb2.Record]:
@@ -65,3 +73,40 @@ def test_wandb_failing_does_not_stop_training(tiny, tmp_path, monkeypatch, capsy
     assert exit_code_of([*tiny, "train.steps=2", "tracking.wandb=online", f"run_dir={run}"]) == 0
     assert "no such server" in capsys.readouterr().err
     assert len(losses(run)) == 2
+
+
+def test_a_superseded_start_drops_no_line_of_the_owner(tiny, tmp_path, config_of):
+    config = config_of(*tiny, f"run_dir={tmp_path}")
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1, "loss": 2.0}\n')
+    before = Attempt(tmp_path)
+    Attempt(tmp_path)
+    with pytest.raises(SupersededError):
+        Tracker(config, 0, {}, before.check)
+    assert list(losses(tmp_path)) == [1]
+
+
+def test_a_launch_that_has_lost_the_folder_leaves_its_config_alone(
+    tiny, tmp_path, monkeypatch, capsys
+):
+    (tmp_path / "attempt.json").write_text('{"launch": 3, "host": "n2", "pid": 7}')
+    (tmp_path / "config.yaml").write_text("seed: 5\n")
+    monkeypatch.setenv("COLA_LAUNCH", "2")
+    assert exit_code_of([*tiny, "train.steps=2", f"run_dir={tmp_path}"]) == 1
+    assert "belongs to a later start" in capsys.readouterr().err
+    assert (tmp_path / "config.yaml").read_text() == "seed: 5\n"
+
+
+def test_wandb_that_finishes_slowly_is_no_hang(tiny, tmp_path):
+    """The watchdog would end the process, so the run has one of its own."""
+    program = (
+        "import time, wandb; from unittest.mock import MagicMock; wandb.init = MagicMock(); "
+        f"wandb.init().finish = lambda **_: time.sleep({SLOW}); "
+        "from cola_train.train import main; main()"
+    )
+    common = [*tiny, "train.steps=2", "tracking.wandb=offline", f"run_dir={tmp_path}"]
+    done = subprocess.run(
+        [sys.executable, "-c", program, *common, f"train.hang_seconds={SLOW / 3}"],
+        cwd=REPOSITORY, capture_output=True, text=True, timeout=60,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert json.loads((tmp_path / "status.json").read_text())["state"] == "done"
