@@ -1,5 +1,6 @@
 """The command lines: Hydra composes the configuration, errors become messages and exit codes."""
 
+import hashlib
 import os
 import re
 import sys
@@ -148,7 +149,9 @@ def _name_after_overrides(values: DictConfig) -> None:
     """Give each job of a sweep a run folder of its own."""
     overrides = HydraConfig.get().job.override_dirname
     if overrides:
-        suffix = re.sub(r"[^\w.,=+-]", "_", overrides)[:120]
+        suffix = re.sub(r"[^\w.,=+-]", "_", overrides)
+        if len(suffix) > 120:  # the part cut off may be what differs
+            suffix = f"{suffix[:111]}-{hashlib.sha256(overrides.encode()).hexdigest()[:8]}"
         values.run_name = f"{values.run_name}-{suffix}"
 
 

@@ -249,12 +249,14 @@ OF_THE_CONFIG: tuple[Check, ...] = (
     optim_problems,
     rollback_problems,
 )
+OF_THE_FILES: tuple[Check, ...] = (
+    resume_problems,
+    data_problems,
+)
 OF_THIS_MACHINE: tuple[Check, ...] = (
     deepspeed_here_problems,
     attention_problems,
     kernels_problems,
     gpu_problems,
-    resume_problems,
-    data_problems,
 )
-CHECKS = (*OF_THE_CONFIG, *OF_THIS_MACHINE)
+CHECKS = (*OF_THE_CONFIG, *OF_THIS_MACHINE, *OF_THE_FILES)

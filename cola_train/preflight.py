@@ -1,7 +1,8 @@
 """Everything about a run that can be checked before its job waits in a queue.
 
-`python -m cola_train.preflight --processes 16 [OVERRIDES]` prints the run's folder and the number
-of the launch that begins now (see `cola_train.status`), or exits with 2 and says what is wrong.
+`python -m cola_train.preflight --nodes 2 --processes-per-node 8 --gpus-per-node 8 [OVERRIDES]`
+prints the run's folder and the number of the launch that begins now (see `cola_train.status`), or
+exits with 2 and says what is wrong. `--elsewhere` leaves out what only the run's nodes can tell.
 """
 
 import argparse
@@ -13,16 +14,29 @@ from pathlib import Path
 from cola_train import costs, distributed
 from cola_train.cli import check_overrides, compose
 from cola_train.config import Config, load
+from cola_train.config_checks import CHECKS, OF_THE_CONFIG, OF_THE_FILES
 from cola_train.errors import EXIT_USER_ERROR, UserError
 from cola_train.status import next_launch
 
 BYTES_PER_PARAMETER = 12  # fp32 weights and the two fp32 moments of AdamW
 
 
-def problems(config: Config, gpus: int) -> list[str]:
-    """What keeps `config` from running here; `gpus`: those of one node, 0 where this is not it."""
+def problems(config: Config, processes: int, gpus: int, elsewhere: bool) -> list[str]:
+    """What keeps `config` from running.
+
+    processes, gpus: of one node. elsewhere: this machine is none of the run's nodes.
+    """
     found = [*disk_problems(config)]
-    if gpus > 0 and distributed.gpus() < gpus:
+    if config.resume == "never":
+        found.append(
+            "resume: never cannot go on after a restart or requeue; leave it out, with a run_dir "
+            "that is new"
+        )
+    if 0 < gpus < processes:
+        found.append(
+            f"PROCESSES_PER_NODE: {processes}, but GPUS_PER_NODE is {gpus}; start one process a GPU"
+        )
+    if not elsewhere and distributed.gpus() < gpus:
         found.append(
             f"GPUS_PER_NODE: {gpus}, but this node offers {distributed.gpus()} GPUs to this job; "
             "lower it, or choose another partition"
@@ -51,15 +65,20 @@ def disk_problems(config: Config) -> list[str]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m cola_train.preflight")
-    parser.add_argument("--processes", type=int, required=True, help="of the whole run")
-    parser.add_argument("--gpus", type=int, default=0, help="that this very machine must have")
+    for option in ("--nodes", "--processes-per-node", "--gpus-per-node"):
+        parser.add_argument(option, type=int, required=True)
+    parser.add_argument("--elsewhere", action="store_true", help="the run's nodes are others")
     parser.add_argument("overrides", nargs="*", help="Hydra overrides, as for cola-train")
     options = parser.parse_args()
-    os.environ["WORLD_SIZE"] = str(options.processes)  # what the checks of the config divide by
+    processes, gpus = options.processes_per_node, options.gpus_per_node
+    # What the checks of the config ask for.
+    os.environ["WORLD_SIZE"] = str(options.nodes * processes)
+    os.environ["LOCAL_WORLD_SIZE"] = str(processes)
+    checks = (*OF_THE_CONFIG, *OF_THE_FILES) if options.elsewhere else CHECKS
     try:
         good, wrong = check_overrides(options.overrides)
-        config = load(compose(good, wrong), wrong)
-        if found := problems(config, options.gpus):
+        config = load(compose(good, wrong), wrong, checks)
+        if found := problems(config, processes, gpus, options.elsewhere):
             raise UserError(*found)
     except UserError as error:
         for problem in error.problems:

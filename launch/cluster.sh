@@ -10,6 +10,7 @@
 : "${PROCESSES_PER_NODE:=$((GPUS_PER_NODE > 0 ? GPUS_PER_NODE : 1))}"
 : "${CPUS_PER_PROCESS:=8}"
 : "${RESTARTS:=3}"                      # in place, after a process died
+: "${STOP_SECONDS:=180}"                # to save and end, once told to
 
 # SLURM's part. Empty: the cluster's default.
 : "${PARTITION:=}"
@@ -17,7 +18,6 @@
 : "${QOS:=}"
 : "${TIME:=24:00:00}"
 : "${MEMORY:=}"                         # of a node, like 500G; 0 is all of it
-: "${STOP_SECONDS:=180}"                # before the time limit: save, end, go back to the queue
 : "${MAX_REQUEUES:=100}"
 : "${SWEEP_LOGS:=outputs/sweeps}"      # where a sweep keeps its lines and logs
 : "${SBATCH_ARGUMENTS:=}"               # anything else: --constraint=h100 --exclude=node7

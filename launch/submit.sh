@@ -8,6 +8,8 @@ set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 # shellcheck source=launch/cluster.sh
 source launch/cluster.sh
+# shellcheck source=launch/common.sh
+source launch/common.sh
 
 fail() {
     printf 'error: %s\n' "$@" >&2
@@ -26,8 +28,8 @@ while [[ "${1:-}" == --* ]]; do
 done
 
 # Before the job waits in a queue: the environment, the config, the disk ...
-preflight() {
-    "$PYTHON" -m cola_train.preflight --processes $((NODES * PROCESSES_PER_NODE)) "$@" | sed -n 1p ||
+checked_folder() {
+    preflight --elsewhere "$@" | sed -n 1p ||
         fail "see above; where cola_train is not found, PYTHON ($PYTHON) has to be set"
 }
 export NODES GPUS_PER_NODE PROCESSES_PER_NODE CPUS_PER_PROCESS RESTARTS MAX_REQUEUES PYTHON
@@ -44,10 +46,10 @@ job+=("${more[@]}")
 if [[ -n $sweep ]]; then
     [[ -r $sweep ]] || fail "--sweep: cannot read $sweep"
     folders=()
-    while read -r line; do
+    while read -r line || [[ -n $line ]]; do # the last may lack its newline
         [[ -n $line ]] || fail "--sweep: $sweep has an empty line; each is a run's overrides"
-        mapfile -t words < <(xargs -n1 printf '%s\n' <<<"$line")
-        folder=$(preflight "$@" "${words[@]}")
+        split_line "$line"
+        folder=$(checked_folder "$@" "${words[@]}")
         folders+=("$folder")
     done <"$sweep"
     same=$(printf '%s\n' "${folders[@]}" | sort | uniq -d)
@@ -57,7 +59,7 @@ if [[ -n $sweep ]]; then
         --output="$logs/%a.log")
     export SWEEP_FILE=$logs/overrides.txt # a copy: a requeued run reads it again
 else
-    run_dir=$(preflight "$@")
+    run_dir=$(checked_folder "$@")
     logs=$run_dir/logs
     job+=(--job-name="$(basename "$run_dir")" --output="$logs/slurm.log")
 fi

@@ -6,6 +6,8 @@ set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 # shellcheck source=launch/cluster.sh
 source launch/cluster.sh
+# shellcheck source=launch/common.sh
+source launch/common.sh
 
 dry_run=false
 if [[ "${1:-}" == --dry-run ]]; then
@@ -14,12 +16,13 @@ if [[ "${1:-}" == --dry-run ]]; then
 fi
 
 setup_environment
-checked=$("$PYTHON" -m cola_train.preflight --processes $((NODES * PROCESSES_PER_NODE)) \
-    --gpus "$GPUS_PER_NODE" "$@")
+checked=$(preflight "$@")
 { read -r run_dir && read -r COLA_LAUNCH; } <<<"$checked"
 export COLA_LAUNCH
 # Without it a restart now and then hangs in gloo's rendezvous.
 export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1
+# From the signal to torchrun's SIGKILL; torch 2.11 does not read it and waits 30 s.
+export TORCH_ELASTIC_SHUTDOWN_TIMEOUT="$STOP_SECONDS"
 
 if ((NODES > 1)); then
     rendezvous=(--nnodes "$NODES" --rdzv-backend c10d --rdzv-endpoint "$HEAD" --rdzv-id "$RUN_ID")

@@ -18,6 +18,15 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
                 item.add_marker(pytest.mark.skip(reason="needs a CUDA GPU, and there is none"))
 
 
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """What the chaos test did, also when it passed."""
+    reports = [r for key in ("passed", "failed") for r in terminalreporter.getreports(key)]
+    lines = [line for r in reports for name, line in r.user_properties if name == "chaos"]
+    if lines:
+        terminalreporter.section("chaos test")
+        terminalreporter.write("\n".join(lines) + "\n")
+
+
 @pytest.fixture
 def config_of() -> Callable[..., Config]:
     return make_config

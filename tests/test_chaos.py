@@ -98,19 +98,20 @@ def send(number: signal.Signals, processes) -> None:
             continue
 
 
-def test_ten_kills_in_one_run(tiny, tmp_path):
+def test_ten_kills_in_one_run(tiny, tmp_path, record_property):
     seed = int(os.environ.get("CHAOS_SEED", random.randrange(10**6)))
     choose = random.Random(seed)
     steps = sorted(choose.sample(range(3, STEPS - 10), 10))
     targets = TARGETS * 3 + [choose.choice(TARGETS)]
     choose.shuffle(targets)
     saving = set(choose.sample(range(10), 4))
-    print(f"CHAOS_SEED={seed}")
+    record_property("chaos", f"CHAOS_SEED={seed}")  # in the summary, see conftest.py
     common = [*tiny, f"train.steps={STEPS}", "engine.timeout_seconds=20", "train.hang_seconds=20"]
     run = DisturbedRun(common, tmp_path / "disturbed", tmp_path / "log")
     try:
         for i, (target, step) in enumerate(zip(targets, steps, strict=True)):
-            print(f"kill {i + 1}: {run.kill(target, step, i in saving, choose)}", flush=True)
+            where = run.kill(target, step, i in saving, choose)
+            record_property("chaos", f"kill {i + 1}: {where}")
         run.end()
     finally:
         send(signal.SIGKILL, run.seen)

@@ -91,6 +91,12 @@ def test_dry_runs_show_the_whole_command_and_start_nothing(tiny, tmp_path, envir
         ({}, ["model.d_model=65536", "model.d_ff=9999999", "method=full"], "GB free"),
         ({"PYTHON": "/bin/false"}, [], "PYTHON"),
         ({"REFUSED": "1"}, [], "SLURM would refuse"),
+        (
+            {"GPUS_PER_NODE": "8", "PROCESSES_PER_NODE": "16"},
+            ["train.batch_size=16"],
+            "PROCESSES_PER_NODE: 16, but GPUS_PER_NODE is 8",
+        ),
+        ({}, ["resume=never"], "resume: never cannot go on"),
     ],
 )
 def test_refused_before_it_waits_in_a_queue(
@@ -106,6 +112,33 @@ def test_too_few_gpus_are_refused_where_the_run_would_be(tiny, tmp_path, environ
     settings = {"GPUS_PER_NODE": "8", "CUDA_VISIBLE_DEVICES": ""}
     _, errors = run("torchrun.sh", arguments, environment | settings, expect=2)
     assert "GPUS_PER_NODE: 8, but this node offers 0" in errors
+
+
+def test_a_login_node_without_a_gpu_submits_what_needs_one(tiny, tmp_path, environment):
+    needs_gpu = ["kernels=triton", "model.attention=flash", "train.precision=bf16"]
+    arguments = ["--dry-run", *tiny, *needs_gpu, f"run_dir={tmp_path / 'run'}"]
+    settings = {"GPUS_PER_NODE": "8", "CUDA_VISIBLE_DEVICES": ""}
+    output, _ = run("submit.sh", arguments, environment | settings)
+    assert "--gres=gpu:8" in output
+    _, errors = run("torchrun.sh", arguments, environment | settings, expect=2)
+    assert "kernels: triton cannot run here" in errors
+
+
+@pytest.mark.parametrize(
+    ("lines", "code", "named"),
+    [
+        ("run_dir=/tmp/a\nrun_dir=/tmp/b", 0, "--array=1-2"),
+        ("run_dir=/tmp/a optim.lr='1e-3\n", 2, "cannot be split into overrides: run_dir=/tmp/a"),
+    ],
+    ids=["no newline at the end", "a quote without its partner"],
+)
+def test_every_word_of_a_sweep_is_submitted(tiny, tmp_path, environment, lines, code, named):
+    sweep = tmp_path / "sweep"
+    sweep.write_text(lines)
+    output, errors = run(
+        "submit.sh", ["--dry-run", "--sweep", str(sweep), *tiny], environment, expect=code
+    )
+    assert named in output + errors
 
 
 def test_sweep_lines_must_differ_in_their_folder(tiny, tmp_path, environment):
