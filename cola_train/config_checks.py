@@ -42,7 +42,9 @@ def rank_problems(config: Config) -> Iterator[str]:
         )
 
 
-def batch_problems(config: Config, processes: int | None = None) -> Iterator[str]:
+def batch_problems(
+    config: Config, processes: int | None = None, local_processes: int | None = None
+) -> Iterator[str]:
     """For the processes there are, or that a plan is for."""
     train, processes = config.train, processes or distributed.world_size()
     if (train.batch_size is None) == (train.batch_tokens is None):
@@ -67,8 +69,9 @@ def batch_problems(config: Config, processes: int | None = None) -> Iterator[str
             f"train.micro_batch_size: {train.micro_batch_size} does not divide the "
             f"{config.batch_size // processes} sequences of each of {processes} processes"
         )
-    shard_size = config.engine.shard_size
-    if config.engine.sharding == "hybrid" and shard_size is not None and processes % shard_size:
+    local_processes = local_processes or distributed.local_world_size()
+    shard_size = config.engine.shard_size or min(local_processes, processes)
+    if config.engine.sharding == "hybrid" and processes % shard_size:
         yield (
             f"engine.shard_size: {shard_size} does not divide the {processes} processes; "
             f"use a divisor"

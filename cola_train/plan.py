@@ -23,10 +23,10 @@ from cola_train.planning.estimate import (
     Assumptions,
     Candidate,
     largest_micro_batch,
+    one_sequence,
     search,
     step_time,
     what_would_help,
-    with_micro_batch,
 )
 from cola_train.planning.gpus import GPUS
 from cola_train.planning.job import Job
@@ -71,14 +71,18 @@ def plan(values: Mapping[str, Any], problems: list[str]) -> int:
         raise UserError(*problems)
     others = {k: v for k, v in values.items() if k not in own}
     given = given_options()
-    if options.goal and not given & {"train.batch_size", "train.batch_tokens", "experiment"}:
+    if "train.batch_tokens" in given and "train.batch_size" not in given:
+        others["train"] = {**others["train"], "batch_size": None}
+    elif options.goal and not given & {"train.batch_size", "train.batch_tokens", "experiment"}:
         others["train"] = {
             **others["train"],
             "batch_size": -(-PAPER_BATCH // options.gpus) * options.gpus,
         }
     checks = [check for check in OF_THE_CONFIG if check is not batch_problems]
-    config = load(others, checks=[*checks, partial(batch_problems, processes=options.gpus)])
-    job = Job(config, options.gpus, min(options.gpus, options.gpus_per_node))
+    local = min(options.gpus, options.gpus_per_node)
+    batch = partial(batch_problems, processes=options.gpus, local_processes=local)
+    config = load(others, checks=[*checks, batch])
+    job = Job(config, options.gpus, local)
     assumptions = Assumptions(
         GPUS[options.gpu],
         options.utilisation,
@@ -163,7 +167,7 @@ def describe(
             "seconds": time.total,
             **dataclasses.asdict(time),
         },
-        "assumptions": assumptions.describe(),
+        "assumptions": assumptions.describe(config),
     }
     if candidates:
         answer["goal"] = options.goal
@@ -199,22 +203,22 @@ def engine_name(job: Job) -> str:
 
 def impossible(job: Job, options: PlanConfig, assumptions: Assumptions) -> list[str]:
     """Why nothing fits, and what would help."""
-    held = memory(with_micro_batch(job, 1, 1))
+    held = memory(one_sequence(job))
     part, size = max(held.peak.parts.items(), key=lambda item: item[1])
-    tried = "; every engine and policy was tried" if options.goal else ""
+    tried = "; every engine and policy that the command line leaves open was tried"
     lines = [
         f"memory: not even one sequence a process fits on {options.gpus} x {options.gpu}: it needs "
         f"{report.gib(held.total)} of {report.gib(assumptions.usable_bytes)} that can be used"
-        f"{tried}",
+        f"{tried if options.goal else ''}",
         f"largest part: {part}, {report.gib(size)} (at its peak, the {held.peak.name})",
     ]
-    helps = what_would_help(job, assumptions)
+    helps = what_would_help(job, assumptions, options.gpus_per_node)
     if helps:
         lines += [f"would fit: {change} ({report.gib(needed)})" for change, needed in helps]
     else:
         lines.append(
-            "no single change is enough: combine more gpus, engine.sharding=full, recompute=full, "
-            "a smaller model or another gpu"
+            "no single change is enough: combine more gpus with sharding and recomputation, or "
+            "take a smaller model or another gpu"
         )
     return lines
 

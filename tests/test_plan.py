@@ -197,6 +197,11 @@ def test_largest_micro_batch_is_the_largest(tmp_path):
         (["model=60m", "gpu=h1000"], ["gpu:", "h100-80gb"]),
         (["model=60m", "gpus=8", "train.batch_size=12"], ["train.batch_size", "multiple of 8"]),
         (["model=60m", "method=full", "recompute=cola_m"], ["recompute: cola_m"]),
+        (["model=60m", "gpus=12", "engine.sharding=hybrid", "train.batch_size=12"],
+         ["engine.shard_size: 8", "12"]),
+        (["model=7b", "gpu=l40s"], ["gpus=2", "train.batch_size="]),
+        (["engine=deepspeed", "engine.overrides={zero_optimization:{reduce_bucket_size:auto}}"],
+         ["engine.overrides: reduce_bucket_size"]),
     ],
 )  # fmt: skip
 def test_impossible_questions(arguments, words):
@@ -205,6 +210,18 @@ def test_impossible_questions(arguments, words):
     assert not ran.stdout and "Traceback" not in ran.stderr
     for word in words:
         assert word in ran.stderr, ran.stderr
+
+
+def test_what_crosses_nodes_takes_the_network():
+    """Hybrid: shards in a node, replicas on others, also where there are as many as shards."""
+    seconds = []
+    for gpus in (56, 64, 72):
+        answer = cola_plan(
+            "model=7b", "engine.sharding=hybrid", "network_gbit=100", f"gpus={gpus}",
+            f"train.batch_size={8 * gpus}", "output=json",
+        )  # fmt: skip
+        seconds.append(json.loads(answer.stdout)["step_time"]["collectives"])
+    assert seconds[0] < seconds[1] < seconds[2] < 1.1 * seconds[0]
 
 
 def test_every_gpu_of_the_table_can_be_named():

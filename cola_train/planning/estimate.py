@@ -3,10 +3,11 @@
 import dataclasses
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from math import isqrt
 from typing import Literal
 
 from cola_train import costs
-from cola_train.config import EngineConfig, RecomputeConfig
+from cola_train.config import Config, EngineConfig, RecomputeConfig
 from cola_train.planning.gpus import Gpu
 from cola_train.planning.job import FP32, Job
 from cola_train.planning.memory import Memory, memory
@@ -34,17 +35,28 @@ class Assumptions:
     def usable_bytes(self) -> int:
         return int(self.gpu.memory_bytes * (1 - self.reserved))
 
-    def describe(self) -> list[str]:
-        return [
-            f"products at {self.utilisation:.0%} of {self.gpu.bf16_flops / 1e12:,.0f} TFLOP/s; "
-            f"at least {LAUNCH_SECONDS * 1e3:g} ms a block and micro-batch, to launch its kernels",
+    def peak_flops(self, config: Config) -> float:
+        """FLOP/s of the GPU in the precision of `config`."""
+        fp32 = config.train.precision == "fp32"
+        return self.gpu.fp32_flops if fp32 else self.gpu.bf16_flops
+
+    def describe(self, config: Config) -> list[str]:
+        launches = f"; at least {LAUNCH_SECONDS * 1e3:g} ms a block and micro-batch, to launch them"
+        lines = [
+            f"products at {self.utilisation:.0%} of {self.peak_flops(config) / 1e12:,.0f} TFLOP/s"
+            f"{'' if config.train.compile else launches}",
             f"collectives at {self.link_utilisation:.0%} of {self.gpu.link_bandwidth / 1e9:,.0f} "
             f"GB/s in a node, {self.network_gbit:g} Gbit/s a GPU across, hidden by products",
             f"optimizer at {self.gpu.memory_bandwidth / 1e12:g} TB/s, after them; data and "
             "evaluation take no time",
             f"{self.reserved:.0%} of {self.gpu.memory_bytes / 2**30:.0f} GiB for CUDA, NCCL and "
             "fragmentation",
+            f"memory is that of training: an evaluation of {config.evaluation.batch_size} "
+            "sequences a process (evaluation.batch_size) may need more",
         ]
+        if {"cpu", "nvme"} & {config.engine.offload_optimizer, config.engine.offload_parameters}:
+            lines.append("offload: its transfers and the update on the CPU are not in the time")
+        return lines
 
 
 @dataclass(frozen=True)
@@ -69,15 +81,14 @@ def step_time(job: Job, given: Assumptions) -> StepTime:
     L = config.model.n_layers
     model_flops = tokens * costs.training_flops_per_token(config)
     again = tokens * L * costs.block_recomputed_flops_per_token(config, job.fused)
-    products = max(
-        (model_flops + again) / (gpu.bf16_flops * given.utilisation),
-        job.accumulation * L * LAUNCH_SECONDS,
-    )
+    peak = given.peak_flops(config)
+    launches = 0.0 if config.train.compile else job.accumulation * L * LAUNCH_SECONDS
+    products = max((model_flops + again) / (peak * given.utilisation), launches)
     collectives = 0.0
     for collective in traffic(job):
-        # a shard group lies in one node if it can; replicas of it lie in different ones
-        inside = collective.processes <= job.local_processes and (
-            job.processes <= job.local_processes or collective.processes == job.shard_size
+        # neighbours lie in one node if it has room for them all
+        inside = job.processes <= job.local_processes or (
+            collective.processes <= job.local_processes and not collective.strided
         )
         network = given.network_gbit * 1e9 / 8
         bandwidth = gpu.link_bandwidth if inside else min(network, gpu.link_bandwidth)
@@ -91,7 +102,7 @@ def step_time(job: Job, given: Assumptions) -> StepTime:
         collectives,
         optimizer,
         tokens_per_second=tokens * job.processes / total,
-        mfu=model_flops / total / gpu.bf16_flops,
+        mfu=model_flops / total / peak,
     )
 
 
@@ -146,7 +157,8 @@ class Candidate:
 
 
 def search(job: Job, given: Assumptions, goal: str, fixed: set[str]) -> list[Candidate]:
-    """Every way that fits, the best first; of equals the one that needs less memory.
+    """Every way that fits, the best first; of equally fast ones the one that sends less, and then
+    that needs less memory.
 
     goal: throughput or memory. fixed: of `engine`, `recompute`, `micro_batch`, those to leave.
     """
@@ -158,25 +170,33 @@ def search(job: Job, given: Assumptions, goal: str, fixed: set[str]) -> list[Can
                 config = dataclasses.replace(config, engine=engine)
             variant = dataclasses.replace(job, config=config)
             share = config.batch_size // job.processes
-            sizes = [size for size in range(1, share + 1) if share % size == 0]
-            if "micro_batch" in fixed:
-                sizes = [job.micro_batch_size]
+            sizes = [job.micro_batch_size] if "micro_batch" in fixed else divisors(share)
+            batch = [f"train.batch_size={share * job.processes}"]
+            if config.train.batch_tokens is not None:
+                batch = []  # it was given in tokens
             for size in sizes:
                 candidate = with_micro_batch(variant, size, share // size)
                 held = memory(candidate)
                 if held.total > given.usable_bytes:
-                    break
+                    continue  # a larger one may fit, if it is the whole share: no accumulation
                 overrides = (
                     *engine_overrides,
                     f"recompute={policy}",
-                    f"train.batch_size={config.batch_size}",
+                    *batch,
                     f"train.micro_batch_size={size}",
                 )
                 time = step_time(candidate, given)
                 found.append(Candidate(candidate, overrides, held, time))
     if goal == "memory":
         return sorted(found, key=lambda c: (c.memory.total, c.time.total))
-    return sorted(found, key=lambda c: (round(c.time.total, 6), c.memory.total))
+    return sorted(
+        found, key=lambda c: (round(c.time.total, 6), round(c.time.collectives, 6), c.memory.total)
+    )
+
+
+def divisors(number: int) -> list[int]:
+    small = [size for size in range(1, isqrt(number) + 1) if number % size == 0]
+    return sorted({*small, *(number // size for size in small)})
 
 
 def policies(job: Job) -> list[Policy]:
@@ -204,17 +224,26 @@ def engines(job: Job) -> Iterator[tuple[EngineConfig, list[str]]]:
     shardings = ["full"]
     if job.processes > 1:
         shardings.append("replicate")
-    if job.processes > job.local_processes:
+    if job.processes > job.local_processes and job.processes % job.local_processes == 0:
         shardings.append("hybrid")
     for sharding in shardings:
+        size = job.local_processes if sharding == "hybrid" else None
         for reshard in (True, False):
+            overrides = [
+                "engine=fsdp",
+                f"engine.sharding={sharding}",
+                f"engine.reshard_after_forward={str(reshard).lower()}",
+            ]
+            if size:
+                overrides.append(f"engine.shard_size={size}")
             yield (
-                dataclasses.replace(plain, sharding=sharding, reshard_after_forward=reshard),  # type: ignore[arg-type]
-                [
-                    "engine=fsdp",
-                    f"engine.sharding={sharding}",
-                    f"engine.reshard_after_forward={str(reshard).lower()}",
-                ],
+                dataclasses.replace(
+                    plain,
+                    sharding=sharding,  # type: ignore[arg-type]
+                    shard_size=size,
+                    reshard_after_forward=reshard,
+                ),
+                overrides,
             )
     for stage in range(4):
         engine = dataclasses.replace(
@@ -230,7 +259,12 @@ def engines(job: Job) -> Iterator[tuple[EngineConfig, list[str]]]:
         yield engine, ["engine=deepspeed", f"engine.zero_stage={stage}"]
 
 
-def what_would_help(job: Job, given: Assumptions) -> list[tuple[str, int]]:
+def one_sequence(job: Job) -> Job:
+    """`job` with micro-batches of one sequence, accumulated if there are several."""
+    return with_micro_batch(job, 1, min(2, max(1, job.config.batch_size // job.processes)))
+
+
+def what_would_help(job: Job, given: Assumptions, gpus_per_node: int) -> list[tuple[str, int]]:
     """Single changes after which one sequence fits, with the bytes it then needs."""
     helps: list[tuple[str, Job]] = []
     for policy in policies(job):
@@ -240,8 +274,11 @@ def what_would_help(job: Job, given: Assumptions) -> list[tuple[str, int]]:
         config = dataclasses.replace(job.config, engine=engine)
         helps.append((" ".join(overrides), dataclasses.replace(job, config=config)))
     for factor in (2, 4, 8, 16, 32, 64):
-        more = dataclasses.replace(job, processes=factor * job.processes)
-        helps.append((f"gpus={more.processes}", more))
+        processes = factor * job.processes
+        more = dataclasses.replace(
+            job, processes=processes, local_processes=min(processes, gpus_per_node)
+        )
+        helps.append((f"gpus={processes}", more))
     sequence = job.config.train.sequence_length
     while sequence > 256:
         sequence //= 2
@@ -259,12 +296,18 @@ def what_would_help(job: Job, given: Assumptions) -> list[tuple[str, int]]:
         helps.append(("method=cola", dataclasses.replace(job, config=config)))
     fitting: list[tuple[str, int]] = []
     for change, variant in helps:
-        needed = memory(with_micro_batch(variant, 1, 1)).total
-        if needed <= given.usable_bytes:
+        needed = memory(one_sequence(variant)).total
+        if variant != job and needed <= given.usable_bytes:
             kind = change.split("=")[0]
             if kind in ("gpus", "train.sequence_length") and any(
                 known.startswith(kind) for known, _ in fitting
             ):
                 continue  # the smallest change of its kind is enough
             fitting.append((change, needed))
+    at_once = bisect(
+        lambda size: memory(with_micro_batch(job, size, 1)).total <= given.usable_bytes
+    )
+    if 0 < at_once < job.config.batch_size // job.processes:  # what accumulation takes is spared
+        needed = memory(with_micro_batch(job, at_once, 1)).total
+        fitting.append((f"train.batch_size={at_once * job.processes}", needed))
     return fitting

@@ -18,6 +18,7 @@ class Collective:
     what: str
     bytes: int
     processes: int
+    strided: bool = False  # among processes a shard group apart, rather than neighbours
 
     @property
     def sent(self) -> float:
@@ -47,7 +48,7 @@ def fsdp_traffic(job: Job) -> list[Collective]:
             Collective("reduce_scatter", "gradients", syncs * FP32 * padded, S),
         ]
     if engine.sharding != "full":  # also among one replica
-        found.append(Collective("all_reduce", "gradients", syncs * FP32 * padded // S, R))
+        found.append(Collective("all_reduce", "gradients", syncs * FP32 * padded // S, R, S > 1))
     return found
 
 

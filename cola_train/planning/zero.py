@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from functools import cached_property
 from math import prod
 
+from cola_train.errors import UserError
 from cola_train.planning.job import Job
 
 # DeepSpeed 0.19's defaults (zero/config.py), in elements; a test holds them to the original.
@@ -26,7 +27,16 @@ class Zero:
         engine = job.config.engine
         self.job, self.stage = job, engine.zero_stage or 0
         group = (engine.overrides or {}).get("zero_optimization", {})
-        chosen = {key: int(group.get(key, default)) for key, default in DEFAULTS.items()}
+        if not isinstance(group, dict):
+            raise UserError(f"engine.overrides: zero_optimization must be a group, got {group}")
+        chosen = {}
+        for key, default in DEFAULTS.items():
+            value = group.get(key, default)
+            if not isinstance(value, int | float):
+                raise UserError(
+                    f"engine.overrides: {key} must be a number to plan with, got {value}"
+                )
+            chosen[key] = int(value)
         self.bucket = chosen["reduce_bucket_size"]
         self.prefetched = chosen["stage3_prefetch_bucket_size"]
         self.threshold = chosen["stage3_param_persistence_threshold"]
