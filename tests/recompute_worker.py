@@ -30,30 +30,45 @@ def batch(step: int) -> Batch:
     return Batch(mine[:, :-1].contiguous(), mine[:, 1:].contiguous(), None)
 
 
-def run(overrides: list[str]) -> dict[str, object]:
-    """Losses of all steps, a digest of the final weights and optimizer state."""
+def whole(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def run(overrides: list[str]) -> tuple[dict[str, object], dict[str, torch.Tensor]]:
+    """Losses of all steps and a digest of the final weights and optimizer state; and the gradients
+    of the first step, as AdamW's first moments have them."""
     config = make_config(*overrides)
     set_determinism(config)
     method = build_method(config)
     model = build_model(config, method)
     apply_recompute(model, config.recompute)
     engine = build_engine(config, model, method, distributed.device())
-    losses = [engine.train_step([batch(step)], 1e-2).loss for step in range(STEPS)]
+    losses = [engine.train_step([batch(0)], 1e-2).loss]
+    gradients = {
+        name: whole(tensor).clone()
+        for name, tensor in engine.tensors().items()
+        if name.endswith("exp_avg")
+    }
+    losses += [engine.train_step([batch(step)], 1e-2).loss for step in range(1, STEPS)]
     digest = hashlib.sha256()
     for name, tensor in engine.tensors().items():
-        whole = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
-        digest.update(name.encode() + whole.numpy().tobytes())
-    return {"losses": losses, "weights": digest.hexdigest()}
+        digest.update(name.encode() + whole(tensor).numpy().tobytes())
+    return {"losses": losses, "weights": digest.hexdigest()}, gradients
 
 
 def main() -> None:
     path, *overrides = sys.argv[1:]
     distributed.start()
-    results = {}
+    results: dict[str, object] = {}
+    gradients = {}
     for kernels in ("torch", "triton"):
         for policy in ("none", "full", "cola_m", "light"):
             choice = [f"kernels={kernels}", f"recompute={policy}"]
-            results[f"{kernels} {policy}"] = run([*overrides, *choice])
+            results[f"{kernels} {policy}"], gradients[kernels] = run([*overrides, *choice])
+    results["gradient errors"] = {
+        name: ((gradients["triton"][name] - plain).norm() / plain.norm()).item()
+        for name, plain in gradients["torch"].items()
+    }
     if distributed.is_main():
         with open(path, "w") as file:
             json.dump(results, file)

@@ -63,7 +63,7 @@ def test_cola_m_keeps_what_the_paper_says():
 @pytest.mark.parametrize("processes", [1, 2])
 def test_every_policy_and_kernel_trains_the_same(tiny, tmp_path, processes):
     """20 steps: policies agree bit for bit, in losses, weights and moments; Triton (interpreted)
-    agrees with torch to fp32 rounding."""
+    agrees with torch to fp32 rounding, in losses and in every gradient of the first step."""
     pytest.importorskip("triton")
     file = tmp_path / "results.json"
     worker = str(Path(__file__).with_name("recompute_worker.py"))
@@ -85,6 +85,8 @@ def test_every_policy_and_kernel_trains_the_same(tiny, tmp_path, processes):
             assert results[f"{kernels} {policy}"] == kept, f"{kernels} {policy}"
     plain, fused = (results[f"{kernels} none"]["losses"] for kernels in ("torch", "triton"))
     assert fused == pytest.approx(plain, rel=1e-5)
+    assert len(results["gradient errors"]) == 2 * 7 + 5  # seven pairs of weights, norms, the ends
+    assert max(results["gradient errors"].values()) < 1e-5
 
 
 def test_resumes_under_another_policy(tiny, tmp_path):
