@@ -84,22 +84,29 @@ def _stack(weights: Sequence[Tensor]) -> Tensor:
     return weights[0] if len(weights) == 1 else torch.cat(list(weights))
 
 
-def _setup(ctx: Any, inputs: tuple[Tensor, list[Tensor]], output: Tensor) -> None:
+def save_inputs(ctx: Any, inputs: tuple[Tensor, list[Tensor]], output: Tensor) -> None:
+    """Keep x and the weights; `fused.down` keeps the same."""
     x, weights = inputs
     ctx.save_for_backward(x, *weights)
+
+
+def weight_gradients(
+    x: Tensor, weights: Sequence[Tensor], dz: Tensor, needed: Sequence[bool]
+) -> list[Tensor | None]:
+    """dA_i (r_i, d) of z (n, sum of r_i) = x (n, d) [A_1; ...; A_P]^T, views of one product."""
+    if not any(needed):
+        return [None] * len(weights)
+    return list((dz.t() @ x).split([weight.shape[0] for weight in weights]))
 
 
 def _backward(ctx: Any, dz: Tensor) -> tuple[Tensor | None, list[Tensor | None]]:
     x, *weights = ctx.saved_tensors
     needs_x, needs_weights = ctx.needs_input_grad
     dx = dz @ _stack(weights) if needs_x else None
-    dw: list[Tensor | None] = [None] * len(weights)
-    if any(needs_weights):
-        dw = list((dz.t() @ x).split([weight.shape[0] for weight in weights]))
-    return dx, dw
+    return dx, weight_gradients(x, weights, dz, needs_weights)
 
 
-_stacked_linear.register_autograd(_backward, setup_context=_setup)
+_stacked_linear.register_autograd(_backward, setup_context=save_inputs)
 
 
 @register_flop_formula(torch.ops.cola_kernels.stacked_linear)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
+from cola_kernels.composed import save_inputs, weight_gradients
 from cola_kernels.gemm import aligned, empty_aligned, gemm
 from cola_kernels.launch import Launch, unit_stride
 from cola_kernels.support import UnsupportedError, architecture, check, check_matrices, flat
@@ -69,22 +70,14 @@ def _down_backward_fake(dz: Tensor, weights: list[Tensor]) -> Tensor:
     return empty_aligned(dz, dz.shape[0], weights[0].shape[1])
 
 
-def _setup(ctx: Any, inputs: tuple[Tensor, list[Tensor]], output: Tensor) -> None:
-    x, weights = inputs
-    ctx.save_for_backward(x, *weights)
-
-
 def _backward(ctx: Any, dz: Tensor) -> tuple[Tensor | None, list[Tensor | None]]:
     x, *weights = ctx.saved_tensors
     needs_x, needs_weights = ctx.needs_input_grad
     dx = torch.ops.cola_kernels.down_backward(dz, weights) if needs_x else None
-    dw: list[Tensor | None] = [None] * len(weights)
-    if any(needs_weights):
-        dw = list((dz.t() @ x).split([weight.shape[0] for weight in weights]))
-    return dx, dw
+    return dx, weight_gradients(x, weights, dz, needs_weights)
 
 
-_down.register_autograd(_backward, setup_context=_setup)
+_down.register_autograd(_backward, setup_context=save_inputs)
 
 
 @register_flop_formula(torch.ops.cola_kernels.down)
