@@ -1,4 +1,5 @@
-"""Bytes communicated a step, counted on real gloo processes beside the formula; what a save blocks.
+"""Bytes communicated a step, counted on real gloo processes beside the formula; what a save blocks
+beside real steps.
 
 CoLA beside full rank: about half the weights are about half the traffic.
 """
@@ -19,7 +20,7 @@ import torch
 from benchmarks.collectives import Collectives
 from benchmarks.overrides import make_config
 from benchmarks.report import Benchmark, Report, table
-from benchmarks.trainer import random_batches, trainer_step
+from benchmarks.trainer import random_batches, trainer_engine, trainer_step
 from cola_train import distributed
 from cola_train.checkpoint import Checkpointer
 from cola_train.errors import UserError
@@ -30,10 +31,12 @@ WAYS = {
     "full": ["engine.sharding=full"],
     "hybrid": ["engine.sharding=hybrid", "engine.shard_size=2"],
     "replicate": ["engine.sharding=replicate"],
+    "ZeRO 0": ["engine=deepspeed", "engine.zero_stage=0"],
     "ZeRO 1": ["engine=deepspeed", "engine.zero_stage=1"],
     "ZeRO 2": ["engine=deepspeed", "engine.zero_stage=2"],
     "ZeRO 3": ["engine=deepspeed", "engine.zero_stage=3"],
 }
+SAVED = ["full", "ZeRO 0", "ZeRO 2", "ZeRO 3"]
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -44,19 +47,24 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "--ways", nargs="+", choices=tuple(WAYS), default=["full", "hybrid", "replicate"],
         metavar="WAY", help=f"of: {', '.join(WAYS)} (full hybrid replicate)",
     )  # fmt: skip
-    parser.add_argument("--save-mib", type=int, default=200, help="MiB of a timed checkpoint (200)")
+    parser.add_argument(
+        "--saves", type=int, default=6, help="timed saves of each engine, at 60m; 0: none (6)"
+    )
 
 
 def run(options: argparse.Namespace) -> Report:
     if any(text.startswith(("method=", "engine")) for text in options.overrides):
         raise UserError("method, engine: this benchmark chooses both; leave them out")
-    found = []
+    found, saves = [], []
     with tempfile.TemporaryDirectory() as folder:
         for processes in options.processes:
             file = Path(folder) / f"{processes}.json"
             ways = [way for way in options.ways if way != "hybrid" or processes % 2 == 0]
-            found += counted(processes, ways, options.overrides, file)
-        saves = save_shares(Path(folder), options.save_mib)
+            found += in_group(processes, file, "count", json.dumps(ways), *options.overrides)
+            if options.saves and processes <= 2:  # more would share this machine's cores
+                for way in SAVED:
+                    print(f"saves: {processes} x {way}", file=sys.stderr, flush=True)
+                    saves += in_group(processes, file, "save", way, str(options.saves))
     rows = []
     for of in found:
         counted_bytes, planned = sum(of["counted"].values()), sum(of["planned"].values())
@@ -72,20 +80,34 @@ def run(options: argparse.Namespace) -> Report:
             ]
         )
     text = table(["", "MB a step", "formula", "M parameters", "by collective"], rows)
-    blocked = f"an asynchronous save blocks for {median(saves[1:]):.1%} of its duration (median of "
-    blocked += f"{len(saves) - 1}; the first, which allocates its buffers: {saves[0]:.1%})"
-    return Report({"traffic": found, "save_shares": saves}, f"{text}\n{blocked}")
+    if saves:
+        text += "\n\n" + table(
+            [
+                "a save beside steps of 60m",
+                "blocks, first",
+                "median",
+                "worst",
+                "of seconds, median",
+            ],
+            [
+                [
+                    f"{of['processes']} x {of['way']}",
+                    *(f"{share:.1%}" for share in (shares[0], median(shares), max(shares))),
+                    f"{median(of['seconds']):.2f}",
+                ]
+                for of in saves
+                for shares in [[b / s for b, s in zip(of["blocked"], of["seconds"], strict=True)]]
+            ],
+        )
+    return Report({"traffic": found, "saves": saves}, text)
 
 
-def counted(
-    processes: int, ways: list[str], overrides: list[str], file: Path
-) -> list[dict[str, Any]]:
-    """Counts of all ways and both methods, in one group of `processes`."""
+def in_group(processes: int, file: Path, *arguments: str) -> list[dict[str, Any]]:
+    """What `worker` finds with these arguments, in a group of `processes`."""
     repository = Path(__file__).parents[1]
     ran = subprocess.run(
         [sys.executable, "-m", "torch.distributed.run", "--standalone",
-         f"--nproc-per-node={processes}", "-m", "benchmarks.scaling", str(file), json.dumps(ways),
-         *overrides],
+         f"--nproc-per-node={processes}", "-m", "benchmarks.scaling", str(file), *arguments],
         cwd=repository, capture_output=True, text=True,
         env={**os.environ, "OMP_NUM_THREADS": "1", "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"},
     )  # fmt: skip
@@ -95,60 +117,81 @@ def counted(
     return results
 
 
-def save_shares(folder: Path, mib: int) -> list[float]:
-    """Of each of six asynchronous saves, the share for which `save` blocks."""
-    tensors = {f"model.{i}": torch.randn(mib * 2**18 // 10) for i in range(10)}
-    checkpointer = Checkpointer(folder / "save", keep=1, keep_best=False, asynchronous=True)
-    shares = []
-    for step in range(1, 7):
-        start = time.perf_counter()
-        checkpointer.save(step, tensors, {})
-        blocked = time.perf_counter() - start
-        checkpointer.wait()
-        shares.append(blocked / (time.perf_counter() - start))
-    checkpointer.close()
-    return shares
-
-
-def worker(path: str, ways: str, *overrides: str) -> None:
-    """One process of `counted`."""
+def worker(path: str, what: str, *arguments: str) -> None:
+    """One process of `in_group`."""
     distributed.start()
     torch.set_num_threads(1)
-    processes = distributed.world_size()
-    results = []
+    task: Any = {"count": count, "save": save}[what]
     with tempfile.TemporaryDirectory() as folder:
-        for way in json.loads(ways):
-            for method in ("full", "cola"):
-                chosen = [*WAYS[way], f"method={method}", f"run_dir={folder}", *overrides]
-                config = make_config(chosen, {"train.precision": "bf16"})
-                job = Job(config, processes, processes, on_cpu=True)
-                batches = random_batches(config)[: job.accumulation]
-                step = trainer_step(config, distributed.device(), batches)
-                for _ in range(2):  # DeepSpeed records the order of modules
-                    step()
-                with Collectives() as collectives:
-                    step()
-                planned: dict[str, int] = {}
-                for of in traffic(job):
-                    planned[of.kind] = planned.get(of.kind, 0) + of.bytes
-                results.append(
-                    {
-                        "processes": processes,
-                        "way": way,
-                        "method": method,
-                        "parameters": job.root.elements
-                        + config.model.n_layers * job.block.elements,
-                        "counted": dict(collectives.bytes),
-                        "planned": planned,
-                    }
-                )
+        results = task(distributed.from_main(lambda: folder), *arguments)
     if distributed.is_main():
         Path(path).write_text(json.dumps(results))
     distributed.stop()
 
 
+def count(folder: str, ways: str, *overrides: str) -> list[dict[str, Any]]:
+    """Bytes of a step, all ways and both methods."""
+    processes = distributed.world_size()
+    results = []
+    for way in json.loads(ways):
+        for method in ("full", "cola"):
+            chosen = [*WAYS[way], f"method={method}", f"run_dir={folder}", *overrides]
+            config = make_config(chosen, {"train.precision": "bf16"})
+            job = Job(config, processes, processes, on_cpu=True)
+            batches = random_batches(config)[: job.accumulation]
+            step = trainer_step(config, distributed.device(), batches)
+            for _ in range(2):  # DeepSpeed records the order of modules
+                step()
+            with Collectives() as collectives:
+                step()
+            planned: dict[str, int] = {}
+            for of in traffic(job):
+                planned[of.kind] = planned.get(of.kind, 0) + of.bytes
+            results.append(
+                {
+                    "processes": processes,
+                    "way": way,
+                    "method": method,
+                    "parameters": job.root.elements + config.model.n_layers * job.block.elements,
+                    "counted": dict(collectives.bytes),
+                    "planned": planned,
+                }
+            )
+    return results
+
+
+def save(folder: str, way: str, saves: str) -> list[dict[str, Any]]:
+    """Seconds of asynchronous saves beside steps of 60m, as the trainer saves: for how long each
+    holds training up, and how long it takes until it is whole and visible."""
+    processes = distributed.world_size()
+    config = make_config(
+        [*WAYS[way], "model=60m", "data.vocab_size=32000", f"run_dir={folder}"],
+        {"train.precision": "bf16", "train.batch_size": "2", "train.micro_batch_size": "1"},
+    )
+    engine = trainer_engine(config, distributed.device())
+    batches = random_batches(config)[: 2 // processes]
+    checkpointer = Checkpointer(
+        Path(config.run_dir) / "checkpoints", keep=1, keep_best=False, asynchronous=True
+    )
+    checkpointer.reserve(engine.tensors())
+    for _ in range(2):
+        engine.train_step(batches, config.optim.lr)
+    starts, copied, ends = [], [], []
+    for step in range(int(saves)):
+        starts.append(time.perf_counter())
+        whole = checkpointer.save(step, engine.tensors(), {})
+        copied.append(time.perf_counter())
+        whole.add_done_callback(lambda _: ends.append(time.perf_counter()))
+        while distributed.any_rank(not whole.done()):
+            engine.train_step(batches, config.optim.lr)
+    checkpointer.close()
+    blocked = [then - start for start, then in zip(starts, copied, strict=True)]
+    seconds = [end - start for start, end in zip(starts, ends, strict=True)]
+    return [{"processes": processes, "way": way, "blocked": blocked, "seconds": seconds}]
+
+
 BENCHMARK = Benchmark(
-    "bytes communicated a step, counted beside the formula; what an asynchronous save blocks",
+    "bytes communicated a step, counted beside the formula; for how long a save blocks training",
     add_options,
     run,
 )

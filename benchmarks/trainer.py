@@ -9,7 +9,7 @@ from benchmarks.overrides import make_config
 from cola_train import costs
 from cola_train.config import Config
 from cola_train.data.loader import Batch
-from cola_train.engines import build_engine
+from cola_train.engines import Engine, build_engine
 from cola_train.errors import UserError
 from cola_train.methods import build_method
 from cola_train.model import build_model
@@ -54,18 +54,23 @@ def random_batches(config: Config) -> list[Batch]:
 
 def trainer_step(config: Config, device: torch.device, batches: list[Batch]) -> Step:
     """One optimizer step exactly as the trainer runs it. Needs a process group."""
-    method = build_method(config)
-    model = build_model(config, method)
-    apply_recompute(model, config.recompute)
-    if config.train.compile:
-        compile_blocks(model)
-    engine = build_engine(config, model, method, device)
+    engine = trainer_engine(config, device)
 
     def step() -> None:
         if engine.train_step(batches, config.optim.lr).skipped:
             raise RuntimeError("a step was not finite: its optimizer did not run")
 
     return step
+
+
+def trainer_engine(config: Config, device: torch.device) -> Engine:
+    """Model and engine exactly as the trainer builds them. Needs a process group."""
+    method = build_method(config)
+    model = build_model(config, method)
+    apply_recompute(model, config.recompute)
+    if config.train.compile:
+        compile_blocks(model)
+    return build_engine(config, model, method, device)
 
 
 def step_flops(config: Config) -> float:

@@ -11,6 +11,7 @@ import uuid
 import warnings
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar, cast
@@ -20,7 +21,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner, DefaultSavePlanner
-from torch.distributed.checkpoint.metadata import MetadataIndex
+from torch.distributed.checkpoint.metadata import Metadata, MetadataIndex
 from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save
 from torch.distributed.tensor import DTensor
@@ -37,6 +38,7 @@ from cola_train.checkpoint_files import (
 )
 from cola_train.checkpoint_storage import CheckpointReader, CheckpointWriter
 from cola_train.errors import TrainingError, UserError
+from cola_train.flat_shard import FlatShard
 
 __all__ = ["Checkpointer", "read_state", "verify"]
 
@@ -84,19 +86,31 @@ class Checkpointer:
             remove_unfinished(self.folder)
         return uuid.uuid4().hex[:8]
 
+    def reserve(self, tensors: Mapping[str, Tensor | FlatShard]) -> None:
+        """Allocate, in the background, the memory into which saves of `tensors` copy: filling fresh
+        memory takes several times as long, and would make the first save block longer."""
+        if self._thread is not None:
+            self.wait()
+            parts = {key: _local(tensor) for key, tensor in tensors.items()}
+            self._under_way = self._thread.submit(self._allocate, parts)
+
+    def _allocate(self, parts: dict[str, Tensor]) -> None:
+        self._staged = {key: _cpu_memory(local).zero_() for key, local in parts.items()}
+
     def save(
         self,
         step: int,
-        tensors: Mapping[str, Tensor],
+        tensors: Mapping[str, Tensor | FlatShard],
         state: Mapping[str, Any],
         metric: float | None = None,
-    ) -> None:
-        """Save `tensors` (DTensors, or plain ones that are the same on every process), and rank
-        0's `state` (JSON values) under `step`.
+    ) -> Future[None]:
+        """Save `tensors` (DTensors, FlatShards, or plain ones that are the same on every process),
+        and rank 0's `state` (JSON values) under `step`.
 
         Returns when they are copied to the CPU, so training may change them; the rest happens in
-        the background. A checkpoint of the same step is replaced once the new one is whole. Waits
-        for the save under way, and raises what that one raised (see `wait`).
+        the background, until the returned future is done. A checkpoint of the same step is
+        replaced once the new one is whole. Waits for the save under way, and raises what that one
+        raised (see `wait`).
         """
         self.wait()
         writer = CheckpointWriter(
@@ -109,17 +123,23 @@ class Checkpointer:
             state=json.dumps(dict(state), indent=1),
             still_ours=self._still_ours,
         )
-        live = {key: tensor.detach() for key, tensor in tensors.items()}
-        # Into the buffers of the save before: fresh memory takes several times as long to fill.
+        live = {
+            key: tensor if isinstance(tensor, FlatShard) else tensor.detach()
+            for key, tensor in tensors.items()
+        }
+        # Into the memory of the save before, or `reserve`'s.
         self._staged = staged = {
-            key: _copy_to_cpu(tensor, self._staged.get(key)) for key, tensor in live.items()
+            key: _copy_to_cpu(_local(tensor), self._staged.get(key)) for key, tensor in live.items()
         }
         if torch.cuda.is_available():
             torch.cuda.synchronize()
-        if self._thread is not None:
-            self._under_way = self._thread.submit(self._save, writer, live, staged)
-        else:
+        if self._thread is None:
             self._save(writer, live, staged)
+            done: Future[None] = Future()
+            done.set_result(None)
+            return done
+        self._under_way = self._thread.submit(self._save, writer, live, staged)
+        return self._under_way
 
     def wait(self) -> None:
         """Return when the save under way is whole and visible.
@@ -167,7 +187,7 @@ class Checkpointer:
                 print(f"Damaged checkpoint passed over: {line}", file=sys.stderr, flush=True)
         return good
 
-    def load(self, path: Path, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
+    def load(self, path: Path, tensors: Mapping[str, Tensor | FlatShard]) -> dict[str, Any]:
         """Fill `tensors` in place from checkpoint folder `path`, whatever the number of processes
         that saved it, and return its state.
 
@@ -181,7 +201,7 @@ class Checkpointer:
             load(
                 dict(tensors),
                 storage_reader=reader,
-                planner=DefaultLoadPlanner(flatten_state_dict=False, flatten_sharded_tensors=False),
+                planner=_LoadPlanner(),
                 process_group=self._group,
                 no_dist=self._group is None,
             )
@@ -192,7 +212,10 @@ class Checkpointer:
         return state
 
     def _save(
-        self, writer: CheckpointWriter, live: dict[str, Tensor], staged: dict[str, Tensor]
+        self,
+        writer: CheckpointWriter,
+        live: dict[str, Tensor | FlatShard],
+        staged: dict[str, Tensor],
     ) -> None:
         try:
             save(
@@ -254,15 +277,54 @@ class _StagedPlanner(DefaultSavePlanner):
         self.staged = staged
 
     def lookup_object(self, index: MetadataIndex) -> Tensor:
-        return self.staged[index.fqn]
+        live, staged = self.state_dict[index.fqn], self.staged[index.fqn]
+        if isinstance(live, FlatShard):
+            return replace(live, local=staged).parts()[_offset(index)]
+        return staged
 
 
-def _copy_to_cpu(tensor: Tensor, copy: Tensor | None) -> Tensor:
-    """A copy of this process's part, in `copy` if it fits; from a GPU it is complete after a
-    synchronize."""
-    local = tensor.to_local() if isinstance(tensor, DTensor) else tensor
+class _LoadPlanner(DefaultLoadPlanner):
+    """The default planner, with FlatShards among what it fills."""
+
+    def __init__(self) -> None:
+        super().__init__(flatten_state_dict=False, flatten_sharded_tensors=False)
+
+    def set_up_planner(
+        self,
+        state_dict: dict[str, Any],
+        metadata: Metadata | None = None,
+        is_coordinator: bool = False,
+    ) -> None:
+        self.state_dict, self.metadata = state_dict, metadata
+        self.is_coordinator = is_coordinator
+
+    def lookup_tensor(self, index: MetadataIndex) -> Tensor:
+        live = self.state_dict[index.fqn]
+        if isinstance(live, FlatShard):
+            return live.parts()[_offset(index)]
+        return super().lookup_tensor(index)
+
+
+def _offset(index: MetadataIndex) -> torch.Size:
+    assert index.offset is not None
+    return index.offset
+
+
+def _local(tensor: Tensor | FlatShard) -> Tensor:
+    """This process's part, as it lies."""
+    if isinstance(tensor, FlatShard):
+        return tensor.local
+    return (tensor.to_local() if isinstance(tensor, DTensor) else tensor).detach()
+
+
+def _cpu_memory(local: Tensor) -> Tensor:
+    return torch.empty(local.shape, dtype=local.dtype, device="cpu", pin_memory=local.is_cuda)
+
+
+def _copy_to_cpu(local: Tensor, copy: Tensor | None) -> Tensor:
+    """A copy, in `copy` if it fits; from a GPU it is complete after a synchronize."""
     if copy is None or (copy.shape, copy.dtype) != (local.shape, local.dtype):
-        copy = torch.empty(local.shape, dtype=local.dtype, device="cpu", pin_memory=local.is_cuda)
+        copy = _cpu_memory(local)
     return copy.copy_(local, non_blocking=True)
 
 

@@ -47,6 +47,7 @@ from cola_train.checkpoint_files import (
     write_manifest,
 )
 from cola_train.errors import UserError
+from cola_train.flat_shard import FlatShard
 
 # The dtypes a checkpoint may hold, by their safetensors names.
 _DTYPES = {
@@ -62,6 +63,8 @@ _DTYPES = {
     "BOOL": torch.bool,
 }
 _DTYPE_NAMES = {dtype: name for name, dtype in _DTYPES.items()}
+
+_Place = tuple[str, str]  # a file, and a tensor's name in it
 
 
 class _PlansAsGiven:
@@ -139,15 +142,22 @@ class CheckpointWriter(_PlansAsGiven, StorageWriter):
 
     def write_data(self, plan: SavePlan, planner: SavePlanner) -> Future[list[WriteResult]]:
         tensors: dict[str, Tensor] = {}
+        names = {}
         for item in plan.items:
+            key, offset = item.index.fqn, item.index.offset
+            # a FlatShard has several parts in one file
+            names[item.index] = key if key not in tensors else f"{key}@{tuple(offset or ())}"
             data = planner.resolve_data(item)
-            assert isinstance(data, Tensor) and item.index.fqn not in tensors
-            tensors[item.index.fqn] = data
+            assert isinstance(data, Tensor)
+            tensors[names[item.index]] = data
         written = []
         if tensors:
-            name = f"rank-{self.rank:05d}.safetensors"
-            entry = write_file(self.partial / name, _safetensors(tensors))
-            written = [WriteResult(item.index, entry.bytes, (name, entry)) for item in plan.items]
+            file = f"rank-{self.rank:05d}.safetensors"
+            entry = write_file(self.partial / file, _safetensors(tensors))
+            written = [
+                WriteResult(index, entry.bytes, (file, entry, name))
+                for index, name in names.items()
+            ]
         future: Future[list[WriteResult]] = Future()
         future.set_result(written)
         return future
@@ -155,12 +165,12 @@ class CheckpointWriter(_PlansAsGiven, StorageWriter):
     def finish(self, metadata: Metadata, results: list[list[WriteResult]]) -> None:
         """On rank 0, with what every process wrote: add the JSON files and make it visible."""
         written = [result for of_rank in results for result in of_rank]
-        files = dict(result.storage_data for result in written)
+        files = dict(result.storage_data[:2] for result in written)
         for name, entry in files.items():
             if (self.partial / name).stat().st_size != entry.bytes:
                 raise OSError(f"{name} is not whole; all processes must share this folder")
-        names = {result.index: result.storage_data[0] for result in written}
-        for name, text in ((TENSORS, json.dumps(_index(metadata, names))), (STATE, self.state)):
+        places = {r.index: (r.storage_data[0], r.storage_data[2]) for r in written}
+        for name, text in ((TENSORS, json.dumps(_index(metadata, places))), (STATE, self.state)):
             files[name] = write_file(self.partial / name, [text.encode()])
         others = newest_first(self.path.parent)
         sequence = 1 + max((manifest.sequence for _, manifest in others if manifest), default=0)
@@ -189,22 +199,21 @@ class CheckpointWriter(_PlansAsGiven, StorageWriter):
         shutil.rmtree(self.partial, ignore_errors=True)
 
 
-def _index(metadata: Metadata, names: Mapping[MetadataIndex, str]) -> dict[str, Any]:
-    """tensors.json: for each tensor its dtype, global shape and parts (offset, shape, file)."""
+def _index(metadata: Metadata, places: Mapping[MetadataIndex, _Place]) -> dict[str, Any]:
+    """tensors.json: for each tensor its dtype, global shape and parts (offset, shape, file; and its
+    name in that file, if it is not the tensor's)."""
     index = {}
     for key, tensor in metadata.state_dict_metadata.items():
         assert isinstance(tensor, TensorStorageMetadata)
+        parts = []
+        for chunk in tensor.chunks:
+            file, name = places[MetadataIndex(key, chunk.offsets)]
+            part = {"offset": list(chunk.offsets), "shape": list(chunk.sizes), "file": file}
+            parts.append(part if name == key else part | {"name": name})
         index[key] = {
             "dtype": _DTYPE_NAMES[tensor.properties.dtype],
             "shape": list(tensor.size),
-            "parts": [
-                {
-                    "offset": list(chunk.offsets),
-                    "shape": list(chunk.sizes),
-                    "file": names[MetadataIndex(key, chunk.offsets)],
-                }
-                for chunk in tensor.chunks
-            ],
+            "parts": parts,
         }
     return index
 
@@ -217,10 +226,10 @@ class CheckpointReader(_PlansAsGiven, StorageReader):
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.files: dict[MetadataIndex, str] = {}
+        self.places: dict[MetadataIndex, _Place] = {}
         self.tensors: dict[str, TensorStorageMetadata] = {}
 
-    def open(self, tensors: Mapping[str, Tensor]) -> None:
+    def open(self, tensors: Mapping[str, Tensor | FlatShard]) -> None:
         """Read tensors.json. Raises UserError if it is damaged, or if `tensors`, which are to be
         filled, differ from those saved in name, shape or dtype."""
         try:
@@ -229,7 +238,8 @@ class CheckpointReader(_PlansAsGiven, StorageReader):
                 for part in saved["parts"]:
                     offset, shape = torch.Size(part["offset"]), torch.Size(part["shape"])
                     chunks.append(ChunkStorageMetadata(offset, shape))
-                    self.files[MetadataIndex(key, offset)] = str(part["file"])
+                    place = str(part["file"]), str(part.get("name", key))
+                    self.places[MetadataIndex(key, offset)] = place
                 properties = TensorProperties(dtype=_DTYPES[saved["dtype"]])
                 self.tensors[key] = TensorStorageMetadata(
                     properties, torch.Size(saved["shape"]), chunks
@@ -244,7 +254,7 @@ class CheckpointReader(_PlansAsGiven, StorageReader):
                 "(config.yaml in its run's folder): use the same, or resume=never.",
             )
 
-    def _mismatches(self, tensors: Mapping[str, Tensor]) -> list[str]:
+    def _mismatches(self, tensors: Mapping[str, Tensor | FlatShard]) -> list[str]:
         missing = sorted(tensors.keys() - self.tensors.keys())
         unexpected = sorted(self.tensors.keys() - tensors.keys())
         different = [
@@ -267,12 +277,13 @@ class CheckpointReader(_PlansAsGiven, StorageReader):
     def read_data(self, plan: LoadPlan, planner: LoadPlanner) -> Future[None]:
         items_of: dict[str, list[ReadItem]] = {}
         for item in plan.items:
-            items_of.setdefault(self.files[item.storage_index], []).append(item)
+            file, _ = self.places[item.storage_index]
+            items_of.setdefault(file, []).append(item)
         for name, items in items_of.items():
             try:
-                with safe_open(self.path / name, framework="pt") as file:
+                with safe_open(self.path / name, framework="pt") as opened:
                     for item in items:
-                        self._read(file, item, planner)
+                        self._read(opened, item, planner)
             except (SafetensorError, OSError, ValueError) as error:
                 raise UserError(f"{self.path / name}: damaged ({error})") from None
         future: Future[None] = Future()
@@ -280,15 +291,15 @@ class CheckpointReader(_PlansAsGiven, StorageReader):
         return future
 
     def _read(self, file: Any, item: ReadItem, planner: LoadPlanner) -> None:
-        key = item.storage_index.fqn
+        _, name = self.places[item.storage_index]
         target = planner.resolve_tensor(item).detach()
         if math.prod(item.lengths) == 0:
             return
         begins_and_lengths = zip(item.storage_offsets, item.lengths, strict=True)
         where = tuple(slice(begin, begin + length) for begin, length in begins_and_lengths)
-        saved = file.get_slice(key)[where] if where else file.get_tensor(key)
+        saved = file.get_slice(name)[where] if where else file.get_tensor(name)
         if (saved.shape, saved.dtype) != (target.shape, target.dtype):
-            raise ValueError(f"{key} is not the shape or dtype that {TENSORS} says")
+            raise ValueError(f"{name} is not the shape or dtype that {TENSORS} says")
         target.copy_(saved)
         planner.commit_tensor(item, target)
 

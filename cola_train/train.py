@@ -81,6 +81,8 @@ def run(config: Config, device: torch.device, attempt: Attempt, watchdog: Watchd
     if (path := starting_point(checkpointer, config.resume)) is not None:
         progress = resume(checkpointer, path, engine, loader)
     saved_step = attempt.step = progress.step
+    if config.checkpoint.every:
+        checkpointer.reserve(engine.tensors())
     tracker = Tracker(config, progress.step, facts(config, device), attempt.check)
     tracker.say(headline(config, device, path))
 

@@ -23,6 +23,7 @@ from cola_train.config import Config
 from cola_train.data.loader import Batch
 from cola_train.engines import Engine, build_engine
 from cola_train.errors import UserError
+from cola_train.flat_shard import FlatShard
 from cola_train.methods import build_method
 from cola_train.parallel import apply_recompute
 from cola_train.train import build_model
@@ -136,10 +137,17 @@ def curves(_: str, overrides: list[str]) -> dict[str, Any]:
 
 
 def whole(engine: Engine) -> dict[str, Tensor]:
-    return {
-        name: tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
-        for name, tensor in engine.tensors().items()
-    }
+    """Its state, every tensor whole and a copy."""
+    tensors = {}
+    for name, tensor in engine.tensors().items():
+        if isinstance(tensor, FlatShard):
+            full = torch.zeros(tensor.shape)
+            full.view(-1)[tensor.start : tensor.start + len(tensor.local)] = tensor.local
+            torch.distributed.all_reduce(full)
+            tensors[name] = full
+        else:
+            tensors[name] = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor.clone()
+    return tensors
 
 
 def steps_counted(engine: Engine) -> list[float]:

@@ -19,6 +19,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from cola_train.attempt import Attempt, SupersededError
 from cola_train.checkpoint import Checkpointer, read_state, verify
 from cola_train.errors import UserError
+from cola_train.flat_shard import FlatShard
 from cola_train.status import read_json, verdict
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -123,6 +124,24 @@ def plant(file: Path) -> None:
 
 def canary_of(checkpoint: Path) -> Path:
     return checkpoint.parents[1] / "code-was-run"
+
+
+@pytest.mark.parametrize("shape", [(), (7,), (4, 5), (3, 4, 5), (2, 1, 3, 2)])
+def test_a_run_of_elements_is_a_few_boxes(shape: tuple[int, ...]) -> None:
+    """Every run of a tensor's elements, put back box by box, is that run and nothing else."""
+    whole = torch.arange(1, torch.Size(shape).numel() + 1).view(shape)
+    for start in range(whole.numel() + 1):
+        for stop in range(start, whole.numel() + 1):
+            shard = FlatShard(whole.shape, start, whole.reshape(-1)[start:stop])
+            back = torch.zeros_like(whole)
+            for offset, part in shard.parts().items():
+                box = tuple(slice(o, o + n) for o, n in zip(offset, part.shape, strict=True))
+                assert back[box].shape == part.shape and not back[box].any()
+                back[box] = part
+            assert len(shard.parts()) <= max(1, 2 * len(shape) - 1)
+            flat = back.reshape(-1)
+            assert torch.equal(flat[start:stop], shard.local)
+            assert not flat[:start].any() and not flat[stop:].any()
 
 
 FILES = ["rank-00000.safetensors", "tensors.json", "state.json", "manifest.json"]

@@ -4,7 +4,7 @@ A new engine is one module here, one entry in ENGINES, one YAML file, one test.
 """
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from importlib import import_module
 from typing import TYPE_CHECKING, Protocol
@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Protocol
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
+
+from cola_train.flat_shard import FlatShard
 
 if TYPE_CHECKING:
     from cola_train.config import Config
@@ -58,15 +60,16 @@ class Engine(Protocol):
         """(B, T, V) logits. All processes call it together, with the same tokens."""
         ...
 
-    def tensors(self) -> dict[str, Tensor]:
+    def tensors(self) -> Mapping[str, Tensor | FlatShard]:
         """Model and optimizer state by name, for a checkpoint to save or to fill in place.
 
-        Whole, named and shaped the same under every engine: `model.<parameter>` the fp32 weight,
-        `optimizer.<parameter>.<key>` its state. Collective.
+        Named and shaped the same under every engine: `model.<parameter>` the fp32 weight,
+        `optimizer.<parameter>.<key>` its state. The parts of each process as they lie, no copies
+        where that can be: training stands still meanwhile. Collective.
         """
         ...
 
-    def take(self, tensors: dict[str, Tensor]) -> None:
+    def take(self, tensors: Mapping[str, Tensor | FlatShard]) -> None:
         """Go on from `tensors()` that a checkpoint has filled. Collective."""
         ...
 

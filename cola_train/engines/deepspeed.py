@@ -1,7 +1,7 @@
 """The DeepSpeed engine: ZeRO stages 0 to 3, with the semantics of the FSDP2 one.
 
-DeepSpeed owns gradients, clipping and the update of its fp32 partitions. Weights and optimizer
-state enter and leave it whole, one parameter at a time, as shards of a format that knows no engine.
+DeepSpeed owns gradients, clipping and the update of its fp32 partitions. Checkpoints are saved from
+and loaded into these where they lie, in a format that knows no engine.
 """
 
 import json
@@ -9,22 +9,25 @@ import logging
 import math
 import os
 import warnings
-from contextlib import redirect_stdout
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, redirect_stdout
+from dataclasses import dataclass, replace
 from io import StringIO
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
-from torch.distributed.tensor import DTensor, Shard, distribute_tensor, zeros
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import DTensor, Shard, zeros
 from torch.nn.utils import get_total_norm
 
 from cola_train import distributed
 from cola_train.engines import StepResult, zero_state
 from cola_train.engines.deepspeed_json import deepspeed_json
 from cola_train.errors import UserError
+from cola_train.flat_shard import FlatShard
 from cola_train.hardware import compute_dtype
 from cola_train.model import IGNORE_INDEX, Llama
 
@@ -52,11 +55,7 @@ class DeepSpeedEngine:
             path.write_text(json.dumps(content, indent=2) + "\n")
         self.model, self.method, self.device = model, method, device
         self.stage = int(content["zero_optimization"]["stage"])
-        # checkpoints are put together on the CPU, where they take none of a GPU's memory
-        self.cpu_mesh = init_device_mesh("cpu", (dist.get_world_size(),))
-        self.mesh = self.cpu_mesh
-        if device.type != "cpu":
-            self.mesh = init_device_mesh(device.type, (dist.get_world_size(),))
+        self.mesh = init_device_mesh(device.type, (dist.get_world_size(),))
         weights = self._initial_weights(config.seed)
         if self.stage == 3:
             # One gather for each block, and the module that runs sees all its weights: also in a
@@ -72,11 +71,16 @@ class DeepSpeedEngine:
             self.engine, self.zero, _, _ = deepspeed.initialize(
                 model=model, optimizer=self.optimizer, config=content, dist_init_required=False
             )
-        self.masters = self._masters()
-        if self.masters is not None:
+        if self.stage == 0:
             self.optimizer.state.clear()  # DeepSpeed made it by a step, which counts
+        self.places = self._places()
         for name, parameter in model.named_parameters():
-            self._set_weight(parameter, self._whole(weights.pop(name)))
+            whole = weights.pop(name).full_tensor()
+            with self._in_memory(parameter, changed=True):
+                shard = self._shard(parameter)
+                shard.local.copy_(whole.view(-1)[shard.start :][: len(shard.local)])
+            self._share(parameter)
+            self._compute_with(parameter, whole)
 
     def train_step(
         self, batches: "list[Batch]", lr: float, max_loss: float = math.inf
@@ -119,25 +123,27 @@ class DeepSpeedEngine:
         with torch.no_grad():
             return self.engine(tokens_BT.to(self.device))
 
-    def tensors(self) -> dict[str, Tensor]:
+    def tensors(self) -> dict[str, Tensor | FlatShard]:
         if not self.optimizer.state:
             self._allocate_optimizer_state()
         keys, counters = self._state_keys()
-        tensors: dict[str, Tensor] = {}
+        tensors: dict[str, Tensor | FlatShard] = {}
         for name, parameter in self.model.named_parameters():
-            tensors[f"model.{name}"] = self._shard(self._weight(parameter))
-            for key in keys:
-                state = self._shard(self._state(parameter, key))
-                tensors[f"optimizer.{name}.{key}"] = state
+            with self._in_memory(parameter) as swapped_in:
+                for key in [None, *keys]:
+                    shard = self._shard(parameter, key)
+                    if swapped_in:  # into a buffer, that others are swapped into next
+                        shard = replace(shard, local=shard.local.clone())
+                    tensors[_name(name, key)] = shard
             for key, value in counters.items():
-                tensors[f"optimizer.{name}.{key}"] = value.detach().cpu().clone()
+                tensors[_name(name, key)] = value.detach().cpu().clone()
         return tensors
 
-    def take(self, tensors: dict[str, Tensor]) -> None:
+    def take(self, tensors: Mapping[str, Tensor | FlatShard]) -> None:
         keys, counters = self._state_keys()
         names = [name for name, _ in self.model.named_parameters()]
         for key in counters:
-            values = {tensors[f"optimizer.{name}.{key}"].item() for name in names}
+            values = {cast(Tensor, tensors[_name(name, key)]).item() for name in names}
             if len(values) > 1:
                 raise UserError(
                     f"resume: the checkpoint's parameters differ in the optimizer's `{key}` "
@@ -147,10 +153,14 @@ class DeepSpeedEngine:
             for state in self.optimizer.state.values():
                 state[key].fill_(values.copy().pop())
         for name, parameter in self.model.named_parameters():
-            self._set_weight(parameter, self._whole(tensors[f"model.{name}"]))
-            for key in keys:
-                whole = self._whole(tensors[f"optimizer.{name}.{key}"])
-                self._set_state(parameter, key, whole)
+            with self._in_memory(parameter, changed=True) as swapped_in:
+                if swapped_in:
+                    for each in [None, *keys]:
+                        filled = cast(FlatShard, tensors[_name(name, each)])
+                        self._shard(parameter, each).local.copy_(filled.local)
+            for each in [None, *keys]:
+                self._share(parameter, each)
+            self._compute_with(parameter, self._whole_weight(parameter))
 
     def _loss(self, batch: "Batch") -> Tensor:
         documents = batch.documents
@@ -175,60 +185,87 @@ class DeepSpeedEngine:
             self.engine.zero_grad()
         return norm
 
-    # What DeepSpeed keeps, whole. Collective.
+    # The fp32 weights and their state, where DeepSpeed keeps them.
 
-    def _masters(self) -> dict[nn.Parameter, Tensor] | None:
-        """Stage 0: the fp32 weights, one for each parameter; None if they are partitioned."""
-        if self.stage != 0:
-            return None
-        if self.zero is self.optimizer:
-            return {parameter: parameter for parameter in self.model.parameters()}
-        groups = zip(self.zero.fp16_groups, self.zero.fp32_groups, strict=True)
-        return {p: master for pair in groups for p, master in zip(*pair, strict=True)}
+    def _places(self) -> dict[nn.Parameter, "_Place"]:
+        zero = self.zero
+        parameters: list[Any] = list(self.model.parameters())  # to which DeepSpeed adds attributes
+        places = {}
+        if self.stage == 0:  # whole on each process, which saves its share
+            masters = parameters
+            if zero is not self.optimizer:  # bf16
+                masters = [master for group in zero.fp32_groups for master in group]
+                parameters = [parameter for group in zero.fp16_groups for parameter in group]
+            for parameter, master in zip(parameters, masters, strict=True):
+                start, length = _share_of(master.numel())
+                places[parameter] = _Place(master, start, start, length)
+        elif self.stage == 3:
+            for parameter in parameters:
+                group, begin, size = zero.grad_position[zero.get_param_id(parameter)]
+                start, length = _share_of(parameter.ds_numel)
+                assert length <= size, "not the partitions of ZeRO-3"
+                master = zero.fp32_partitioned_groups_flat[group]
+                places[parameter] = _Place(master, begin, start, length, group)
+        else:
+            masters = [
+                master for group in self.optimizer.param_groups for master in group["params"]
+            ]
+            for parameter in parameters:
+                mapped = parameter._hp_mapping
+                if mapped is None:  # all of it is another process's
+                    places[parameter] = _Place(masters[0], 0, 0, 0)
+                    continue
+                here, start = mapped.hp_fragment_address, mapped.lp_fragment_address.start
+                master = masters[mapped.param_group_index]
+                places[parameter] = _Place(master, here.start, start, here.numel)
+        return places
 
-    def _weight(self, parameter: nn.Parameter) -> Tensor:
-        if self.masters is not None:
-            return self.masters[parameter].detach()
+    def _shard(self, parameter: nn.Parameter, key: str | None = None) -> FlatShard:
+        """This process's part of the fp32 weight, or of its state. Not a copy."""
+        place = self.places[parameter]
+        flat = place.master if key is None else self.optimizer.state[place.master][key]
+        local = flat.detach().view(-1)[place.begin : place.begin + place.length]
+        return FlatShard(getattr(parameter, "ds_shape", parameter.shape), place.start, local)
+
+    @contextmanager
+    def _in_memory(self, parameter: nn.Parameter, changed: bool = False) -> Iterator[bool]:
+        """Have `_shard` in memory: whether it was swapped in from NVMe, back to which it goes if it
+        is `changed`."""
+        with self._sub_group_in_memory(self.places[parameter].sub_group, changed) as swapped_in:
+            yield swapped_in
+
+    @contextmanager
+    def _sub_group_in_memory(self, k: int | None, changed: bool) -> Iterator[bool]:
+        on_nvme = k is not None and self.zero._swappable_optimizer_subgroup(k)
+        if on_nvme:
+            self.zero._optimizer_states_and_gradient_swap_in(k)
+        yield on_nvme
+        if on_nvme and changed:
+            self.zero._optimizer_states_and_gradient_swap_out(k)
+        elif on_nvme:
+            self.zero._release_swap_buffers(k)
+
+    def _share(self, parameter: nn.Parameter, key: str | None = None) -> None:
+        """Stage 0, where all processes hold the whole: give them this one's part. Collective."""
+        if self.stage == 0:
+            place = self.places[parameter]
+            whole = place.master if key is None else self.optimizer.state[place.master][key]
+            flat = whole.detach().view(-1)
+            flat[: place.begin] = 0
+            flat[place.begin + place.length :] = 0
+            dist.all_reduce(flat)
+
+    def _whole_weight(self, parameter: nn.Parameter) -> Tensor:
+        """In fp32, on the device. Collective."""
+        if self.stage == 0:
+            return self.places[parameter].master.detach()
         return self.deepspeed.utils.safe_get_full_fp32_param(parameter)
 
-    def _set_weight(self, parameter: nn.Parameter, value: Tensor) -> None:
-        """Into the fp32 weight and the one that the model computes with."""
-        if self.masters is not None:
-            self.masters[parameter].data.copy_(value)
-        elif self.stage == 3:
-            self._set_partition(parameter, value)
-        else:
-            self.deepspeed.utils.safe_set_full_fp32_param(parameter, value)
+    def _compute_with(self, parameter: nn.Parameter, whole: Tensor) -> None:
+        """Give the model this weight. Collective."""
         gathered = self.deepspeed.zero.GatheredParameters
         with gathered([parameter], modifier_rank=0, enabled=self.stage == 3):
-            parameter.data.copy_(value)
-
-    def _state(self, parameter: nn.Parameter, key: str) -> Tensor:
-        if self.masters is not None:
-            return self.optimizer.state[self.masters[parameter]][key]
-        return self.deepspeed.utils.safe_get_full_optimizer_state(parameter, key)
-
-    def _set_state(self, parameter: nn.Parameter, key: str, value: Tensor) -> None:
-        if self.masters is not None:
-            self.optimizer.state[self.masters[parameter]][key].copy_(value)
-        elif self.stage == 3:
-            self._set_partition(parameter, value, key)
-        else:
-            self.deepspeed.utils.safe_set_full_optimizer_state(parameter, value, key)
-
-    def _set_partition(
-        self, parameter: nn.Parameter, value: Tensor, key: str | None = None
-    ) -> None:
-        """Stage 3: this process's part of the fp32 weight, or of its state. DeepSpeed's
-        `safe_set_full_*` fail where the processes do not divide the size, and parts are padded."""
-        zero = self.zero
-        part, group = zero._get_fp32_opt_state_partition(
-            parameter, release_swap_buffers=False, optim_state_key=key
-        )
-        mine = value.flatten()[dist.get_rank() * part.numel() :][: part.numel()]
-        part.data[: mine.numel()].copy_(mine)
-        if zero._swappable_optimizer_subgroup(group):
-            zero._optimizer_states_and_gradient_swap_out(group)
+            parameter.data.copy_(whole)
 
     def _state_keys(self) -> tuple[list[str], dict[str, Tensor]]:
         """The optimizer's state: keys of what has the weights' shape, and its counters."""
@@ -247,12 +284,8 @@ class DeepSpeedEngine:
             self._allocate(group, params)
         if self.stage == 3:  # which gives the optimizer one sub-group at a time
             for k, of in self.zero.sub_group_to_group_id.items():
-                on_nvme = self.zero._swappable_optimizer_subgroup(k)
-                if on_nvme:
-                    self.zero._optimizer_states_and_gradient_swap_in(k)
-                self._allocate(groups[of], [self.zero.fp32_partitioned_groups_flat[k]])
-                if on_nvme:
-                    self.zero._optimizer_states_and_gradient_swap_out(k)
+                with self._sub_group_in_memory(k, changed=True):
+                    self._allocate(groups[of], [self.zero.fp32_partitioned_groups_flat[k]])
         for group, params in zip(groups, usual, strict=True):
             group["params"] = params
         if self.stage in (1, 2):
@@ -269,9 +302,7 @@ class DeepSpeedEngine:
         for master, gradient in zip(masters, gradients, strict=True):
             master.grad = gradient
 
-    # Shards that know no engine: rows over all processes, on the CPU.
-
-    def _initial_weights(self, seed: int) -> dict[str, Tensor]:
+    def _initial_weights(self, seed: int) -> dict[str, DTensor]:
         """The shards of what `init_weights` draws, which no process holds whole. Fills the
         model's buffers, and leaves the shards in place of its parameters."""
         for module in self.model.modules():
@@ -281,23 +312,29 @@ class DeepSpeedEngine:
             for name, buffer in module.named_buffers(recurse=False):
                 setattr(module, name, torch.empty_like(buffer, device=self.device))
         self.model.init_weights(seed)
-        return {name: self._on(self.cpu_mesh, p) for name, p in self.model.named_parameters()}
+        return {name: cast(DTensor, p.detach()) for name, p in self.model.named_parameters()}
 
-    def _shard(self, whole: Tensor) -> Tensor:
-        """This process's rows, copied."""
-        shard = distribute_tensor(whole.cpu(), self.cpu_mesh, [Shard(0)], src_data_rank=None)
-        return shard.clone()
 
-    def _whole(self, shard: Tensor) -> Tensor:
-        """All rows, on the device."""
-        return self._on(self.mesh, shard).full_tensor()
+@dataclass(frozen=True)
+class _Place:
+    """Where this process keeps its part of a parameter's fp32 weight; its state lies likewise."""
 
-    @staticmethod
-    def _on(mesh: DeviceMesh, shard: Tensor) -> DTensor:
-        """The same shards on another mesh of all processes."""
-        assert isinstance(shard, DTensor)
-        local = shard.to_local().detach().to(mesh.device_type)
-        return DTensor.from_local(local, mesh, [Shard(0)], shape=shard.shape, stride=shard.stride())
+    master: Tensor  # what the optimizer updates
+    begin: int  # of the part in `master`, flattened
+    start: int  # of the part in the parameter, flattened
+    length: int
+    sub_group: int | None = None  # of stage 3
+
+
+def _share_of(elements: int) -> tuple[int, int]:
+    """Start and length of this process's part, if all but the last get equal ones."""
+    size = -(-elements // dist.get_world_size())
+    start = min(dist.get_rank() * size, elements)
+    return start, min(size, elements - start)
+
+
+def _name(parameter: str, key: str | None) -> str:
+    return f"model.{parameter}" if key is None else f"optimizer.{parameter}.{key}"
 
 
 def _materialise(module: nn.Module, dtype: torch.dtype, device: torch.device) -> None:

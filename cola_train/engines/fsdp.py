@@ -1,6 +1,7 @@
 """The FSDP2 engine: mixed precision, accumulation, clipping and the optimizer step."""
 
 import math
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, cast
 
 import torch
@@ -12,6 +13,7 @@ from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from cola_train import distributed
 from cola_train.config import Config
 from cola_train.engines import StepResult, zero_state
+from cola_train.flat_shard import FlatShard
 from cola_train.hardware import compute_dtype
 from cola_train.methods import Method
 from cola_train.model import IGNORE_INDEX, Llama
@@ -93,7 +95,7 @@ class FSDPEngine:
                     tensors[f"optimizer.{name}.{key}"] = value
         return tensors
 
-    def take(self, tensors: dict[str, Tensor]) -> None:
+    def take(self, tensors: Mapping[str, Tensor | FlatShard]) -> None:
         pass  # they are the model's and the optimizer's own
 
     def _loss(self, batch: "Batch") -> Tensor:
