@@ -3,6 +3,7 @@
 import ctypes
 import os
 import platform
+import re
 import resource
 import time
 
@@ -74,7 +75,8 @@ def peak_flops(device: torch.device, dtype: torch.dtype) -> float | None:
         name = torch.cuda.get_device_name(device)
         # the longest first: "H100 PCIe" before "H100"
         for gpu in sorted(GPUS.values(), key=lambda gpu: -len(gpu.device_name)):
-            if gpu.device_name in name:
+            # whole words: an A10G is no A10, and an NVL or a laptop's part is another one
+            if re.search(rf"\b{gpu.device_name}\b(?!.*\b(NVL|Laptop|D)\b)", name):
                 return gpu.bf16_flops if dtype == torch.bfloat16 else None
         return None
     n = 1024

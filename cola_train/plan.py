@@ -92,9 +92,7 @@ def plan(values: Mapping[str, Any], problems: list[str]) -> int:
     )
     candidates: list[Candidate] = []
     if options.goal:
-        fixed = {group for group in ("engine", "recompute") if names_group(given, group)}
-        fixed |= {"micro_batch"} & {name.split(".")[-1].removesuffix("_size") for name in given}
-        candidates = search(job, assumptions, options.goal, fixed)
+        candidates = search(job, assumptions, options.goal, given)
         if not candidates:
             raise UserError(*impossible(job, options, assumptions))
         job = candidates[0].job
@@ -114,10 +112,6 @@ def plan(values: Mapping[str, Any], problems: list[str]) -> int:
 def given_options() -> set[str]:
     """Names of the options on the command line."""
     return {word.split("=")[0].lstrip("+~") for word in sys.argv[1:] if "=" in word}
-
-
-def names_group(given: set[str], group: str) -> bool:
-    return any(name == group or name.startswith(f"{group}.") for name in given)
 
 
 def describe(
@@ -185,12 +179,11 @@ def describe(
 
 def others(candidates: list[Candidate], count: int = 5) -> list[Candidate]:
     """The best of each further engine, sharding and policy."""
-    seen, found = {candidates[0].overrides[:-1]}, []
+    best: dict[tuple[str, ...], Candidate] = {}
     for candidate in candidates:
-        if candidate.overrides[:-1] not in seen:
-            seen.add(candidate.overrides[:-1])
-            found.append(candidate)
-    return found[:count]
+        way = (word for word in candidate.overrides if "micro_batch_size=" not in word)
+        best.setdefault(tuple(way), candidate)
+    return list(best.values())[1 : 1 + count]
 
 
 def engine_name(job: Job) -> str:

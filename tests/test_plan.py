@@ -8,10 +8,12 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from runs import REPOSITORY, make_config
 
 from cola_train import costs
 from cola_train.errors import EXIT_USER_ERROR
+from cola_train.hardware import peak_flops
 from cola_train.planning import memory, zero
 from cola_train.planning.gpus import GIB, GPUS
 from cola_train.planning.job import Job
@@ -172,6 +174,47 @@ def test_command_answers_soon_and_imports_no_engine():
     assert again.returncode == 0, again.stderr
     for key in ("memory", "traffic", "step_time", "micro_batch_size"):
         assert json.loads(again.stdout)[key] == answer[key]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "keys"),
+    [
+        (["engine=deepspeed", "train.micro_batch_size=4"],
+         {"engine.zero_stage", "recompute", "train.batch_size"}),
+        (["engine.sharding=hybrid", "engine.shard_size=4", "recompute=full"],
+         {"engine", "engine.reshard_after_forward", "train.batch_size", "train.micro_batch_size"}),
+        (["engine=deepspeed", "engine.offload_optimizer=cpu", "train.batch_size=64"],
+         {"engine.zero_stage", "recompute", "train.micro_batch_size"}),
+    ],
+)  # fmt: skip
+def test_a_search_leaves_what_is_named_and_proposes_the_rest(arguments, keys):
+    answer = json.loads(
+        cola_plan("model=7b", "gpus=8", "goal=throughput", "output=json", *arguments).stdout
+    )
+    for overrides in (answer["overrides"], *(other["overrides"] for other in answer["others"])):
+        assert {word.split("=")[0] for word in overrides} == keys
+        if "engine.offload_optimizer=cpu" in arguments:  # which stage 0 cannot
+            assert "engine.zero_stage=0" not in overrides
+    again = cola_plan("model=7b", "gpus=8", "output=json", *arguments, *answer["overrides"])
+    assert json.loads(again.stdout)["memory"] == answer["memory"]
+
+
+@pytest.mark.parametrize(
+    ("name", "flops"),
+    [
+        ("NVIDIA H100 80GB HBM3", 989e12),
+        ("NVIDIA H100 PCIe", 756e12),
+        ("NVIDIA H100 NVL", None),
+        ("NVIDIA A100-SXM4-80GB", 312e12),
+        ("NVIDIA A10", 125e12),
+        ("NVIDIA A10G", None),
+        ("NVIDIA GeForce RTX 4090", 165e12),
+        ("NVIDIA GeForce RTX 4090 Laptop GPU", None),
+    ],
+)
+def test_mfu_takes_no_gpu_for_another(name, flops, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: name)
+    assert peak_flops(torch.device("cuda"), torch.bfloat16) == flops
 
 
 def test_largest_micro_batch_is_the_largest(tmp_path):

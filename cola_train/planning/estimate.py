@@ -8,6 +8,7 @@ from typing import Literal
 
 from cola_train import costs
 from cola_train.config import Config, EngineConfig, RecomputeConfig
+from cola_train.config_checks import engine_problems
 from cola_train.planning.gpus import Gpu
 from cola_train.planning.job import FP32, Job
 from cola_train.planning.memory import Memory, memory
@@ -156,42 +157,43 @@ class Candidate:
     time: StepTime
 
 
-def search(job: Job, given: Assumptions, goal: str, fixed: set[str]) -> list[Candidate]:
+def search(job: Job, given: Assumptions, goal: str, named: set[str]) -> list[Candidate]:
     """Every way that fits, the best first; of equally fast ones the one that sends less, and then
     that needs less memory.
 
-    goal: throughput or memory. fixed: of `engine`, `recompute`, `micro_batch`, those to leave.
+    goal: throughput or memory. named: the options on the command line, which stay as they are.
     """
     found = []
-    for engine, engine_overrides in engines(job) if "engine" not in fixed else [(None, [])]:
-        for policy in policies(job) if "recompute" not in fixed else [job.config.recompute.name]:
-            config = dataclasses.replace(job.config, recompute=RecomputeConfig(policy))
-            if engine is not None:
-                config = dataclasses.replace(config, engine=engine)
+    share = job.config.batch_size // job.processes
+    own_policy = job.config.recompute.name
+    for engine, engine_overrides in engines_left_open(job, named):
+        for policy in [own_policy] if names_group(named, "recompute") else policies(job):
+            config = dataclasses.replace(
+                job.config, engine=engine, recompute=RecomputeConfig(policy)
+            )
             variant = dataclasses.replace(job, config=config)
-            share = config.batch_size // job.processes
-            sizes = [job.micro_batch_size] if "micro_batch" in fixed else divisors(share)
-            batch = [f"train.batch_size={share * job.processes}"]
-            if config.train.batch_tokens is not None:
-                batch = []  # it was given in tokens
-            for size in sizes:
+            fixed = "train.micro_batch_size" in named
+            for size in [job.micro_batch_size] if fixed else divisors(share):
                 candidate = with_micro_batch(variant, size, share // size)
                 held = memory(candidate)
                 if held.total > given.usable_bytes:
                     continue  # a larger one may fit, if it is the whole share: no accumulation
-                overrides = (
-                    *engine_overrides,
-                    f"recompute={policy}",
-                    *batch,
-                    f"train.micro_batch_size={size}",
-                )
+                overrides = [*engine_overrides, f"recompute={policy}"]
+                if config.train.batch_tokens is None:
+                    overrides.append(f"train.batch_size={share * job.processes}")
+                overrides.append(f"train.micro_batch_size={size}")
+                left = tuple(word for word in overrides if word.split("=")[0] not in named)
                 time = step_time(candidate, given)
-                found.append(Candidate(candidate, overrides, held, time))
+                found.append(Candidate(candidate, left, held, time))
     if goal == "memory":
         return sorted(found, key=lambda c: (c.memory.total, c.time.total))
     return sorted(
         found, key=lambda c: (round(c.time.total, 6), round(c.time.collectives, 6), c.memory.total)
     )
+
+
+def names_group(named: set[str], group: str) -> bool:
+    return any(name == group or name.startswith(f"{group}.") for name in named)
 
 
 def divisors(number: int) -> list[int]:
@@ -224,10 +226,12 @@ def engines(job: Job) -> Iterator[tuple[EngineConfig, list[str]]]:
     shardings = ["full"]
     if job.processes > 1:
         shardings.append("replicate")
-    if job.processes > job.local_processes and job.processes % job.local_processes == 0:
+    shard_size = job.config.engine.shard_size or job.local_processes
+    nodes = job.processes > job.local_processes and job.processes % job.local_processes == 0
+    if nodes or job.config.engine.sharding == "hybrid":
         shardings.append("hybrid")
     for sharding in shardings:
-        size = job.local_processes if sharding == "hybrid" else None
+        size = shard_size if sharding == "hybrid" else None
         for reshard in (True, False):
             overrides = [
                 "engine=fsdp",
@@ -257,6 +261,21 @@ def engines(job: Job) -> Iterator[tuple[EngineConfig, list[str]]]:
             offload_parameters="none",
         )
         yield engine, ["engine=deepspeed", f"engine.zero_stage={stage}"]
+
+
+def engines_left_open(job: Job, named: set[str]) -> Iterator[tuple[EngineConfig, list[str]]]:
+    """Those that agree with the `engine` options on the command line."""
+    own = job.config.engine
+    options = {name.removeprefix("engine.") for name in named if name.startswith("engine.")}
+    for engine, overrides in engines(job):
+        searched = {word.split("=")[0].removeprefix("engine.") for word in overrides}
+        if names_group(named, "engine") and engine.name != own.name:
+            continue
+        if any(getattr(engine, name) != getattr(own, name) for name in options & searched):
+            continue
+        engine = dataclasses.replace(engine, **{name: getattr(own, name) for name in options})
+        if not any(engine_problems(dataclasses.replace(job.config, engine=engine))):
+            yield engine, overrides
 
 
 def one_sequence(job: Job) -> Job:

@@ -7,7 +7,7 @@ GIB = 2**30
 
 @dataclass(frozen=True)
 class Gpu:
-    """`device_name`: a part of the name that CUDA gives it."""
+    """`device_name`: words of the name that CUDA gives it."""
 
     device_name: str
     memory_bytes: int
