@@ -57,6 +57,11 @@ class Assumptions:
         ]
         if {"cpu", "nvme"} & {config.engine.offload_optimizer, config.engine.offload_parameters}:
             lines.append("offload: its transfers and the update on the CPU are not in the time")
+        if config.data.document_mask and config.model.attention != "flash":
+            lines.append(
+                "data.document_mask: its (sequence, sequence) masks and the slower attention with "
+                "them are not in the plan; model.attention=flash needs none"
+            )
         return lines
 
 
