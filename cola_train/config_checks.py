@@ -84,7 +84,8 @@ DEEPSPEED_OPTIONS = (
 )  # fmt: skip
 
 
-def engine_problems(config: Config) -> Iterator[str]:
+def engine_problems(config: Config, processes: int | None = None) -> Iterator[str]:
+    """`processes`: of the run, if not this one's."""
     engine = config.engine
     others = DEEPSPEED_OPTIONS if engine.name == "fsdp" else FSDP_OPTIONS
     for name in others:
@@ -98,10 +99,10 @@ def engine_problems(config: Config) -> Iterator[str]:
         if name != "shard_size" and getattr(engine, name) is None:
             yield f"engine.{name}: engine={engine.name} needs it; it is null"
     if engine.name == "deepspeed":
-        yield from deepspeed_problems(config)
+        yield from deepspeed_problems(config, processes or distributed.world_size())
 
 
-def deepspeed_problems(config: Config) -> Iterator[str]:
+def deepspeed_problems(config: Config, processes: int) -> Iterator[str]:
     engine = config.engine
     stage, offloaded = engine.zero_stage, (engine.offload_optimizer, engine.offload_parameters)
     if offloaded[0] == "cpu" and stage == 0:
@@ -114,7 +115,7 @@ def deepspeed_problems(config: Config) -> Iterator[str]:
             f"engine.offload_optimizer: nvme needs engine.zero_stage=3, got {stage}; "
             "choose it, or engine.offload_optimizer=cpu"
         )
-    elif offloaded[0] == "nvme" and distributed.world_size() > 1:
+    elif offloaded[0] == "nvme" and processes > 1:
         yield (
             "engine.offload_optimizer: nvme trains wrongly on several processes "
             "(DeepSpeed 0.19.8, docs/engines.md); use engine.offload_optimizer=cpu"

@@ -16,7 +16,7 @@ from typing import Annotated, Any, Literal
 from cola_train import costs
 from cola_train.cli import run_composed
 from cola_train.config import Fraction, PositiveFloat, PositiveInt, Range, build, field_names, load
-from cola_train.config_checks import OF_THE_CONFIG, batch_problems
+from cola_train.config_checks import OF_THE_CONFIG, batch_problems, engine_problems
 from cola_train.errors import EXIT_DONE, UserError
 from cola_train.planning import report
 from cola_train.planning.estimate import (
@@ -78,10 +78,12 @@ def plan(values: Mapping[str, Any], problems: list[str]) -> int:
             **others["train"],
             "batch_size": -(-PAPER_BATCH // options.gpus) * options.gpus,
         }
-    checks = [check for check in OF_THE_CONFIG if check is not batch_problems]
     local = min(options.gpus, options.gpus_per_node)
-    batch = partial(batch_problems, processes=options.gpus, local_processes=local)
-    config = load(others, checks=[*checks, batch])
+    of_these_gpus: dict[Any, Any] = {  # not of this process
+        batch_problems: partial(batch_problems, processes=options.gpus, local_processes=local),
+        engine_problems: partial(engine_problems, processes=options.gpus),
+    }
+    config = load(others, checks=[of_these_gpus.get(check, check) for check in OF_THE_CONFIG])
     job = Job(config, options.gpus, local)
     assumptions = Assumptions(
         GPUS[options.gpu],

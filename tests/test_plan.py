@@ -242,6 +242,8 @@ def test_largest_micro_batch_is_the_largest(tmp_path):
         (["model=60m", "method=full", "recompute=cola_m"], ["recompute: cola_m"]),
         (["model=60m", "gpus=12", "engine.sharding=hybrid", "train.batch_size=12"],
          ["engine.shard_size: 8", "12"]),
+        (["gpus=8", "engine=deepspeed", "engine.zero_stage=3", "engine.offload_optimizer=nvme",
+          "engine.nvme_path=/tmp"], ["engine.offload_optimizer: nvme"]),
         (["model=7b", "gpu=l40s"], ["gpus=2", "train.batch_size="]),
         (["engine=deepspeed", "engine.overrides={zero_optimization:{reduce_bucket_size:auto}}"],
          ["engine.overrides: reduce_bucket_size"]),

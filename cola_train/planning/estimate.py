@@ -279,7 +279,8 @@ def engines_left_open(job: Job, named: set[str]) -> Iterator[tuple[EngineConfig,
         if any(getattr(engine, name) != getattr(own, name) for name in options & searched):
             continue
         engine = dataclasses.replace(engine, **{name: getattr(own, name) for name in options})
-        if not any(engine_problems(dataclasses.replace(job.config, engine=engine))):
+        config = dataclasses.replace(job.config, engine=engine)
+        if not any(engine_problems(config, job.processes)):
             yield engine, overrides
 
 
