@@ -36,7 +36,7 @@ WAYS = {
     "ZeRO 2": ["engine=deepspeed", "engine.zero_stage=2"],
     "ZeRO 3": ["engine=deepspeed", "engine.zero_stage=3"],
 }
-SAVED = ["full", "ZeRO 0", "ZeRO 2", "ZeRO 3"]
+SAVED = ["full", "replicate", "ZeRO 0", "ZeRO 2", "ZeRO 3"]
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -171,8 +171,8 @@ def save(folder: str, way: str, saves: str) -> list[dict[str, Any]]:
     engine = trainer_engine(config, distributed.device())
     batches = random_batches(config)[: 2 // processes]
     checkpointer = Checkpointer(
-        Path(config.run_dir) / "checkpoints", keep=1, keep_best=False, asynchronous=True
-    )
+        Path(config.run_dir) / "checkpoints", keep=int(saves), keep_best=False, asynchronous=True
+    )  # deletes none, which would take time too
     checkpointer.reserve(engine.tensors())
     for _ in range(2):
         engine.train_step(batches, config.optim.lr)

@@ -11,6 +11,7 @@ import uuid
 import warnings
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -95,7 +96,8 @@ class Checkpointer:
             self._under_way = self._thread.submit(self._allocate, parts)
 
     def _allocate(self, parts: dict[str, Tensor]) -> None:
-        self._staged = {key: _cpu_memory(local).zero_() for key, local in parts.items()}
+        with suppress(MemoryError, RuntimeError):  # of one process; its saves try again
+            self._staged = {key: _cpu_memory(local).zero_() for key, local in parts.items()}
 
     def save(
         self,

@@ -6,6 +6,7 @@ and no torch imported.
 
 import dataclasses
 import json
+import signal
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -56,6 +57,7 @@ class PlanConfig:
 
 def main() -> None:
     """The command `cola-plan`."""
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `cola-plan ... | head` just ends
     run_composed(plan, primary="plan", also=list(field_names(PlanConfig)))
 
 

@@ -257,6 +257,13 @@ def test_impossible_questions(arguments, words):
         assert word in ran.stderr, ran.stderr
 
 
+def test_the_example_of_the_docs_is_what_is_printed():
+    text = (REPOSITORY / "docs" / "planning.md").read_text()
+    command, *lines = text.split("```text\n$ ")[1].split("```")[0].splitlines()
+    ran = cola_plan(*command.split()[1:])
+    assert ran.stderr.splitlines() == lines
+
+
 def test_what_crosses_nodes_takes_the_network():
     """Hybrid: shards in a node, replicas on others, also where there are as many as shards."""
     seconds = []

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from statistics import median
 
 import pytest
 from runs import REPOSITORY
@@ -78,6 +79,6 @@ def test_an_asynchronous_save_blocks_little(way, tmp_path):
     if way.startswith("ZeRO"):
         pytest.importorskip("deepspeed")
     (found,) = in_group(1, tmp_path / "saves.json", "save", way, "4")
-    # the best of four: on a machine with other work a copy may be held up
+    # the median: on a machine with other work a copy may be held up
     shares = [b / s for b, s in zip(found["blocked"], found["seconds"], strict=True)]
-    assert min(shares) < 0.1, found
+    assert median(shares) < 0.1, found

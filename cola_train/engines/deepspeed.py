@@ -74,11 +74,10 @@ class DeepSpeedEngine:
         if self.stage == 0:
             self.optimizer.state.clear()  # DeepSpeed made it by a step, which counts
         self.places = self._places()
-        for name, parameter in model.named_parameters():
+        for name, parameter, _ in self._in_memory(changed=True):
             whole = weights.pop(name).full_tensor()
-            with self._in_memory(parameter, changed=True):
-                shard = self._shard(parameter)
-                shard.local.copy_(whole.view(-1)[shard.start :][: len(shard.local)])
+            shard = self._shard(parameter)
+            shard.local.copy_(whole.view(-1)[shard.start :][: len(shard.local)])
             self._share(parameter)
             self._compute_with(parameter, whole)
 
@@ -128,13 +127,12 @@ class DeepSpeedEngine:
             self._allocate_optimizer_state()
         keys, counters = self._state_keys()
         tensors: dict[str, Tensor | FlatShard] = {}
-        for name, parameter in self.model.named_parameters():
-            with self._in_memory(parameter) as swapped_in:
-                for key in [None, *keys]:
-                    shard = self._shard(parameter, key)
-                    if swapped_in:  # into a buffer, that others are swapped into next
-                        shard = replace(shard, local=shard.local.clone())
-                    tensors[_name(name, key)] = shard
+        for name, parameter, swapped_in in self._in_memory():
+            for key in [None, *keys]:
+                shard = self._shard(parameter, key)
+                if swapped_in:  # into a buffer, that others are swapped into next
+                    shard = replace(shard, local=shard.local.clone())
+                tensors[_name(name, key)] = shard
             for key, value in counters.items():
                 tensors[_name(name, key)] = value.detach().cpu().clone()
         return tensors
@@ -152,14 +150,13 @@ class DeepSpeedEngine:
                 )
             for state in self.optimizer.state.values():
                 state[key].fill_(values.copy().pop())
-        for name, parameter in self.model.named_parameters():
-            with self._in_memory(parameter, changed=True) as swapped_in:
-                if swapped_in:
-                    for each in [None, *keys]:
-                        filled = cast(FlatShard, tensors[_name(name, each)])
-                        self._shard(parameter, each).local.copy_(filled.local)
+        for name, parameter, swapped_in in self._in_memory(changed=True):
             for each in [None, *keys]:
+                if swapped_in:  # else it was filled in place
+                    filled = cast(FlatShard, tensors[_name(name, each)])
+                    self._shard(parameter, each).local.copy_(filled.local)
                 self._share(parameter, each)
+        for parameter in self.model.parameters():
             self._compute_with(parameter, self._whole_weight(parameter))
 
     def _loss(self, batch: "Batch") -> Tensor:
@@ -227,12 +224,15 @@ class DeepSpeedEngine:
         local = flat.detach().view(-1)[place.begin : place.begin + place.length]
         return FlatShard(getattr(parameter, "ds_shape", parameter.shape), place.start, local)
 
-    @contextmanager
-    def _in_memory(self, parameter: nn.Parameter, changed: bool = False) -> Iterator[bool]:
-        """Have `_shard` in memory: whether it was swapped in from NVMe, back to which it goes if it
-        is `changed`."""
-        with self._sub_group_in_memory(self.places[parameter].sub_group, changed) as swapped_in:
-            yield swapped_in
+    def _in_memory(self, changed: bool = False) -> Iterator[tuple[str, nn.Parameter, bool]]:
+        """Each parameter while `_shard` of it is in memory, and whether it was swapped in from
+        NVMe, back to which it goes if it is `changed`."""
+        named = list(self.model.named_parameters())
+        for k in dict.fromkeys(self.places[parameter].sub_group for _, parameter in named):
+            with self._sub_group_in_memory(k, changed) as swapped_in:
+                for name, parameter in named:
+                    if self.places[parameter].sub_group == k:
+                        yield name, parameter, swapped_in
 
     @contextmanager
     def _sub_group_in_memory(self, k: int | None, changed: bool) -> Iterator[bool]:
@@ -288,8 +288,6 @@ class DeepSpeedEngine:
                     self._allocate(groups[of], [self.zero.fp32_partitioned_groups_flat[k]])
         for group, params in zip(groups, usual, strict=True):
             group["params"] = params
-        if self.stage in (1, 2):
-            self.zero._lazy_init_hp_params_optimizer_state()
 
     def _allocate(self, group: dict[str, Any], masters: list[Tensor]) -> None:
         gradients = [master.grad for master in masters]  # with offload, buffers of DeepSpeed's
@@ -327,7 +325,7 @@ class _Place:
 
 
 def _share_of(elements: int) -> tuple[int, int]:
-    """Start and length of this process's part, if all but the last get equal ones."""
+    """Start and length of this process's part: equal ones, but for the last that get any."""
     size = -(-elements // dist.get_world_size())
     start = min(dist.get_rank() * size, elements)
     return start, min(size, elements - start)
