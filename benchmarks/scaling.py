@@ -11,6 +11,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from importlib.util import find_spec
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -55,6 +56,10 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> Report:
     if any(text.startswith(("method=", "engine")) for text in options.overrides):
         raise UserError("method, engine: this benchmark chooses both; leave them out")
+    saved = SAVED
+    if options.saves and find_spec("deepspeed") is None:
+        saved = [way for way in SAVED if not way.startswith("ZeRO")]
+        print("saves: ZeRO is left out, DeepSpeed is not installed", file=sys.stderr)
     found, saves = [], []
     with tempfile.TemporaryDirectory() as folder:
         for processes in options.processes:
@@ -62,7 +67,7 @@ def run(options: argparse.Namespace) -> Report:
             ways = [way for way in options.ways if way != "hybrid" or processes % 2 == 0]
             found += in_group(processes, file, "count", json.dumps(ways), *options.overrides)
             if options.saves and processes <= 2:  # more would share this machine's cores
-                for way in SAVED:
+                for way in saved:
                     print(f"saves: {processes} x {way}", file=sys.stderr, flush=True)
                     saves += in_group(processes, file, "save", way, str(options.saves))
     rows = []
