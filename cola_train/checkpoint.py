@@ -39,7 +39,7 @@ from cola_train.checkpoint_files import (
 )
 from cola_train.checkpoint_storage import CheckpointReader, CheckpointWriter
 from cola_train.errors import TrainingError, UserError
-from cola_train.flat_shard import FlatShard
+from cola_train.flat_shard import FlatShard, share_of_replica
 
 __all__ = ["Checkpointer", "read_state", "verify"]
 
@@ -92,7 +92,7 @@ class Checkpointer:
         memory takes several times as long, and would make the first save block longer."""
         if self._thread is not None:
             self.wait()
-            parts = {key: _local(tensor) for key, tensor in tensors.items()}
+            parts = {key: _local(_to_save(tensor)) for key, tensor in tensors.items()}
             self._under_way = self._thread.submit(self._allocate, parts)
 
     def _allocate(self, parts: dict[str, Tensor]) -> None:
@@ -125,10 +125,7 @@ class Checkpointer:
             state=json.dumps(dict(state), indent=1),
             still_ours=self._still_ours,
         )
-        live = {
-            key: tensor if isinstance(tensor, FlatShard) else tensor.detach()
-            for key, tensor in tensors.items()
-        }
+        live = {key: _to_save(tensor) for key, tensor in tensors.items()}
         # Into the memory of the save before, or `reserve`'s.
         self._staged = staged = {
             key: _copy_to_cpu(_local(tensor), self._staged.get(key)) for key, tensor in live.items()
@@ -310,6 +307,13 @@ class _LoadPlanner(DefaultLoadPlanner):
 def _offset(index: MetadataIndex) -> torch.Size:
     assert index.offset is not None
     return index.offset
+
+
+def _to_save(tensor: Tensor | FlatShard) -> Tensor | FlatShard:
+    """What this process saves of it. Not a copy."""
+    if isinstance(tensor, FlatShard):
+        return tensor
+    return share_of_replica(tensor) if isinstance(tensor, DTensor) else tensor.detach()
 
 
 def _local(tensor: Tensor | FlatShard) -> Tensor:

@@ -12,6 +12,7 @@ from torch.distributed.checkpoint.metadata import (
     TensorProperties,
 )
 from torch.distributed.checkpoint.planner import TensorWriteData, WriteItem, WriteItemType
+from torch.distributed.tensor import DTensor, Shard
 
 Box = tuple[torch.Size, torch.Size]  # offset and shape
 
@@ -57,6 +58,28 @@ class FlatShard:
 
     def __create_chunk_list__(self) -> list[ChunkStorageMetadata]:
         return [ChunkStorageMetadata(offset, part.shape) for offset, part in self.parts().items()]
+
+
+def share_of_replica(tensor: DTensor) -> DTensor | FlatShard:
+    """Of rows that several processes hold alike, the share that this one is to save, so that no
+    process copies and writes what another does. Other tensors as they are."""
+    replicas, index = 1, 0
+    for dim, placement in enumerate(tensor.placements):
+        if placement.is_replicate():
+            size = tensor.device_mesh.size(dim)
+            index = index * size + tensor.device_mesh.get_local_rank(dim)
+            replicas *= size
+        elif type(placement) is not Shard or placement.dim != 0:
+            return tensor
+    if replicas == 1 or sum(placement.is_shard() for placement in tensor.placements) > 1:
+        return tensor
+    local = tensor.to_local().detach().reshape(-1)
+    (chunk,) = tensor.__create_chunk_list__()
+    size = -(-len(local) // replicas)
+    begin = min(index * size, len(local))
+    row = math.prod(tensor.shape[1:])
+    start = (chunk.offsets[0] * row if tensor.ndim else 0) + begin
+    return FlatShard(tensor.shape, start, local[begin : begin + size])
 
 
 def _boxes(shape: tuple[int, ...], start: int, stop: int) -> Iterator[Box]:

@@ -23,6 +23,7 @@ from torch.distributed.tensor import DTensor
 from cola_train import checkpoint_storage
 from cola_train.checkpoint import Checkpointer, read_state
 from cola_train.errors import UserError
+from cola_train.flat_shard import FlatShard, share_of_replica
 
 STATE = {"step": 8, "losses": [0.1, float("inf")], "sampler": {"epoch": 2, "seed": 2**63}}
 
@@ -73,7 +74,8 @@ def save(folder: Path) -> None:
     rank = dist.get_rank()
     one = init_device_mesh("cpu", (4,))
     two = init_device_mesh("cpu", (2, 2), mesh_dim_names=("replicate", "shard"))
-    for name, mesh in (("fsdp", one), ("hsdp", two)):
+    copies = init_device_mesh("cpu", (4, 1), mesh_dim_names=("replicate", "shard"))
+    for name, mesh in (("fsdp", one), ("hsdp", two), ("replicate", copies)):
         run = folder / name
         checkpointer = Checkpointer(run, keep=2, keep_best=False, asynchronous=True)
         tensors = build(mesh, seed=1)
@@ -81,6 +83,7 @@ def save(folder: Path) -> None:
         if rank == 0:
             stored = {key: value.contiguous() for key, value in expected.items()}
             safetensors.torch.save_file(stored, folder / f"{name}.safetensors")
+        each_element_is_saved_once(tensors)
         checkpointer.save(8, tensors, STATE)
         with torch.no_grad():  # training goes on while the save is under way
             for tensor in tensors.values():
@@ -94,6 +97,17 @@ def save(folder: Path) -> None:
 
     one_rank_fails(folder / "faults", tensors)
     damage_is_seen_by_all(folder / "faults")
+
+
+def each_element_is_saved_once(tensors: dict[str, Tensor]) -> None:
+    """Replicas share what they save out among them."""
+    for key, tensor in tensors.items():
+        if isinstance(tensor, DTensor):
+            share = share_of_replica(tensor)
+            mine = share.local if isinstance(share, FlatShard) else share.to_local()
+            saved = torch.tensor(mine.numel())
+            dist.all_reduce(saved)
+            assert saved == tensor.numel(), key
 
 
 def one_rank_fails(run: Path, tensors: dict[str, Tensor]) -> None:
@@ -146,7 +160,7 @@ def damage_is_seen_by_all(run: Path) -> None:
 
 def load(folder: Path) -> None:
     mesh = init_device_mesh("cpu", (2,))
-    for name in ("fsdp", "hsdp", "single"):
+    for name in ("fsdp", "hsdp", "replicate", "single"):
         checkpointer = Checkpointer(folder / name, keep=1, keep_best=False, asynchronous=True)
         tensors = build(mesh, seed=2)
         path = checkpointer.find(str(folder / name / "step-00000008"))

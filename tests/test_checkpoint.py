@@ -59,7 +59,8 @@ def steps(folder: Path) -> list[int]:
 
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Checkpoints of 4 processes (fsdp, hsdp) and of this one (single), with the true tensors."""
+    """Checkpoints of 4 processes (fsdp, hsdp, replicate) and of this one (single), with what is
+    true of each."""
     folder = tmp_path_factory.mktemp("saved")
     assert run_worker("save", folder, processes=4) == 0
     single = build(None, seed=1)
@@ -86,7 +87,7 @@ def test_loads_on_two_processes(saved: Path) -> None:
     assert run_worker("load", saved, processes=2) == 0
 
 
-@pytest.mark.parametrize("name", ["fsdp", "hsdp"])
+@pytest.mark.parametrize("name", ["fsdp", "hsdp", "replicate"])
 def test_loads_on_one_process(saved: Path, group_of_one: None, name: str) -> None:
     reader = checkpointer(saved / name)
     path = reader.find("auto")
