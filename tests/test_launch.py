@@ -127,14 +127,14 @@ def test_a_login_node_without_a_gpu_submits_what_needs_one(tiny, tmp_path, envir
 @pytest.mark.parametrize(
     ("lines", "code", "named"),
     [
-        ("run_dir=/tmp/a\nrun_dir=/tmp/b", 0, "--array=1-2"),
-        ("run_dir=/tmp/a optim.lr='1e-3\n", 2, "cannot be split into overrides: run_dir=/tmp/a"),
+        ("run_dir={}/a\nrun_dir={}/b", 0, "--array=1-2"),
+        ("run_dir={}/a optim.lr='1e-3\n", 2, "cannot be split into overrides: run_dir="),
     ],
     ids=["no newline at the end", "a quote without its partner"],
 )
 def test_every_word_of_a_sweep_is_submitted(tiny, tmp_path, environment, lines, code, named):
     sweep = tmp_path / "sweep"
-    sweep.write_text(lines)
+    sweep.write_text(lines.format(tmp_path, tmp_path))
     output, errors = run(
         "submit.sh", ["--dry-run", "--sweep", str(sweep), *tiny], environment, expect=code
     )
