@@ -8,7 +8,7 @@ from pathlib import Path
 
 from benchmarks.report import Benchmark, machine
 from cola_train import distributed
-from cola_train.config import unknown
+from cola_train.config.fields import unknown
 from cola_train.errors import EXIT_DONE, EXIT_USER_ERROR, UserError
 
 # Name to module, which holds a `BENCHMARK`; a new one is one line here.

@@ -4,7 +4,8 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-from cola_train.config import (
+from cola_train.config.fields import unknown
+from cola_train.config.schema import (
     Config,
     EngineConfig,
     MethodConfig,
@@ -12,7 +13,6 @@ from cola_train.config import (
     OptimConfig,
     RecomputeConfig,
     TrainConfig,
-    unknown,
 )
 from cola_train.errors import UserError
 

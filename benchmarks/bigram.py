@@ -9,11 +9,12 @@ import yaml
 
 from benchmarks.overrides import make_config
 from benchmarks.report import Benchmark, Report, table
-from cola_train.config import Config, load
+from cola_train.config.checks import load
+from cola_train.config.schema import Config
 from cola_train.data import TokenDataset, open_data
 from cola_train.data.loader import IGNORE_INDEX, evaluation_batches
 from cola_train.errors import EXIT_DONE, EXIT_FAULT, UserError
-from cola_train.plots import read_metrics
+from cola_train.run.plots import read_metrics
 
 CHUNK_TOKENS = 2**24  # counted at a time
 HELD_OUT = 0.02  # of the training tokens, on which the discount is chosen

@@ -13,7 +13,7 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
-from cola_train.config import Config
+from cola_train.config.schema import Config
 from cola_train.methods import build_method
 from cola_train.model import Llama
 from cola_train.model.attention import attention_documents

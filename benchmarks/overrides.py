@@ -2,8 +2,9 @@
 
 from collections.abc import Mapping, Sequence
 
-from cola_train.cli import check_overrides, compose
-from cola_train.config import Config, load
+from cola_train.commands.cli import check_overrides, compose
+from cola_train.config.checks import load
+from cola_train.config.schema import Config
 
 
 def make_config(overrides: Sequence[str], defaults: Mapping[str, str]) -> Config:

@@ -28,7 +28,7 @@ from benchmarks.trainer import (
     trainer_step,
 )
 from cola_train import costs, distributed, hardware
-from cola_train.config import Config
+from cola_train.config.schema import Config
 from cola_train.data.loader import Batch
 from cola_train.errors import UserError
 

@@ -11,10 +11,10 @@ from typing import Any
 from benchmarks.bare_config import bare_config
 from benchmarks.report import Benchmark, Report, table
 from cola_train import costs
-from cola_train.config import Config
-from cola_train.planning.job import Job
+from cola_train.config.schema import Config
 from cola_train.planning.memory import PARTS, memory
 from cola_train.planning.report import stack_bars
+from cola_train.planning.run import Job
 
 SIZES = ("60m", "130m", "350m", "1b", "7b")
 WAYS = {  # name: method, recompute

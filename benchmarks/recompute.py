@@ -19,7 +19,7 @@ from benchmarks.count import count_block
 from benchmarks.report import Benchmark, Report, table
 from benchmarks.timing import Timing, alternate, precision_name, product_step
 from cola_train import costs, distributed, hardware
-from cola_train.config import Config
+from cola_train.config.schema import Config
 from cola_train.engines import Engine, build_engine
 from cola_train.errors import UserError
 from cola_train.methods import build_method

@@ -23,9 +23,9 @@ from benchmarks.overrides import make_config
 from benchmarks.report import Benchmark, Report, table
 from benchmarks.trainer import random_batches, trainer_engine, trainer_step
 from cola_train import distributed
-from cola_train.checkpoint import Checkpointer
+from cola_train.checkpoint.checkpointer import Checkpointer
 from cola_train.errors import UserError
-from cola_train.planning.job import Job
+from cola_train.planning.run import Job
 from cola_train.planning.traffic import traffic
 
 WAYS = {

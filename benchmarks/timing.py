@@ -9,7 +9,7 @@ import torch
 
 from benchmarks.apart import Step, synchronize
 from cola_train import hardware
-from cola_train.config import Config
+from cola_train.config.schema import Config
 
 PRODUCT_SIZE = {"cpu": 2048, "cuda": 8192}  # enough to reach the device's speed
 

@@ -15,7 +15,7 @@ from benchmarks.trainer import (
     trainer_step,
 )
 from cola_train import costs, distributed, hardware
-from cola_train.config import Config
+from cola_train.config.schema import Config
 
 
 def run(options: argparse.Namespace) -> Report:

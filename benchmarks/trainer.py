@@ -7,7 +7,7 @@ import torch
 from benchmarks.apart import Step
 from benchmarks.overrides import make_config
 from cola_train import costs
-from cola_train.config import Config
+from cola_train.config.schema import Config
 from cola_train.data.loader import Batch
 from cola_train.engines import Engine, build_engine
 from cola_train.errors import UserError

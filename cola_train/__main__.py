@@ -1,5 +1,12 @@
-"""`python -m cola_train` and `torchrun ... -m cola_train` are `cola-train`."""
+"""The command `cola-train`, which `python -m cola_train` and torchrun start too."""
 
-from cola_train.train import main
+from cola_train.commands.cli import run_app
+from cola_train.train import train
 
-main()
+
+def main() -> None:
+    run_app(train)
+
+
+if __name__ == "__main__":
+    main()

@@ -5,7 +5,7 @@ Symbols: d = d_model, f = d_ff, r = rank, n = sequence length, V = vocabulary, L
 
 from math import prod
 
-from cola_train.config import Config
+from cola_train.config.schema import Config
 
 
 def linear_shapes(config: Config) -> list[tuple[int, int]]:

@@ -9,7 +9,7 @@ import time
 
 import torch
 
-from cola_train.planning.gpus import GPUS
+from cola_train.gpus import GPUS
 
 
 def has_bf16(device: torch.device) -> bool:

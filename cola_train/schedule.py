@@ -2,7 +2,7 @@
 
 import math
 
-from cola_train.config import OptimConfig
+from cola_train.config.schema import OptimConfig
 
 
 def learning_rate(config: OptimConfig, step: int, steps: int) -> float:

@@ -12,33 +12,27 @@ from typing import Any
 import torch
 
 from cola_train import costs, distributed, hardware
-from cola_train.attempt import Attempt
-from cola_train.checkpoint import Checkpointer
-from cola_train.cli import run_app
-from cola_train.config import Config
+from cola_train.checkpoint.checkpointer import Checkpointer
+from cola_train.config.schema import Config
 from cola_train.data import PreparedData, open_data
 from cola_train.data.loader import BatchLoader, evaluation_batches
 from cola_train.engines import Engine, StepResult, build_engine
 from cola_train.errors import EXIT_DONE, EXIT_STOPPED_BY_SIGNAL, TrainingError
 from cola_train.evaluate import Validation, evaluate
-from cola_train.generate import sample
+from cola_train.inference.generate import sample
 from cola_train.methods import build_method
 from cola_train.model import build_model
 from cola_train.parallel import apply_recompute, compile_blocks
-from cola_train.plots import plot_loss
-from cola_train.progress import Progress, rng_state, set_rng_state
-from cola_train.run_folder import record_config, refuse_to_mix_runs
+from cola_train.run.folder import record_config, refuse_to_mix_runs
+from cola_train.run.owner import Attempt
+from cola_train.run.plots import plot_loss
+from cola_train.run.signals import StopSignal
+from cola_train.run.state import Progress, rng_state, set_rng_state
+from cola_train.run.tracking import Tracker
+from cola_train.run.watchdog import Watchdog
 from cola_train.schedule import learning_rate
-from cola_train.stopping import StopSignal
-from cola_train.tracking import Tracker
-from cola_train.watchdog import Watchdog
 
 MAX_ROLLBACKS = 10  # in one run
-
-
-def main() -> None:
-    """The command `cola-train`."""
-    run_app(train)
 
 
 def train(config: Config) -> int:
@@ -372,7 +366,3 @@ def print_summary(config: Config, validation: Validation, text: str) -> None:
     )
     print(f"loss plot: {plot_loss(Path(config.run_dir))}")
     print(f"run folder: {config.run_dir}")
-
-
-if __name__ == "__main__":
-    main()

@@ -3,7 +3,7 @@
 # What the scripts share. Sourced by torchrun.sh, submit.sh and slurm.sbatch, after cluster.sh.
 
 preflight() { # [--elsewhere] OVERRIDES...: the run's folder and its launch's number, or 2
-    "$PYTHON" -m cola_train.preflight --nodes "$NODES" --gpus-per-node "$GPUS_PER_NODE" \
+    "$PYTHON" -m cola_train.commands.preflight --nodes "$NODES" --gpus-per-node "$GPUS_PER_NODE" \
         --processes-per-node "$PROCESSES_PER_NODE" "$@"
 }
 

@@ -50,6 +50,6 @@ code=0
 while kill -0 "$torchrun" 2>/dev/null; do # a signal ends `wait`, not torchrun
     wait "$torchrun" && code=0 || code=$?
 done
-state=$("$PYTHON" -m cola_train.status "$run_dir" "$COLA_LAUNCH") && code=0 || code=$?
+state=$("$PYTHON" -m cola_train.run.status "$run_dir" "$COLA_LAUNCH") && code=0 || code=$?
 echo "$run_dir: $state, exit code $code" >&2
 exit "$code"

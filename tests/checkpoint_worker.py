@@ -20,10 +20,10 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 
-from cola_train import checkpoint_storage
-from cola_train.checkpoint import Checkpointer, read_state
+from cola_train.checkpoint import storage
+from cola_train.checkpoint.checkpointer import Checkpointer, read_state
+from cola_train.checkpoint.flat_shard import FlatShard, share_of_replica
 from cola_train.errors import UserError
-from cola_train.flat_shard import FlatShard, share_of_replica
 
 STATE = {"step": 8, "losses": [0.1, float("inf")], "sampler": {"epoch": 2, "seed": 2**63}}
 
@@ -119,9 +119,9 @@ def one_rank_fails(run: Path, tensors: dict[str, Tensor]) -> None:
     checkpointer = Checkpointer(run, keep=1, keep_best=False, asynchronous=True)
     checkpointer.save(8, tensors, {})
     checkpointer.wait()
-    write_file = checkpoint_storage.write_file
+    write_file = storage.write_file
     if dist.get_rank() == 2:
-        checkpoint_storage.write_file = full  # type: ignore[assignment]
+        storage.write_file = full  # type: ignore[assignment]
     checkpointer.save(9, tensors, {})
     try:
         checkpointer.save(10, tensors, {})  # raises what the save before it met
@@ -130,7 +130,7 @@ def one_rank_fails(run: Path, tensors: dict[str, Tensor]) -> None:
         assert str(run) in str(error)
     else:
         raise AssertionError("the save did not fail")
-    checkpoint_storage.write_file = write_file
+    storage.write_file = write_file
     assert checkpointer.find("auto") == run / "step-00000008"
     if dist.get_rank() == 0:  # alone: it starts the next save only after looking
         assert [path.name for path in run.iterdir()] == ["step-00000008"]
@@ -182,13 +182,13 @@ def die(folder: Path) -> None:
     checkpointer = Checkpointer(folder, keep=1, keep_best=False, asynchronous=True)
     checkpointer.save(1, {"x": torch.arange(4)}, {})
     checkpointer.wait()
-    write_file = checkpoint_storage.write_file
+    write_file = storage.write_file
 
     def half(path: Path, pieces: Iterable[Any]) -> None:
         write_file(path, [b"".join(bytes(piece) for piece in pieces)[:50]])
         os.kill(os.getpid(), signal.SIGKILL)
 
-    checkpoint_storage.write_file = half  # type: ignore[assignment]
+    storage.write_file = half  # type: ignore[assignment]
     checkpointer.save(2, {"x": torch.arange(4)}, {})
     checkpointer.wait()
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from runs import make_config
 
-from cola_train.config import Config
+from cola_train.config.schema import Config
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

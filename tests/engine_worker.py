@@ -18,15 +18,15 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 from cola_train import distributed
-from cola_train.checkpoint import Checkpointer
-from cola_train.config import Config
+from cola_train.checkpoint.checkpointer import Checkpointer
+from cola_train.checkpoint.flat_shard import FlatShard
+from cola_train.config.schema import Config
 from cola_train.data.loader import Batch
 from cola_train.engines import Engine, build_engine
 from cola_train.errors import UserError
-from cola_train.flat_shard import FlatShard
 from cola_train.methods import build_method
+from cola_train.model import build_model
 from cola_train.parallel import apply_recompute
-from cola_train.train import build_model
 
 ROWS, LR, SAVED_AT, STEPS = 8, 1e-2, 3, 10
 PROCESSES = [1, 2, 4]

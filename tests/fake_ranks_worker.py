@@ -14,7 +14,7 @@ from benchmarks.bare_config import bare_config
 from cola_train.methods import build_method
 from cola_train.model import build_model
 from cola_train.parallel import build_mesh, shard
-from cola_train.planning.job import Job
+from cola_train.planning.run import Job
 
 RANKS = [0, 1, 300, 511]
 PROCESSES = 512

@@ -8,8 +8,9 @@ import sys
 from pathlib import Path
 from typing import IO
 
-from cola_train.cli import check_overrides, compose
-from cola_train.config import Config, load
+from cola_train.commands.cli import check_overrides, compose
+from cola_train.config.checks import load
+from cola_train.config.schema import Config
 
 REPOSITORY = Path(__file__).parents[1]
 

@@ -15,10 +15,10 @@ from benchmarks.collectives import Collectives
 from benchmarks.peak import PeakMemory
 from benchmarks.trainer import random_batches, trainer_step
 from cola_train import distributed
-from cola_train.config import Config
+from cola_train.config.schema import Config
 from cola_train.model import attention
-from cola_train.planning.job import Job
 from cola_train.planning.memory import memory
+from cola_train.planning.run import Job
 from cola_train.planning.traffic import traffic
 
 

@@ -16,7 +16,7 @@ from runs import REPOSITORY
 from benchmarks.__main__ import main
 from benchmarks.bigram import Bigram
 from cola_train import costs
-from cola_train.config import Config
+from cola_train.config.schema import Config
 from cola_train.errors import EXIT_USER_ERROR
 
 SHAPE = ["model.n_layers=1", "model.d_model=64", "model.d_ff=96", "model.n_heads=2",

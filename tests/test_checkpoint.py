@@ -16,11 +16,11 @@ import torch
 import torch.distributed as dist
 from torch.distributed.device_mesh import init_device_mesh
 
-from cola_train.attempt import Attempt, SupersededError
-from cola_train.checkpoint import Checkpointer, read_state, verify
+from cola_train.checkpoint.checkpointer import Checkpointer, read_state, verify
+from cola_train.checkpoint.flat_shard import FlatShard
 from cola_train.errors import UserError
-from cola_train.flat_shard import FlatShard
-from cola_train.status import read_json, verdict
+from cola_train.run.owner import Attempt, SupersededError
+from cola_train.run.status import read_json, verdict
 
 sys.path.insert(0, str(Path(__file__).parent))
 from checkpoint_worker import STATE, assert_same, build, whole

@@ -12,8 +12,9 @@ import pytest
 import yaml
 from runs import REPOSITORY, make_config, run_to_end
 
-from cola_train.cli import config_dir, run_app
-from cola_train.config import field_names
+from cola_train.commands.cli import config_dir, run_app
+from cola_train.config.fields import field_names
+from cola_train.config.schema import Config
 from cola_train.data import prepare
 from cola_train.train import train
 
@@ -205,7 +206,7 @@ def test_help_and_cfg():
     assert "experiment" in help_text and "paper_60m" in help_text and "60m" in help_text
     shown = yaml.safe_load(hydra_command("--cfg", "job", "model=60m"))
     assert shown["model"]["d_model"] == 512
-    assert set(shown) == {name for name in field_names() if "." not in name}
+    assert set(shown) == {name for name in field_names(Config) if "." not in name}
 
 
 def test_multirun(tiny, tmp_path):

@@ -13,8 +13,8 @@ import torch
 from runs import REPOSITORY, losses, make_config, run_to_end
 from test_cli import exit_code_of
 
-from cola_train.engines.deepspeed import check_json
-from cola_train.engines.deepspeed_json import deepspeed_json
+from cola_train.engines.deepspeed.engine import check_json
+from cola_train.engines.deepspeed.json import deepspeed_json
 from cola_train.errors import UserError
 
 pytestmark = pytest.mark.skipif(find_spec("deepspeed") is None, reason="needs the extra deepspeed")

@@ -13,10 +13,10 @@ from runs import REPOSITORY, make_config
 
 from cola_train import costs
 from cola_train.errors import EXIT_USER_ERROR
+from cola_train.gpus import GIB, GPUS
 from cola_train.hardware import peak_flops
 from cola_train.planning import memory, zero
-from cola_train.planning.gpus import GIB, GPUS
-from cola_train.planning.job import Job
+from cola_train.planning.run import Job
 
 WORKER = Path(__file__).with_name("scaling_worker.py")
 PARAMETERS = {  # full rank, CoLA: from the official code's modules and the shapes
@@ -141,7 +141,7 @@ def test_the_planners_constants_are_deepspeeds():
 
 def cola_plan(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-m", "cola_train.plan", *arguments],
+        [sys.executable, "-m", "cola_train.commands.plan", *arguments],
         cwd=REPOSITORY,
         capture_output=True,
         text=True,
@@ -150,7 +150,7 @@ def cola_plan(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 def test_command_answers_soon_and_imports_no_engine():
     code = (
-        "import sys; from cola_train.plan import main\n"
+        "import sys; from cola_train.commands.plan import main\n"
         "try: main()\n"
         "except SystemExit as end: assert end.code == 0\n"
         "bad = [m for m in ('torch', 'deepspeed', 'cola_train.engines') if m in sys.modules]\n"
@@ -277,7 +277,7 @@ def test_what_crosses_nodes_takes_the_network():
 
 
 def test_every_gpu_of_the_table_can_be_named():
-    from cola_train.plan import PlanConfig
+    from cola_train.commands.plan import PlanConfig
 
     assert set(PlanConfig.__annotations__["gpu"].__args__) == set(GPUS)
     assert all(16 * GIB < gpu.memory_bytes < 256 * GIB for gpu in GPUS.values())

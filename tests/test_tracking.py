@@ -10,8 +10,8 @@ from runs import REPOSITORY, losses
 from test_cli import exit_code_of
 from wandb.proto import wandb_internal_pb2
 
-from cola_train.attempt import Attempt, SupersededError
-from cola_train.tracking import Tracker
+from cola_train.run.owner import Attempt, SupersededError
+from cola_train.run.tracking import Tracker
 
 SLOW = 6.0  # seconds
 
@@ -101,7 +101,7 @@ def test_wandb_that_finishes_slowly_is_no_hang(tiny, tmp_path):
     program = (
         "import time, wandb; from unittest.mock import MagicMock; wandb.init = MagicMock(); "
         f"wandb.init().finish = lambda **_: time.sleep({SLOW}); "
-        "from cola_train.train import main; main()"
+        "from cola_train.__main__ import main; main()"
     )
     common = [*tiny, "train.steps=2", "tracking.wandb=offline", f"run_dir={tmp_path}"]
     done = subprocess.run(

@@ -5,8 +5,8 @@ import time
 from pathlib import Path
 
 from cola_train import distributed
-from cola_train.attempt import Attempt
-from cola_train.watchdog import Watchdog
+from cola_train.run.owner import Attempt
+from cola_train.run.watchdog import Watchdog
 
 distributed.start(60)
 with Watchdog(2.0, Attempt(Path(sys.argv[1]))) as watchdog:

@@ -17,7 +17,7 @@ from cola_train.data.tokenizer import Tokenizer
 from cola_train.errors import UserError
 
 if TYPE_CHECKING:
-    from cola_train.config import DataConfig
+    from cola_train.config.schema import DataConfig
 
 __all__ = ["PreparedData", "TokenDataset", "Tokenizer", "open_data", "prepare", "problems"]
 

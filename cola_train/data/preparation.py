@@ -46,7 +46,7 @@ from cola_train.data.tokenizer import Tokenizer
 from cola_train.errors import UserError
 
 if TYPE_CHECKING:
-    from cola_train.config import DataConfig
+    from cola_train.config.schema import DataConfig
 
 # Files smaller than this share a shard. It grows with the corpus, to keep shards few.
 SMALL_FILE_BYTES = 4 << 20

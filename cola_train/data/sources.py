@@ -21,7 +21,7 @@ from cola_train.errors import UserError
 if TYPE_CHECKING:
     import pyarrow
 
-    from cola_train.config import DataConfig
+    from cola_train.config.schema import DataConfig
 
 Split = Literal["train", "validation"]
 SPLITS: tuple[Split, ...] = ("train", "validation")

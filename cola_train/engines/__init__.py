@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from cola_train.flat_shard import FlatShard
+from cola_train.checkpoint.flat_shard import FlatShard
 
 if TYPE_CHECKING:
-    from cola_train.config import Config
+    from cola_train.config.schema import Config
     from cola_train.data.loader import Batch
     from cola_train.methods import Method
     from cola_train.model import Llama
@@ -85,7 +85,7 @@ def zero_state(optimizer: Optimizer, parameters: Iterable[Tensor]) -> None:
 # name -> (module, class); imported when asked for, as DeepSpeed is an extra
 ENGINES = {
     "fsdp": ("cola_train.engines.fsdp", "FSDPEngine"),
-    "deepspeed": ("cola_train.engines.deepspeed", "DeepSpeedEngine"),
+    "deepspeed": ("cola_train.engines.deepspeed.engine", "DeepSpeedEngine"),
 }
 
 

@@ -11,9 +11,9 @@ from torch.distributed.tensor import DTensor
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from cola_train import distributed
-from cola_train.config import Config
+from cola_train.checkpoint.flat_shard import FlatShard
+from cola_train.config.schema import Config
 from cola_train.engines import StepResult, zero_state
-from cola_train.flat_shard import FlatShard
 from cola_train.hardware import compute_dtype
 from cola_train.methods import Method
 from cola_train.model import IGNORE_INDEX, Llama

@@ -7,9 +7,9 @@ from typing import Protocol
 from torch import nn
 from torch.optim import Optimizer
 
-from cola_train.config import Config, OptimConfig
-from cola_train.methods.cola import Cola
-from cola_train.methods.full import FullRank
+from cola_train.config.schema import Config, OptimConfig
+from cola_train.methods.cola.layers import Cola
+from cola_train.methods.full.layers import FullRank
 from cola_train.model.llama import Layers
 
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
-from cola_train.config import Config, ModelConfig
+from cola_train.config.schema import Config, ModelConfig
 from cola_train.model.attention import Attention, attention_documents, rotary_table
 from cola_train.model.loss import linear_cross_entropy
 from cola_train.model.norm import RMSNorm

@@ -14,7 +14,7 @@ from torch.utils.checkpoint import (
     create_selective_checkpoint_contexts,
 )
 
-from cola_train.config import RecomputeConfig
+from cola_train.config.schema import RecomputeConfig
 from cola_train.model import Llama
 
 # Names of the ops whose outputs are kept; all others of a block run again.

@@ -6,7 +6,7 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
 from cola_train import distributed
-from cola_train.config import EngineConfig
+from cola_train.config.schema import EngineConfig
 from cola_train.model import Llama
 
 

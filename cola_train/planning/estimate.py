@@ -7,11 +7,11 @@ from math import isqrt
 from typing import Literal
 
 from cola_train import costs
-from cola_train.config import Config, EngineConfig, RecomputeConfig
-from cola_train.config_checks import engine_problems
-from cola_train.planning.gpus import Gpu
-from cola_train.planning.job import FP32, Job
+from cola_train.config.checks import engine_problems
+from cola_train.config.schema import Config, EngineConfig, RecomputeConfig
+from cola_train.gpus import Gpu
 from cola_train.planning.memory import Memory, memory
+from cola_train.planning.run import FP32, Job
 from cola_train.planning.traffic import traffic
 
 # Host time to launch the kernels of one block, forward and backward, without torch.compile:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from math import prod
 
 from cola_train import costs
-from cola_train.planning.job import FP32, Job
+from cola_train.planning.run import FP32, Job
 from cola_train.planning.zero import STAGE0_BUCKET, Zero
 
 PARTS = ("weights", "gradients", "optimizer", "activations", "logits", "workspace")

@@ -4,10 +4,10 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-from cola_train.config import RecomputeConfig
+from cola_train.config.schema import RecomputeConfig
 from cola_train.planning.estimate import policies
-from cola_train.planning.job import Job
 from cola_train.planning.memory import PARTS, memory
+from cola_train.planning.run import Job
 
 
 def gib(size: float) -> str:

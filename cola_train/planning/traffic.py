@@ -6,7 +6,7 @@ all-reduce takes. tests/test_scaling.py holds them to those of real runs.
 
 from dataclasses import dataclass
 
-from cola_train.planning.job import FP32, Job
+from cola_train.planning.run import FP32, Job
 from cola_train.planning.zero import Shapes, Zero
 
 

@@ -5,7 +5,7 @@ from functools import cached_property
 from math import prod
 
 from cola_train.errors import UserError
-from cola_train.planning.job import Job
+from cola_train.planning.run import Job
 
 # DeepSpeed 0.19's defaults (zero/config.py), in elements; a test holds them to the original.
 DEFAULTS = {

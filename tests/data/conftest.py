@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from corpora import some_texts
 
-from cola_train.config import DataConfig
+from cola_train.config.schema import DataConfig
 from cola_train.data import Tokenizer
 
 DEFAULTS: dict[str, Any] = {

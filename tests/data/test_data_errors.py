@@ -11,7 +11,7 @@ import pytest
 from corpora import some_texts, t5_like, write_jsonl
 from tokenizers import Tokenizer, models
 
-from cola_train.config import DataConfig
+from cola_train.config.schema import DataConfig
 from cola_train.data import TokenDataset, open_data, prepare, problems
 from cola_train.data.loader import BatchLoader, evaluation_batches
 from cola_train.errors import UserError

@@ -11,7 +11,7 @@ import torch
 from corpora import some_texts, write_jsonl
 from tokenizers import Tokenizer
 
-from cola_train.config import DataConfig
+from cola_train.config.schema import DataConfig
 from cola_train.data import TokenDataset, open_data
 from cola_train.data.loader import IGNORE_INDEX, Batch, BatchLoader, evaluation_batches
 from cola_train.errors import UserError

@@ -11,7 +11,7 @@ import torch.multiprocessing as mp
 from corpora import some_texts, write_jsonl
 
 import cola_train.data
-from cola_train.config import DataConfig
+from cola_train.config.schema import DataConfig
 from cola_train.data import open_data
 from cola_train.errors import UserError
 

@@ -16,7 +16,7 @@ import pyarrow.parquet
 import pytest
 from corpora import some_texts, t5_like, write_jsonl
 
-from cola_train.config import DataConfig
+from cola_train.config.schema import DataConfig
 from cola_train.data import TokenDataset, Tokenizer, open_data, prepare
 from cola_train.errors import UserError
 

@@ -9,7 +9,7 @@ from typing import Any
 import yaml
 
 from cola_train import distributed
-from cola_train.config import Config
+from cola_train.config.schema import Config
 from cola_train.errors import UserError
 
 

@@ -24,15 +24,15 @@ from torch.distributed.tensor import DTensor, Shard, zeros
 from torch.nn.utils import get_total_norm
 
 from cola_train import distributed
+from cola_train.checkpoint.flat_shard import FlatShard
 from cola_train.engines import StepResult, zero_state
-from cola_train.engines.deepspeed_json import deepspeed_json
+from cola_train.engines.deepspeed.json import deepspeed_json
 from cola_train.errors import UserError
-from cola_train.flat_shard import FlatShard
 from cola_train.hardware import compute_dtype
 from cola_train.model import IGNORE_INDEX, Llama
 
 if TYPE_CHECKING:
-    from cola_train.config import Config
+    from cola_train.config.schema import Config
     from cola_train.data.loader import Batch
     from cola_train.methods import Method
 

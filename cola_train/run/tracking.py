@@ -16,9 +16,9 @@ from typing import Any
 from tqdm import tqdm
 
 from cola_train import distributed
-from cola_train.config import Config
+from cola_train.config.schema import Config
 from cola_train.errors import UserError
-from cola_train.plots import read_metrics
+from cola_train.run.plots import read_metrics
 
 # W&B's grouped names; whatever is not listed goes under perf/
 GROUPS = {

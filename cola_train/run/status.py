@@ -2,7 +2,7 @@
 
 `status.json` is all they believe: torchrun exits with 1 whatever its workers' codes, and `srun`
 can return 0 after a node failure. A script numbers each launch (`next_launch`), gives the number
-to the trainer (`COLA_LAUNCH`) and afterwards asks `python -m cola_train.status RUN_DIR NUMBER`.
+to the trainer (`COLA_LAUNCH`) and afterwards asks `python -m cola_train.run.status RUN_DIR NUMBER`.
 
 Nothing here imports torch: the answer must come quickly where a job is about to be killed.
 """

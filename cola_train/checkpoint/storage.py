@@ -33,7 +33,7 @@ from torch.distributed.checkpoint.planner import (
 from torch.distributed.checkpoint.storage import StorageReader, StorageWriter, WriteResult
 from torch.futures import Future
 
-from cola_train.checkpoint_files import (
+from cola_train.checkpoint.files import (
     STATE,
     TENSORS,
     Manifest,
@@ -46,8 +46,8 @@ from cola_train.checkpoint_files import (
     write_file,
     write_manifest,
 )
+from cola_train.checkpoint.flat_shard import FlatShard
 from cola_train.errors import UserError
-from cola_train.flat_shard import FlatShard
 
 # The dtypes a checkpoint may hold, by their safetensors names.
 _DTYPES = {

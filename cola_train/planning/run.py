@@ -5,7 +5,7 @@ from functools import cached_property
 from math import prod
 
 from cola_train import costs
-from cola_train.config import Config
+from cola_train.config.schema import Config
 
 FP32 = 4  # bytes
 

@@ -1,8 +1,9 @@
 """Everything about a run that can be checked before its job waits in a queue.
 
-`python -m cola_train.preflight --nodes 2 --processes-per-node 8 --gpus-per-node 8 [OVERRIDES]`
-prints the run's folder and the number of the launch that begins now (see `cola_train.status`), or
-exits with 2 and says what is wrong. `--elsewhere` leaves out what only the run's nodes can tell.
+`python -m cola_train.commands.preflight --nodes 2 --processes-per-node 8 --gpus-per-node 8
+[OVERRIDES]` prints the run's folder and the number of the launch that begins now (see
+`cola_train.run.status`), or exits with 2 and says what is wrong. `--elsewhere` leaves out
+what only the run's nodes can tell.
 """
 
 import argparse
@@ -12,11 +13,11 @@ import sys
 from pathlib import Path
 
 from cola_train import costs, distributed
-from cola_train.cli import check_overrides, compose
-from cola_train.config import Config, load
-from cola_train.config_checks import CHECKS, OF_THE_CONFIG, OF_THE_FILES
+from cola_train.commands.cli import check_overrides, compose
+from cola_train.config.checks import CHECKS, OF_THE_CONFIG, OF_THE_FILES, load
+from cola_train.config.schema import Config
 from cola_train.errors import EXIT_USER_ERROR, UserError
-from cola_train.status import next_launch
+from cola_train.run.status import next_launch
 
 BYTES_PER_PARAMETER = 12  # fp32 weights and the two fp32 moments of AdamW
 
@@ -64,7 +65,7 @@ def disk_problems(config: Config) -> list[str]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m cola_train.preflight")
+    parser = argparse.ArgumentParser(prog="python -m cola_train.commands.preflight")
     for option in ("--nodes", "--processes-per-node", "--gpus-per-node"):
         parser.add_argument(option, type=int, required=True)
     parser.add_argument("--elsewhere", action="store_true", help="the run's nodes are others")

@@ -14,7 +14,7 @@ from typing import Any
 
 from cola_train import distributed
 from cola_train.errors import EXIT_DONE, EXIT_FAULT, EXIT_USER_ERROR, TrainingError, UserError
-from cola_train.status import (
+from cola_train.run.status import (
     ATTEMPT,
     LAUNCH_VARIABLE,
     STATUS,
@@ -91,7 +91,7 @@ class Attempt:
             self.report("done" if exit_code == EXIT_DONE else "stopped", exit_code)
 
     def report(self, state: str, exit_code: int, message: str = "") -> None:
-        """Write status.json (see `cola_train.status.verdict` for the states), if the folder is
+        """Write status.json (see `cola_train.run.status.verdict` for the states), if the folder is
         still ours, and if no other process has said before why it fails and so takes us along."""
         try:
             self.check()

@@ -8,7 +8,7 @@ import torch
 from cola_train import distributed
 
 if TYPE_CHECKING:
-    from cola_train.config import Config
+    from cola_train.config.schema import Config
 
 # What `engine.overrides` may not touch: the option that decides it, or why there is none.
 OWNED = {

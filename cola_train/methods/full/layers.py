@@ -3,7 +3,7 @@
 from torch import nn
 from torch.optim import AdamW, Optimizer
 
-from cola_train.config import Config, OptimConfig
+from cola_train.config.schema import Config, OptimConfig
 from cola_train.model.linear import Linears
 from cola_train.model.mlp import MLP
 

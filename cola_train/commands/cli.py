@@ -18,7 +18,9 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from cola_train import distributed
-from cola_train.config import Config, field_names, load, unknown
+from cola_train.config.checks import load
+from cola_train.config.fields import field_names, unknown
+from cola_train.config.schema import Config
 from cola_train.errors import (
     EXIT_DONE,
     EXIT_FAULT,
@@ -31,7 +33,7 @@ from cola_train.errors import (
 
 def config_dir() -> Path:
     """The Hydra configs: inside an installed wheel, or beside the package in a checkout."""
-    package = Path(__file__).parent
+    package = Path(__file__).parents[1]
     installed = package / "configs"
     return installed if installed.is_dir() else package.parent / "configs"
 
@@ -101,7 +103,7 @@ def check_overrides(overrides: list[str], also: Iterable[str] = ()) -> tuple[lis
 
     also: names of options beside `Config`'s.
     """
-    names = [*also, *field_names()]
+    names = [*also, *field_names(Config)]
     groups = {
         folder.name: sorted(file.stem for file in folder.glob("*.yaml"))
         for folder in config_dir().iterdir()

@@ -16,13 +16,13 @@ from types import FrameType
 from typing import Any, TypeVar
 
 from cola_train import distributed
-from cola_train.attempt import Attempt
 from cola_train.errors import EXIT_STOPPED_BY_SIGNAL
+from cola_train.run.owner import Attempt
 
 T = TypeVar("T")
 
 REPORT_SECONDS = 60.0  # for a report to a file system that may be what hangs
-PACKAGE = str(Path(__file__).parent)
+PACKAGE = str(Path(__file__).parents[1])
 COLLECTIVES = f"{os.sep}torch{os.sep}distributed{os.sep}"
 WRAPPERS = {"wrapper", "wait", "_wait", "decorate_context", "inner"}
 

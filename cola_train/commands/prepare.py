@@ -1,7 +1,7 @@
 """The command `cola-prepare`: text to token shards, before a run rather than at its start."""
 
-from cola_train.cli import run_app
-from cola_train.config import Config
+from cola_train.commands.cli import run_app
+from cola_train.config.schema import Config
 from cola_train.data import prepare
 from cola_train.errors import EXIT_DONE
 

@@ -15,10 +15,18 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from cola_train import costs
-from cola_train.cli import run_composed
-from cola_train.config import Fraction, PositiveFloat, PositiveInt, Range, build, field_names, load
-from cola_train.config_checks import OF_THE_CONFIG, batch_problems, engine_problems
+from cola_train.commands.cli import run_composed
+from cola_train.config.checks import OF_THE_CONFIG, batch_problems, engine_problems, load
+from cola_train.config.fields import (
+    Fraction,
+    PositiveFloat,
+    PositiveInt,
+    Range,
+    build,
+    field_names,
+)
 from cola_train.errors import EXIT_DONE, UserError
+from cola_train.gpus import GPUS
 from cola_train.planning import report
 from cola_train.planning.estimate import (
     Assumptions,
@@ -29,9 +37,8 @@ from cola_train.planning.estimate import (
     step_time,
     what_would_help,
 )
-from cola_train.planning.gpus import GPUS
-from cola_train.planning.job import Job
 from cola_train.planning.memory import memory
+from cola_train.planning.run import Job
 from cola_train.planning.traffic import traffic
 
 PAPER_BATCH = 512  # sequences; what a search starts from if no batch is given

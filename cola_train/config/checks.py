@@ -4,12 +4,15 @@ Each check yields one line for each problem: the field, its value, what would be
 torch or a tokenizer is imported by the checks of this machine alone: `cola-plan` makes the others.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 from cola_train import distributed
-from cola_train.config import Config
+from cola_train.config.fields import build
+from cola_train.config.schema import Config
+from cola_train.errors import UserError
 
 
 def model_problems(config: Config) -> Iterator[str]:
@@ -135,7 +138,7 @@ def deepspeed_problems(config: Config, processes: int) -> Iterator[str]:
 
 
 def deepspeed_here_problems(config: Config) -> Iterator[str]:
-    from cola_train.engines.deepspeed_json import owned_overrides
+    from cola_train.engines.deepspeed.json import owned_overrides
 
     if config.engine.name != "deepspeed":
         return
@@ -264,3 +267,31 @@ OF_THIS_MACHINE: tuple[Check, ...] = (
     gpu_problems,
 )
 CHECKS = (*OF_THE_CONFIG, *OF_THIS_MACHINE, *OF_THE_FILES)
+
+
+def load(
+    values: Mapping[str, Any],
+    also: list[str] | None = None,
+    checks: Iterable[Check] = CHECKS,
+) -> Config:
+    """Turn plain nested values into a checked `Config`.
+
+    `also` are problems found before (unknown overrides, say), reported together with these.
+    `checks`: in place of CHECKS.
+
+    Raises:
+        UserError: with one line for each problem found.
+    """
+    problems: list[str] = []
+    config = build(Config, values, "", problems)
+    fields_are_right = not problems
+    for check in checks:
+        try:
+            problems += check(config)
+        except (TypeError, AttributeError):  # it needs a field that is INVALID
+            if fields_are_right:
+                raise
+    problems = [*(also or []), *problems]
+    if problems:
+        raise UserError(*problems)
+    return config

@@ -4,8 +4,8 @@ import cola_kernels
 from torch import nn
 
 from cola_train import distributed
-from cola_train.config import Config
-from cola_train.methods.full import FullRank
+from cola_train.config.schema import Config
+from cola_train.methods.full.layers import FullRank
 from cola_train.model.linear import AutoEncoders
 from cola_train.model.mlp import AutoEncoderMLP
 

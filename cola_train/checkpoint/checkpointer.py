@@ -27,7 +27,7 @@ from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save
 from torch.distributed.tensor import DTensor
 
-from cola_train.checkpoint_files import (
+from cola_train.checkpoint.files import (
     MANIFEST,
     NAME,
     first_few,
@@ -37,9 +37,9 @@ from cola_train.checkpoint_files import (
     remove_unfinished,
     verify,
 )
-from cola_train.checkpoint_storage import CheckpointReader, CheckpointWriter
+from cola_train.checkpoint.flat_shard import FlatShard, share_of_replica
+from cola_train.checkpoint.storage import CheckpointReader, CheckpointWriter
 from cola_train.errors import TrainingError, UserError
-from cola_train.flat_shard import FlatShard, share_of_replica
 
 __all__ = ["Checkpointer", "read_state", "verify"]
 

@@ -1,0 +1,1 @@
+"""The command lines, each a Hydra app over the same configs."""

@@ -1,0 +1,1 @@
+"""CoLA: bottleneck auto-encoders (arXiv 2502.10940)."""

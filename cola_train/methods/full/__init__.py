@@ -1,0 +1,1 @@
+"""Full-rank pre-training, the baseline."""
