@@ -14,10 +14,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
 from cola_train.config.schema import Config
-from cola_train.methods import build_method
-from cola_train.model import Llama
+from cola_train.methods.base import build_method
 from cola_train.model.attention import attention_documents
-from cola_train.parallel import apply_recompute
+from cola_train.model.llama import Llama
+from cola_train.parallel.recompute import apply_recompute
 
 ATEN = torch.ops.aten
 # torch has formulas for the attention of GPUs alone
@@ -76,9 +76,9 @@ def count_block(
     ops: a module of cola_kernels in place of the one that `kernels` selects; Triton's ops can be
         counted anywhere.
     """
-    method = build_method(config)
+    method = build_method(config, torch.device("cpu"))
     if ops is not None:
-        method.ops = ops  # type: ignore[attr-defined]
+        method.ops = ops
     B, T = 1, config.train.sequence_length
     with FakeTensorMode():
         with default_dtype(dtype):

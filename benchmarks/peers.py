@@ -31,6 +31,7 @@ from cola_train import costs, distributed, hardware
 from cola_train.config.schema import Config
 from cola_train.data.loader import Batch
 from cola_train.errors import UserError
+from cola_train.optim import AdamWOptions
 
 OURS = "cola_train (full rank)"
 
@@ -44,7 +45,7 @@ def run(options: argparse.Namespace) -> Report:
     ]
     config = configs[0]
     device = distributed.start()
-    hardware.tune_process(config.train.threads, distributed.local_world_size())
+    hardware.tune_process(config.train.threads, distributed.topology().local_world)
     figures: dict[str, Any] = {
         "model": config.model.name,
         "layers": config.model.n_layers,
@@ -109,14 +110,14 @@ def compare(config: Config, device: torch.device, repeats: int) -> tuple[dict[st
 
 def build_ours(config: Config) -> dict[str, Step]:
     device = distributed.start()
-    hardware.tune_process(config.train.threads, distributed.local_world_size())
+    hardware.tune_process(config.train.threads, distributed.topology().local_world)
     return {OURS: trainer_step(config, device, random_batches(config))}
 
 
 def build_peers(config: Config, threads: int, tuned: bool) -> dict[str, Step]:
     """The peer's steps in the forms that are in use, by name; fused ones alone if `tuned`."""
     if tuned:
-        hardware.tune_process(threads, distributed.local_world_size())
+        hardware.tune_process(threads, distributed.topology().local_world)
     torch.set_num_threads(threads)
     device = distributed.device()
     batches = random_batches(config)
@@ -157,6 +158,7 @@ def peer_step(
     if config.train.compile:
         model = torch.compile(model)
     optim = config.optim
+    assert isinstance(optim, AdamWOptions)
     optimizer = torch.optim.AdamW(
         model.parameters(),
         lr=optim.lr,

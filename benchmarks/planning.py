@@ -12,9 +12,10 @@ from benchmarks.bare_config import bare_config
 from benchmarks.report import Benchmark, Report, table
 from cola_train import costs
 from cola_train.config.schema import Config
+from cola_train.parallel.topology import Topology
 from cola_train.planning.memory import PARTS, memory
 from cola_train.planning.report import stack_bars
-from cola_train.planning.run import Job
+from cola_train.planning.run import Run
 
 SIZES = ("60m", "130m", "350m", "1b", "7b")
 WAYS = {  # name: method, recompute
@@ -39,8 +40,8 @@ def run(options: argparse.Namespace) -> Report:
         parts[size] = {}
         for name, (method, recompute) in WAYS.items():
             config = config_of(size, method, recompute, options.batch * options.gpus)
-            job = Job(config, options.gpus, min(options.gpus, 8))
-            parts[size][name] = memory(job).peak.parts
+            topology = Topology(options.gpus, min(options.gpus, 8))
+            parts[size][name] = memory(Run(config, topology)).peak.parts
     first: list[Sequence[str]] = [
         [
             size,

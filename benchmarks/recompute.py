@@ -20,11 +20,12 @@ from benchmarks.report import Benchmark, Report, table
 from benchmarks.timing import Timing, alternate, precision_name, product_step
 from cola_train import costs, distributed, hardware
 from cola_train.config.schema import Config
-from cola_train.engines import Engine, build_engine
+from cola_train.engines.base import Engine, build_engine
 from cola_train.errors import UserError
-from cola_train.methods import build_method
-from cola_train.model import build_model
-from cola_train.parallel import apply_recompute, compile_blocks
+from cola_train.methods.base import build_method
+from cola_train.model.llama import build_model
+from cola_train.parallel.compile import compile_blocks
+from cola_train.parallel.recompute import apply_recompute
 
 CONTENDERS = {  # name: method, policy
     "full rank": ("full", "none"),
@@ -60,7 +61,7 @@ def run(options: argparse.Namespace) -> Report:
     memory = {} if torch.cuda.is_available() else cpu_memory(configs)
 
     device = distributed.start()
-    hardware.tune_process(None, distributed.local_world_size())
+    hardware.tune_process(None, distributed.topology().local_world)
     steps = build_steps(configs, device)
     if device.type == "cuda":
         memory = {name: gpu_memory(step) for name, step in steps.items()}
@@ -74,7 +75,7 @@ def run(options: argparse.Namespace) -> Report:
     timings = {}
     for name, c in configs.items():
         flops = costs.training_flops_per_token(c)
-        again = c.model.n_layers * costs.block_recomputed_flops_per_token(c, fused)
+        again = c.model.n_layers * costs.block_cost(c, fused).recomputed_flops
         timings[name] = Timing(seconds[name], flops * tokens, tokens)
         results[name] = {
             **timings[name].figures(),
@@ -142,7 +143,7 @@ def build_steps(configs: dict[str, Config], device: torch.device) -> dict[str, S
     for method_name in dict.fromkeys(c.method.name for c in configs.values()):
         of_method = {n: c for n, c in configs.items() if c.method.name == method_name}
         config = next(iter(of_method.values()))
-        method = build_method(config)
+        method = build_method(config, device)
         model = build_model(config, method)
         forwards = {name: take_policy(model.layers, c, model) for name, c in of_method.items()}
         engine = build_engine(config, model, method, device)
@@ -192,7 +193,7 @@ def kept_bytes(config: Config, fused: bool, device: torch.device) -> float:
     on a CPU counted, as bf16 attention there is another one."""
     dtype = hardware.compute_dtype(config.train.precision, device)
     if device.type == "cuda":
-        each: float = costs.block_saved_bytes_per_token(config, fused, dtype.itemsize)
+        each: float = costs.block_cost(config, fused).saved_bytes(dtype.itemsize)
     else:
         each = count_block(config, dtype=dtype).saved_bytes
     return config.model.n_layers * each
@@ -229,7 +230,7 @@ def cpu_memory(configs: dict[str, Config]) -> dict[str, dict[str, int]]:
 
 def build_one(config: Config) -> dict[str, Step]:
     device = distributed.start()
-    hardware.tune_process(None, distributed.local_world_size())
+    hardware.tune_process(None, distributed.topology().local_world)
     return {"step": build_steps({"step": config}, device)["step"]}
 
 

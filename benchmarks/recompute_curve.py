@@ -34,14 +34,13 @@ def run(options: argparse.Namespace) -> Report:
             options.model, method, policy, batch_size=1, sequence_length=options.sequence,
             precision="bf16", compiled=False,
         )  # fmt: skip
-        forward = 2 * costs.linear_parameters(config) + 4 * options.sequence * config.model.d_model
         for kernels in ("torch", "triton"):
             fused = kernels == "triton"
-            again = costs.block_recomputed_flops_per_token(config, fused)
+            cost = costs.block_cost(config, fused)
             point = {
-                "bytes_per_token": costs.block_saved_bytes_per_token(config, fused, BF16),
-                "recomputed_flops_per_token": again,
-                "recomputed_of_forward": again / forward,
+                "bytes_per_token": cost.saved_bytes(BF16),
+                "recomputed_flops_per_token": cost.recomputed_flops,
+                "recomputed_of_forward": cost.recomputed_flops / cost.forward_flops,
             }
             if point not in points.values():  # some do the same on either kernels
                 differs = method == "cola" and policy in ("none", "full")

@@ -21,12 +21,14 @@ import torch
 from benchmarks.collectives import Collectives
 from benchmarks.overrides import make_config
 from benchmarks.report import Benchmark, Report, table
-from benchmarks.trainer import random_batches, trainer_engine, trainer_step
+from benchmarks.trainer import random_batches, trainer_step
 from cola_train import distributed
 from cola_train.checkpoint.checkpointer import Checkpointer
 from cola_train.errors import UserError
-from cola_train.planning.run import Job
+from cola_train.parallel.topology import Topology
+from cola_train.planning.run import Run
 from cola_train.planning.traffic import traffic
+from cola_train.train import build
 
 WAYS = {
     "full": ["engine.sharding=full"],
@@ -142,22 +144,22 @@ def count(folder: str, ways: str, *overrides: str) -> list[dict[str, Any]]:
         for method in ("full", "cola"):
             chosen = [*WAYS[way], f"method={method}", f"run_dir={folder}", *overrides]
             config = make_config(chosen, {"train.precision": "bf16"})
-            job = Job(config, processes, processes, on_cpu=True)
-            batches = random_batches(config)[: job.accumulation]
+            plan = Run(config, Topology(processes, processes), on_cpu=True)
+            batches = random_batches(config)[: plan.accumulation]
             step = trainer_step(config, distributed.device(), batches)
             for _ in range(2):  # DeepSpeed records the order of modules
                 step()
             with Collectives() as collectives:
                 step()
             planned: dict[str, int] = {}
-            for of in traffic(job):
+            for of in traffic(plan):
                 planned[of.kind] = planned.get(of.kind, 0) + of.bytes
             results.append(
                 {
                     "processes": processes,
                     "way": way,
                     "method": method,
-                    "parameters": job.root.elements + config.model.n_layers * job.block.elements,
+                    "parameters": plan.parameters,
                     "counted": dict(collectives.bytes),
                     "planned": planned,
                 }
@@ -173,7 +175,7 @@ def save(folder: str, way: str, saves: str) -> list[dict[str, Any]]:
         [*WAYS[way], "model=60m", "data.vocab_size=32000", f"run_dir={folder}"],
         {"train.precision": "bf16", "train.batch_size": "2", "train.micro_batch_size": "1"},
     )
-    engine = trainer_engine(config, distributed.device())
+    engine = build(config, distributed.device())
     batches = random_batches(config)[: 2 // processes]
     checkpointer = Checkpointer(
         Path(config.run_dir) / "checkpoints", keep=int(saves), keep_best=False, asynchronous=True

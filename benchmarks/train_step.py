@@ -26,7 +26,7 @@ def run(options: argparse.Namespace) -> Report:
 
     config = configs["full"]
     device = distributed.start()
-    hardware.tune_process(config.train.threads, distributed.local_world_size())
+    hardware.tune_process(config.train.threads, distributed.topology().local_world)
     product, product_flops = product_step(
         hardware.compute_dtype(config.train.precision, device), device
     )
@@ -103,7 +103,7 @@ def run(options: argparse.Namespace) -> Report:
 def build(config: Config) -> dict[str, Step]:
     """The step alone in its process, to see how much memory it takes."""
     device = distributed.start()
-    hardware.tune_process(config.train.threads, distributed.local_world_size())
+    hardware.tune_process(config.train.threads, distributed.topology().local_world)
     return {"step": trainer_step(config, device, random_batches(config))}
 
 

@@ -6,15 +6,11 @@ import torch
 
 from benchmarks.apart import Step
 from benchmarks.overrides import make_config
-from cola_train import costs
+from cola_train import costs, distributed
 from cola_train.config.schema import Config
 from cola_train.data.loader import Batch
-from cola_train.engines import Engine, build_engine
 from cola_train.errors import UserError
-from cola_train.methods import build_method
-from cola_train.model import build_model
-from cola_train.parallel import apply_recompute, compile_blocks
-from cola_train.train import uses_documents
+from cola_train.train import build, uses_documents
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -41,7 +37,8 @@ def random_batches(config: Config) -> list[Batch]:
     """The micro-batches of one step: random tokens, in documents of about 100 tokens where the
     trainer would keep documents apart."""
     generator = torch.Generator().manual_seed(config.seed)
-    B, T = config.micro_batch_size, config.train.sequence_length
+    B = config.micro_batch_size(distributed.world_size())
+    T = config.train.sequence_length
     batches = []
     for _ in range(config.batch_size // B):
         window = torch.randint(config.model.vocab_size, (B, T + 1), generator=generator)
@@ -54,23 +51,13 @@ def random_batches(config: Config) -> list[Batch]:
 
 def trainer_step(config: Config, device: torch.device, batches: list[Batch]) -> Step:
     """One optimizer step exactly as the trainer runs it. Needs a process group."""
-    engine = trainer_engine(config, device)
+    engine = build(config, device)
 
     def step() -> None:
         if engine.train_step(batches, config.optim.lr).skipped:
             raise RuntimeError("a step was not finite: its optimizer did not run")
 
     return step
-
-
-def trainer_engine(config: Config, device: torch.device) -> Engine:
-    """Model and engine exactly as the trainer builds them. Needs a process group."""
-    method = build_method(config)
-    model = build_model(config, method)
-    apply_recompute(model, config.recompute)
-    if config.train.compile:
-        compile_blocks(model)
-    return build_engine(config, model, method, device)
 
 
 def step_flops(config: Config) -> float:

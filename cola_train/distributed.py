@@ -9,26 +9,34 @@ from collections.abc import Callable, Iterable
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar, cast
 
+from cola_train.parallel.topology import Topology
+
 if TYPE_CHECKING:
     import torch
 
 T = TypeVar("T")
 
 
+def topology() -> Topology:
+    """This process among the others, from torchrun's environment; alone under plain `python`."""
+    given = os.environ.get
+    return Topology(
+        world=int(given("WORLD_SIZE", "1")),
+        # torchrun's name for it, then that of DeepSpeed's launcher
+        local_world=int(given("LOCAL_WORLD_SIZE") or given("LOCAL_SIZE") or 1),
+        rank=int(given("RANK", "0")),
+        local_rank=int(given("LOCAL_RANK", "0")),
+    )
+
+
 def world_size() -> int:
-    """Number of processes, from torchrun's environment; 1 under plain `python`."""
-    return int(os.environ.get("WORLD_SIZE", "1"))
+    """Number of processes."""
+    return topology().world
 
 
 def rank() -> int:
-    """This process's global rank; 0 under plain `python`."""
-    return int(os.environ.get("RANK", "0"))
-
-
-def local_world_size() -> int:
-    """Number of processes on this machine."""
-    # torchrun's name for it, then that of DeepSpeed's launcher
-    return int(os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("LOCAL_SIZE") or 1)
+    """This process's global rank."""
+    return topology().rank
 
 
 def is_main() -> bool:
@@ -47,7 +55,7 @@ def device() -> "torch.device":
     import torch
 
     if torch.cuda.is_available():
-        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+        return torch.device("cuda", topology().local_rank)
     return torch.device("cpu")
 
 

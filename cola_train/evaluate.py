@@ -8,7 +8,7 @@ import torch
 
 from cola_train import distributed
 from cola_train.data.loader import Batch
-from cola_train.engines import Engine
+from cola_train.engines.base import Engine
 
 
 @dataclass(frozen=True)

@@ -2,10 +2,10 @@
 
 import math
 
-from cola_train.config.schema import OptimConfig
+from cola_train.optim import OptimOptions
 
 
-def learning_rate(config: OptimConfig, step: int, steps: int) -> float:
+def learning_rate(config: OptimOptions, step: int, steps: int) -> float:
     """The rate of step 1..steps: linear warm-up, then a cosine to `final_lr_ratio` of the peak."""
     warmup = steps // 20 if config.warmup_steps is None else config.warmup_steps
     if step <= warmup:

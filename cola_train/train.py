@@ -16,13 +16,14 @@ from cola_train.checkpoint.checkpointer import Checkpointer
 from cola_train.config.schema import Config
 from cola_train.data import PreparedData, open_data
 from cola_train.data.loader import BatchLoader, evaluation_batches
-from cola_train.engines import Engine, StepResult, build_engine
+from cola_train.engines.base import Engine, StepResult, build_engine
 from cola_train.errors import EXIT_DONE, EXIT_STOPPED_BY_SIGNAL, TrainingError
 from cola_train.evaluate import Validation, evaluate
 from cola_train.inference.generate import sample
-from cola_train.methods import build_method
-from cola_train.model import build_model
-from cola_train.parallel import apply_recompute, compile_blocks
+from cola_train.methods.base import build_method
+from cola_train.model.llama import build_model
+from cola_train.parallel.compile import compile_blocks
+from cola_train.parallel.recompute import apply_recompute
 from cola_train.run.folder import record_config, refuse_to_mix_runs
 from cola_train.run.owner import Attempt
 from cola_train.run.plots import plot_loss
@@ -30,7 +31,6 @@ from cola_train.run.signals import StopSignal
 from cola_train.run.state import Progress, rng_state, set_rng_state
 from cola_train.run.tracking import Tracker
 from cola_train.run.watchdog import Watchdog
-from cola_train.schedule import learning_rate
 
 MAX_ROLLBACKS = 10  # in one run
 
@@ -42,7 +42,7 @@ def train(config: Config) -> int:
     """
     set_determinism(config)
     device = distributed.start(config.engine.timeout_seconds)
-    hardware.tune_process(config.train.threads, distributed.local_world_size())
+    hardware.tune_process(config.train.threads, distributed.topology().local_world)
     refuse_to_mix_runs(config)
     attempt = Attempt(Path(config.run_dir))  # ours, until a later start claims the folder
     with Watchdog(config.train.hang_seconds, attempt) as watchdog:
@@ -55,12 +55,7 @@ def run(config: Config, device: torch.device, attempt: Attempt, watchdog: Watchd
     # The pipeline.
     data = open_data(config.data, config.model.vocab_size)
     stop_signal = StopSignal()  # until here a signal ends the process at once
-    method = build_method(config)
-    model = build_model(config, method)
-    apply_recompute(model, config.recompute)
-    if config.train.compile:
-        compile_blocks(model)
-    engine = build_engine(config, model, method, device)
+    engine = build(config, device)
     loader = build_loader(config, data)
 
     # Where it stands.
@@ -96,7 +91,7 @@ def run(config: Config, device: torch.device, attempt: Attempt, watchdog: Watchd
         batches = loader.next()
         data_seconds = time.perf_counter() - start
 
-        lr = learning_rate(config.optim, progress.step + 1, config.train.steps)
+        lr = config.method.learning_rate(config.optim, progress.step + 1, config.train.steps)
         max_loss = progress.max_loss(config.train.spike_deviations)
         result = engine.train_step(batches, lr, max_loss)
         progress.count(result)
@@ -165,6 +160,16 @@ def run(config: Config, device: torch.device, attempt: Attempt, watchdog: Watchd
     return exit_code
 
 
+def build(config: Config, device: torch.device) -> Engine:
+    """The model of `config`, built as its method says, recomputed, compiled and sharded."""
+    method = build_method(config, device)
+    model = build_model(config, method)
+    apply_recompute(model, config.recompute)
+    if config.train.compile:
+        compile_blocks(model)
+    return build_engine(config, model, method, device)
+
+
 def set_determinism(config: Config) -> None:
     """Seed the generators; in deterministic mode the same seed gives the same losses, bit for
     bit, on the same hardware and number of processes."""
@@ -193,7 +198,7 @@ def build_loader(config: Config, data: PreparedData) -> BatchLoader:
         data.train,
         sequence_length=config.train.sequence_length,
         batch_size=config.batch_size,
-        micro_batch_size=config.micro_batch_size,
+        micro_batch_size=config.micro_batch_size(distributed.world_size()),
         rank=distributed.rank(),
         world_size=distributed.world_size(),
         seed=config.seed,
@@ -329,11 +334,11 @@ def facts(config: Config, device: torch.device) -> dict[str, Any]:
 
 def headline(config: Config, device: torch.device, resumed: Path | None) -> str:
     dtype = str(hardware.compute_dtype(config.train.precision, device)).removeprefix("torch.")
-    rank = f", rank {config.rank}" if config.method.name == "cola" else ""
+    method = ", ".join(filter(None, [config.method.name, config.method.label(config.model)]))
     start = f"resuming from {resumed}" if resumed else "starting"
     return (
-        f"{config.run_name}: {config.method.name}{rank}, {costs.parameters(config) / 1e6:.1f}M "
-        f"parameters, {distributed.world_size()} x {hardware.device_name(device)}, {dtype}; {start}"
+        f"{config.run_name}: {method}, {costs.parameters(config) / 1e6:.1f}M parameters, "
+        f"{distributed.world_size()} x {hardware.device_name(device)}, {dtype}; {start}"
     )
 
 

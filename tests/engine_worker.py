@@ -22,11 +22,11 @@ from cola_train.checkpoint.checkpointer import Checkpointer
 from cola_train.checkpoint.flat_shard import FlatShard
 from cola_train.config.schema import Config
 from cola_train.data.loader import Batch
-from cola_train.engines import Engine, build_engine
+from cola_train.engines.base import Engine, build_engine
 from cola_train.errors import UserError
-from cola_train.methods import build_method
-from cola_train.model import build_model
-from cola_train.parallel import apply_recompute
+from cola_train.methods.base import build_method
+from cola_train.model.llama import build_model
+from cola_train.parallel.recompute import apply_recompute
 
 ROWS, LR, SAVED_AT, STEPS = 8, 1e-2, 3, 10
 PROCESSES = [1, 2, 4]

@@ -11,9 +11,9 @@ import torch.distributed as dist
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from benchmarks.bare_config import bare_config
-from cola_train.methods import build_method
-from cola_train.model import build_model
-from cola_train.parallel import build_mesh, shard
+from cola_train.methods.base import build_method
+from cola_train.model.llama import build_model
+from cola_train.parallel.shard import build_mesh, shard
 from cola_train.planning.run import Job
 
 RANKS = [0, 1, 300, 511]

@@ -13,10 +13,10 @@ from torch.distributed.tensor import DTensor
 
 from cola_train import distributed
 from cola_train.data.loader import Batch
-from cola_train.engines import build_engine
-from cola_train.methods import build_method
-from cola_train.model import build_model
-from cola_train.parallel import apply_recompute
+from cola_train.engines.base import build_engine
+from cola_train.methods.base import build_method
+from cola_train.model.llama import build_model
+from cola_train.parallel.recompute import apply_recompute
 from cola_train.train import set_determinism
 
 STEPS, ROWS = 20, 4

@@ -9,10 +9,12 @@ import torch
 from runs import make_config
 
 from cola_train import distributed
-from cola_train.engines import build_engine
-from cola_train.methods import build_method
-from cola_train.model import IGNORE_INDEX, build_model
-from cola_train.parallel import apply_recompute, compile_blocks
+from cola_train.engines.base import build_engine
+from cola_train.methods.base import build_method
+from cola_train.model.llama import build_model
+from cola_train.model.loss import IGNORE_INDEX
+from cola_train.parallel.compile import compile_blocks
+from cola_train.parallel.recompute import apply_recompute
 
 
 @pytest.fixture(autouse=True)

@@ -96,8 +96,8 @@ def test_flops_of_the_whole_model(method):
     import torch
 
     from benchmarks.count import flops
-    from cola_train.methods import build_method
-    from cola_train.model import build_model
+    from cola_train.methods.base import build_method
+    from cola_train.model.llama import build_model
 
     config = make_config("model=1b", f"method={method}", "model.n_layers=2", "kernels=torch")
     model = build_model(config, build_method(config))

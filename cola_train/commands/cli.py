@@ -1,5 +1,6 @@
 """The command lines: Hydra composes the configuration, errors become messages and exit codes."""
 
+import dataclasses
 import hashlib
 import os
 import re
@@ -10,6 +11,7 @@ from typing import Any, NoReturn
 
 import hydra
 from hydra._internal.utils import get_args_parser
+from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
@@ -19,7 +21,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from cola_train import distributed
 from cola_train.config.checks import load
-from cola_train.config.fields import field_names, unknown
+from cola_train.config.fields import defaults, field_names, union_of, unknown
 from cola_train.config.schema import Config
 from cola_train.errors import (
     EXIT_DONE,
@@ -29,6 +31,12 @@ from cola_train.errors import (
     TrainingError,
     UserError,
 )
+
+UNIONS = {
+    field.name: union
+    for field in dataclasses.fields(Config)
+    if (union := union_of(field.type)) is not None
+}
 
 
 def config_dir() -> Path:
@@ -60,12 +68,14 @@ def run_composed(
         sys.argv = [word for word in sys.argv if not word.startswith("--local_rank=")]
     arguments = sys.argv[1:] if arguments is None else arguments
     parsed = vars(get_args_parser().parse_args(arguments))
-    overrides = parsed.pop("overrides")
+    given = parsed.pop("overrides")
     try:
-        overrides, problems = check_overrides(overrides, also)
+        overrides, problems = check_overrides(given, also)
         if any(parsed.values()):  # Hydra's flags
             if problems:
                 raise UserError(*problems)
+            checked = dict(zip(given, overrides, strict=True))
+            sys.argv[1:] = [checked.get(word, word) for word in arguments]
             code = _run_hydra(task, primary)
         else:
             code = task(compose(overrides, problems, primary), problems)
@@ -91,6 +101,7 @@ def compose(
     Raises:
         UserError: with `problems` and what Hydra refuses.
     """
+    register_options()
     try:
         with hydra.initialize_config_dir(str(config_dir()), version_base="1.3"):
             return _plain(hydra.compose(primary, overrides))
@@ -98,8 +109,20 @@ def compose(
         raise UserError(*problems, _one_line(error)) from error
 
 
+def register_options() -> None:
+    """Give Hydra the options' defaults, which stand in the dataclasses: configs/ says only what
+    differs from them, and which member a union begins with."""
+    store = ConfigStore.instance()
+    store.store(name="options", node=defaults(Config))
+    for group, union in UNIONS.items():
+        for tag, member in union.members.items():
+            store.store(group=f"options/{group}", name=tag, node=defaults(member))
+
+
 def check_overrides(overrides: list[str], also: Iterable[str] = ()) -> tuple[list[str], list[str]]:
     """The overrides that can be composed, and a message for each that cannot.
+
+    An option of a union's other member is let through, for `build` to name its owner.
 
     also: names of options beside `Config`'s.
     """
@@ -129,7 +152,8 @@ def check_overrides(overrides: list[str], also: Iterable[str] = ()) -> tuple[lis
         elif key not in names:
             problems.append(unknown(key, names, "option"))
         else:
-            good.append(text)
+            of_union = "." in key and key.split(".")[0] in UNIONS and text.startswith(key)
+            good.append(f"++{text}" if of_union else text)
     return good, problems
 
 
@@ -137,6 +161,7 @@ def _run_hydra(task: Callable[[Mapping[str, Any], list[str]], int], primary: str
     """Let Hydra take the command line: for its flags, and for sweeps, whose jobs run in turn."""
     os.environ["HYDRA_FULL_ERROR"] = "1"  # errors come to us rather than to Hydra's own printer
     codes = [EXIT_DONE]
+    register_options()
 
     def job(values: DictConfig) -> None:
         if HydraConfig.get().mode == RunMode.MULTIRUN:

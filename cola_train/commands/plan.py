@@ -10,13 +10,12 @@ import signal
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from cola_train import costs
 from cola_train.commands.cli import run_composed
-from cola_train.config.checks import OF_THE_CONFIG, batch_problems, engine_problems, load
+from cola_train.config.checks import OF_THE_CONFIG, load
 from cola_train.config.fields import (
     Fraction,
     PositiveFloat,
@@ -27,18 +26,12 @@ from cola_train.config.fields import (
 )
 from cola_train.errors import EXIT_DONE, UserError
 from cola_train.gpus import GPUS
+from cola_train.parallel.topology import Topology
 from cola_train.planning import report
-from cola_train.planning.estimate import (
-    Assumptions,
-    Candidate,
-    largest_micro_batch,
-    one_sequence,
-    search,
-    step_time,
-    what_would_help,
-)
+from cola_train.planning.estimate import Assumptions, largest_micro_batch, step_time
 from cola_train.planning.memory import memory
-from cola_train.planning.run import Job
+from cola_train.planning.run import Run
+from cola_train.planning.search import Candidate, one_sequence, search, what_would_help
 from cola_train.planning.traffic import traffic
 
 PAPER_BATCH = 512  # sequences; what a search starts from if no batch is given
@@ -87,13 +80,8 @@ def plan(values: Mapping[str, Any], problems: list[str]) -> int:
             **others["train"],
             "batch_size": -(-PAPER_BATCH // options.gpus) * options.gpus,
         }
-    local = min(options.gpus, options.gpus_per_node)
-    of_these_gpus: dict[Any, Any] = {  # not of this process
-        batch_problems: partial(batch_problems, processes=options.gpus, local_processes=local),
-        engine_problems: partial(engine_problems, processes=options.gpus),
-    }
-    config = load(others, checks=[of_these_gpus.get(check, check) for check in OF_THE_CONFIG])
-    job = Job(config, options.gpus, local)
+    topology = Topology(options.gpus, min(options.gpus, options.gpus_per_node))
+    run = Run(load(others, topology=topology, checks=OF_THE_CONFIG), topology)
     assumptions = Assumptions(
         GPUS[options.gpu],
         options.utilisation,
@@ -103,17 +91,17 @@ def plan(values: Mapping[str, Any], problems: list[str]) -> int:
     )
     candidates: list[Candidate] = []
     if options.goal:
-        candidates = search(job, assumptions, options.goal, given)
+        candidates = search(run, assumptions, options.goal, given)
         if not candidates:
-            raise UserError(*impossible(job, options, assumptions))
-        job = candidates[0].job
-    largest = largest_micro_batch(job, assumptions.usable_bytes)
+            raise UserError(*impossible(run, options, assumptions))
+        run = candidates[0].run
+    largest = largest_micro_batch(run, assumptions.usable_bytes)
     if largest == 0:
-        raise UserError(*impossible(job, options, assumptions))
-    answer = describe(job, options, assumptions, largest, candidates)
+        raise UserError(*impossible(run, options, assumptions))
+    answer = describe(run, options, assumptions, largest, candidates)
     if options.plot:
         try:
-            report.plot(job, assumptions.usable_bytes, options.gpu, Path(options.plot))
+            report.plot(run, assumptions.usable_bytes, options.gpu, Path(options.plot))
         except (OSError, ValueError) as error:
             raise UserError(f"plot: cannot write {options.plot}: {error}") from error
     print(json.dumps(answer, indent=2) if options.output == "json" else report.text(answer))
@@ -126,30 +114,30 @@ def given_options() -> set[str]:
 
 
 def describe(
-    job: Job,
+    run: Run,
     options: PlanConfig,
     assumptions: Assumptions,
     largest: int,
     candidates: list[Candidate],
 ) -> dict[str, Any]:
     """Everything the plan knows, as JSON values; bytes and seconds."""
-    config = job.config
-    held, time = memory(job), step_time(job, assumptions)
-    again = config.model.n_layers * costs.block_recomputed_flops_per_token(config, job.fused)
+    config = run.config
+    held, time = memory(run), step_time(run, assumptions)
+    again = config.model.n_layers * run.cost.recomputed_flops
     answer: dict[str, Any] = {
         "model": config.model.name,
         "method": config.method.name,
-        "rank": config.rank if config.method.name == "cola" else None,
+        "variant": config.method.label(config.model),
         "recompute": config.recompute.name,
-        "engine": engine_name(job),
-        "kernels": "triton" if job.fused else "torch",
+        "engine": run.planner.describe(run),
+        "kernels": "triton" if run.fused else "torch",
         "gpus": options.gpus,
         "gpu": options.gpu,
         "sequence_length": config.train.sequence_length,
         "batch_size": config.batch_size,
-        "micro_batch_size": job.micro_batch_size,
-        "accumulation": job.accumulation,
-        "parameters": costs.parameters(config),
+        "micro_batch_size": run.micro_batch_size,
+        "accumulation": run.accumulation,
+        "parameters": run.parameters,
         "flops_per_token": {
             "forward": costs.forward_flops_per_token(config),
             "training": costs.training_flops_per_token(config),
@@ -166,13 +154,13 @@ def describe(
         "largest_micro_batch_size": largest,
         "traffic": [
             {**dataclasses.asdict(collective), "sent_bytes": collective.sent}
-            for collective in traffic(job)
+            for collective in traffic(run)
         ],
         "step_time": {
             "seconds": time.total,
             **dataclasses.asdict(time),
         },
-        "assumptions": assumptions.describe(config),
+        "assumptions": assumptions.describe(run),
     }
     if candidates:
         answer["goal"] = options.goal
@@ -197,17 +185,9 @@ def others(candidates: list[Candidate], count: int = 5) -> list[Candidate]:
     return list(best.values())[1 : 1 + count]
 
 
-def engine_name(job: Job) -> str:
-    engine = job.config.engine
-    if engine.name == "deepspeed":
-        return f"DeepSpeed ZeRO {engine.zero_stage}"
-    sharding = f"{engine.sharding}, {job.shard_size} x {job.replicas}"
-    return f"FSDP2 {sharding}{'' if engine.reshard_after_forward else ', kept gathered'}"
-
-
-def impossible(job: Job, options: PlanConfig, assumptions: Assumptions) -> list[str]:
+def impossible(run: Run, options: PlanConfig, assumptions: Assumptions) -> list[str]:
     """Why nothing fits, and what would help."""
-    held = memory(one_sequence(job))
+    held = memory(one_sequence(run))
     part, size = max(held.peak.parts.items(), key=lambda item: item[1])
     tried = "; every engine and policy that the command line leaves open was tried"
     lines = [
@@ -216,7 +196,7 @@ def impossible(job: Job, options: PlanConfig, assumptions: Assumptions) -> list[
         f"{tried if options.goal else ''}",
         f"largest part: {part}, {report.gib(size)} (at its peak, the {held.peak.name})",
     ]
-    helps = what_would_help(job, assumptions, options.gpus_per_node)
+    helps = what_would_help(run, assumptions, options.gpus_per_node)
     if helps:
         lines += [f"would fit: {change} ({report.gib(needed)})" for change, needed in helps]
     else:

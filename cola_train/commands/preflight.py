@@ -17,9 +17,8 @@ from cola_train.commands.cli import check_overrides, compose
 from cola_train.config.checks import CHECKS, OF_THE_CONFIG, OF_THE_FILES, load
 from cola_train.config.schema import Config
 from cola_train.errors import EXIT_USER_ERROR, UserError
+from cola_train.parallel.topology import Topology
 from cola_train.run.status import next_launch
-
-BYTES_PER_PARAMETER = 12  # fp32 weights and the two fp32 moments of AdamW
 
 
 def problems(config: Config, processes: int, gpus: int, elsewhere: bool) -> list[str]:
@@ -53,7 +52,7 @@ def disk_problems(config: Config) -> list[str]:
     if not there.is_dir() or not os.access(there, os.W_OK):
         return [f"run_dir: {there} is not a folder that can be written; choose another run_dir"]
     checkpoints = config.checkpoint.keep + config.checkpoint.keep_best + 1
-    needed = checkpoints * costs.parameters(config) * BYTES_PER_PARAMETER
+    needed = checkpoints * checkpoint_bytes(config)
     held = sum(file.stat().st_size for file in run_dir.glob("checkpoints/step-*/*"))
     free = shutil.disk_usage(there).free
     if needed - held <= free:
@@ -64,6 +63,16 @@ def disk_problems(config: Config) -> list[str]:
     ]
 
 
+def checkpoint_bytes(config: Config) -> int:
+    """fp32 weights and the state of the optimizer."""
+    method = config.method
+    weights = [
+        *costs.root_weights(config),
+        *costs.block_cost(config).weights * config.model.n_layers,
+    ]
+    return 4 * sum(w.elements + method.optimizer_elements(w) for w in weights)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m cola_train.commands.preflight")
     for option in ("--nodes", "--processes-per-node", "--gpus-per-node"):
@@ -72,13 +81,11 @@ def main() -> None:
     parser.add_argument("overrides", nargs="*", help="Hydra overrides, as for cola-train")
     options = parser.parse_args()
     processes, gpus = options.processes_per_node, options.gpus_per_node
-    # What the checks of the config ask for.
-    os.environ["WORLD_SIZE"] = str(options.nodes * processes)
-    os.environ["LOCAL_WORLD_SIZE"] = str(processes)
+    topology = Topology(options.nodes * processes, processes)
     checks = (*OF_THE_CONFIG, *OF_THE_FILES) if options.elsewhere else CHECKS
     try:
         good, wrong = check_overrides(options.overrides)
-        config = load(compose(good, wrong), wrong, checks)
+        config = load(compose(good, wrong), wrong, topology=topology, checks=checks)
         if found := problems(config, processes, gpus, options.elsewhere):
             raise UserError(*found)
     except UserError as error:

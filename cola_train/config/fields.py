@@ -1,4 +1,8 @@
-"""Dataclasses from plain values, and what is wrong with each field. Knows no option."""
+"""Dataclasses from plain values, and what is wrong with each field. Knows no option.
+
+A group of options is a dataclass, or one of several: `Annotated[Base, OneOf(MEMBERS)]`, whose
+registry MEMBERS is the list of names and whose members hold their own options and defaults.
+"""
 
 import dataclasses
 import difflib
@@ -30,6 +34,14 @@ class Range:
         return " and ".join(part for part in (low, high) if part)
 
 
+@dataclass(frozen=True)
+class OneOf:
+    """Marks a group that is one of several dataclasses; its field `tag` says which."""
+
+    members: Mapping[str, type]
+    tag: str = "name"
+
+
 INVALID: Any = object()  # stands for a field whose value was refused, while others are checked
 
 PositiveInt = Annotated[int, Range(low=1)]
@@ -38,12 +50,38 @@ PositiveFloat = Annotated[float, Range(above=0.0)]
 Fraction = Annotated[float, Range(low=0.0, high=1.0)]
 
 
+def union_of(kind: Any) -> OneOf | None:
+    """What marks the type of a field as a tagged union, if anything does."""
+    return next((mark for mark in get_args(kind)[1:] if isinstance(mark, OneOf)), None)
+
+
 def field_names(cls: Any, prefix: str = "") -> Iterator[str]:
-    """Dotted names of every option, groups included."""
+    """Dotted names of every option, groups and all members of unions included, each once."""
     for field in dataclasses.fields(cls):
-        yield prefix + field.name
+        name = prefix + field.name
+        yield name
+        if (union := union_of(field.type)) is not None:
+            yield from dict.fromkeys(
+                inner
+                for member in union.members.values()
+                for inner in field_names(member, f"{name}.")
+            )
+        elif dataclasses.is_dataclass(field.type):
+            yield from field_names(field.type, f"{name}.")
+
+
+def defaults(cls: Any) -> dict[str, Any]:
+    """The defaults of a dataclass as plain nested values; "???" where there is none. A union has
+    no default of its own: it is left out."""
+    values: dict[str, Any] = {}
+    for field in dataclasses.fields(cls):
+        if union_of(field.type) is not None:
+            continue
         if dataclasses.is_dataclass(field.type):
-            yield from field_names(field.type, f"{prefix}{field.name}.")
+            values[field.name] = defaults(field.type)
+        else:
+            values[field.name] = _default(field, "???")
+    return values
 
 
 def unknown(name: str, known: list[str], what: str) -> str:
@@ -56,10 +94,9 @@ def unknown(name: str, known: list[str], what: str) -> str:
 
 
 def build(cls: type, values: Any, path: str, problems: list[str]) -> Any:
-    """A dataclass of type `cls` from a mapping; INVALID, and a line in `problems`, for each field
-    that cannot be."""
-    if not isinstance(values, Mapping):
-        problems.append(f"{path or 'config'}: a group of options is expected, got {values!r}")
+    """A dataclass of type `cls` from a mapping, its defaults where the mapping is silent; INVALID,
+    and a line in `problems`, for each field that cannot be."""
+    if not _is_group(values, path, problems):
         return INVALID
     names = [field.name for field in dataclasses.fields(cls)]
     for key in values:
@@ -67,21 +104,72 @@ def build(cls: type, values: Any, path: str, problems: list[str]) -> Any:
             problems.append(unknown(f"{path}{key}", [path + name for name in names], "option"))
     arguments: dict[str, Any] = {}
     for field in dataclasses.fields(cls):
-        name = path + field.name
-        if values.get(field.name, "???") == "???":
-            problems.append(f"{name}: missing; give it a value")
-            arguments[field.name] = INVALID
+        name, value = path + field.name, values.get(field.name, "???")
+        if (union := union_of(field.type)) is not None:
+            arguments[field.name] = _build_member(union, value, name, problems)
         elif dataclasses.is_dataclass(field.type):
-            arguments[field.name] = build(
-                typing.cast(type, field.type), values[field.name], f"{name}.", problems
-            )
+            group = {} if value == "???" else value
+            kind = typing.cast(type, field.type)
+            arguments[field.name] = build(kind, group, f"{name}.", problems)
         else:
-            try:
-                arguments[field.name] = _convert(values[field.name], field.type)
-            except ValueError as error:
-                problems.append(f"{name}: {error}, got {values[field.name]!r}")
-                arguments[field.name] = INVALID
+            value = _default(field, "???") if value == "???" else value
+            arguments[field.name] = _build_value(value, field.type, name, problems)
     return cls(**arguments)
+
+
+def _build_member(union: OneOf, values: Any, group: str, problems: list[str]) -> Any:
+    """The member of a union that `values` names, built of its own options."""
+    if not _is_group(values, group, problems):
+        return INVALID
+    tag = values.get(union.tag)
+    if tag not in union.members:
+        choices = ", ".join(union.members)
+        problems.append(f"{group}.{union.tag}: must be one of {choices}, got {_shown(tag)}")
+        return INVALID
+    member = union.members[tag]
+    own = {field.name for field in dataclasses.fields(member)}
+    for key in values.keys() - own:
+        owners = [
+            other
+            for other, cls in union.members.items()
+            if key in (field.name for field in dataclasses.fields(cls))
+        ]
+        if owners:
+            problems.append(
+                f"{group}.{key}: {_shown(values[key])} is an option of {group}={owners[0]}, and "
+                f"this is {group}={tag}; leave it out"
+            )
+            values = {k: value for k, value in values.items() if k != key}
+    return build(member, values, f"{group}.", problems)
+
+
+def _build_value(value: Any, kind: Any, name: str, problems: list[str]) -> Any:
+    if value == "???":
+        problems.append(f"{name}: missing; give it a value")
+        return INVALID
+    try:
+        return _convert(value, kind)
+    except ValueError as error:
+        problems.append(f"{name}: {error}, got {_shown(value)}")
+        return INVALID
+
+
+def _is_group(values: Any, path: str, problems: list[str]) -> bool:
+    if isinstance(values, Mapping):
+        return True
+    problems.append(f"{path or 'config'}: a group of options is expected, got {values!r}")
+    return False
+
+
+def _default(field: "dataclasses.Field[Any]", otherwise: Any) -> Any:
+    if field.default_factory is not dataclasses.MISSING:
+        return field.default_factory()
+    return otherwise if field.default is dataclasses.MISSING else field.default
+
+
+def _shown(value: Any) -> str:
+    """As a user types it."""
+    return "null" if value is None else repr(value)
 
 
 def _convert(value: Any, kind: Any) -> Any:

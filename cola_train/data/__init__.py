@@ -8,16 +8,13 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from cola_train.data.dataset import TokenDataset
+from cola_train.data.options import DataOptions
 from cola_train.data.preparation import prepare, problems
 from cola_train.data.shards import TOKENIZER
 from cola_train.data.tokenizer import Tokenizer
 from cola_train.errors import UserError
-
-if TYPE_CHECKING:
-    from cola_train.config.schema import DataConfig
 
 __all__ = ["PreparedData", "TokenDataset", "Tokenizer", "open_data", "prepare", "problems"]
 
@@ -33,7 +30,7 @@ class PreparedData:
 
 
 def open_data(
-    data: "DataConfig", model_vocab_size: int | None = None, progress: bool = True
+    data: DataOptions, model_vocab_size: int | None = None, progress: bool = True
 ) -> PreparedData:
     """Open the shards of a corpus, after preparing them where needed.
 
@@ -77,7 +74,7 @@ def _open(folder: Path, verify: bool, part: int = 0, parts: int = 1) -> Prepared
     return PreparedData(train, validation, Tokenizer.load(str(folder / TOKENIZER)))
 
 
-def _prepare_on_one(data: "DataConfig", model_vocab_size: int | None, progress: bool) -> Path:
+def _prepare_on_one(data: DataOptions, model_vocab_size: int | None, progress: bool) -> Path:
     import torch.distributed as dist
 
     # What rank 0 tells the others: None while it works, then the folder or its error.

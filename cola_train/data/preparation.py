@@ -14,7 +14,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from tqdm import tqdm
 
@@ -29,6 +29,7 @@ from cola_train.data.jobs import (
     run_jobs,
     utf8,
 )
+from cola_train.data.options import DataOptions, TokensOptions
 from cola_train.data.shards import (
     FORMAT,
     MANIFEST,
@@ -41,12 +42,9 @@ from cola_train.data.shards import (
     write_json,
     write_text,
 )
-from cola_train.data.sources import SOURCES, SPLITS, InputFile
+from cola_train.data.sources import READERS, SPLITS, InputFile
 from cola_train.data.tokenizer import Tokenizer
 from cola_train.errors import UserError
-
-if TYPE_CHECKING:
-    from cola_train.config.schema import DataConfig
 
 # Files smaller than this share a shard. It grows with the corpus, to keep shards few.
 SMALL_FILE_BYTES = 4 << 20
@@ -58,7 +56,7 @@ TOKENIZER_TRAINING_BYTES = 64 << 20
 
 
 def prepare(
-    data: "DataConfig",
+    data: DataOptions,
     model_vocab_size: int | None = None,
     progress: bool = True,
     keep_alive: KeepAlive | None = None,
@@ -74,7 +72,7 @@ def prepare(
     """
     if found := problems(data, model_vocab_size):
         raise UserError(*found)
-    source = SOURCES[data.source]
+    source = READERS[type(data)]
     if source.folder is not None:
         return source.folder(data)
     files = source.files(data)
@@ -90,11 +88,9 @@ def prepare(
     return folder
 
 
-def problems(data: "DataConfig", model_vocab_size: int | None = None) -> list[str]:
+def problems(data: DataOptions, model_vocab_size: int | None = None) -> list[str]:
     """Mistakes in the configuration that show without reading the corpus or a download."""
-    source = SOURCES.get(data.source)
-    if source is None:
-        return [f"data.source={data.source}: must be one of {', '.join(SOURCES)}"]
+    source = READERS[type(data)]
     found: list[str] = []
     try:
         if source.folder is None:
@@ -109,13 +105,13 @@ def problems(data: "DataConfig", model_vocab_size: int | None = None) -> list[st
     return found
 
 
-def _check_fit(data: "DataConfig", vocab_size: int, model_vocab_size: int | None) -> None:
+def _check_fit(data: DataOptions, vocab_size: int, model_vocab_size: int | None) -> None:
     if model_vocab_size is not None and vocab_size > model_vocab_size:
-        name = data.path if data.source == "tokens" else data.tokenizer
+        name = data.path if isinstance(data, TokensOptions) else data.tokenizer
         raise UserError(tokenizers.does_not_fit(str(name), vocab_size, model_vocab_size))
 
 
-def _key(data: "DataConfig", files: list[InputFile]) -> str:
+def _key(data: DataOptions, files: list[InputFile]) -> str:
     """A hash of all that decides the shards' content, as far as the configuration shows it."""
     tokenizer: dict[str, object] = {"name": data.tokenizer}
     if data.tokenizer == tokenizers.TRAIN:
@@ -165,7 +161,7 @@ def _only_writer(folder: Path, keep_alive: KeepAlive) -> Iterator[None]:
 
 
 def _write(
-    data: "DataConfig",
+    data: DataOptions,
     model_vocab_size: int | None,
     files: list[InputFile],
     folder: Path,
@@ -226,7 +222,7 @@ def _cut(files: list[InputFile]) -> list[Job]:
 
 
 def _manifest(
-    data: "DataConfig", tokenizer: Tokenizer, records: list[Record], folder: Path
+    data: DataOptions, tokenizer: Tokenizer, records: list[Record], folder: Path
 ) -> dict[str, Any]:
     tokenizer_sha256 = hashlib.sha256((folder / TOKENIZER).read_bytes()).hexdigest()
     splits: dict[str, dict[str, Any]] = {}

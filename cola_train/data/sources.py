@@ -1,7 +1,7 @@
 """Where text comes from: each source lists its files and reads the documents of one file.
 
-To add a source: one entry in `SOURCES`. `files` is cheap (it lists, it does not read) and
-reports every mistake in the configuration as a `UserError`.
+To add a source: its options in `options.SOURCES`, its functions in `READERS`. `files` is cheap
+(it lists, it does not read) and reports every mistake in the configuration as a `UserError`.
 """
 
 import contextlib
@@ -14,14 +14,20 @@ import sysconfig
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
+from cola_train.data.options import (
+    SOURCES,
+    C4Options,
+    DataOptions,
+    StdlibOptions,
+    TextOptions,
+    TokensOptions,
+)
 from cola_train.errors import UserError
 
 if TYPE_CHECKING:
     import pyarrow
-
-    from cola_train.config.schema import DataConfig
 
 Split = Literal["train", "validation"]
 SPLITS: tuple[Split, ...] = ("train", "validation")
@@ -51,9 +57,9 @@ class Source:
     folder: only for a source that is prepared already: where its shards are.
     """
 
-    files: Callable[["DataConfig"], list[InputFile]]
+    files: Callable[[Any], list[InputFile]]
     documents: Callable[[InputFile, str], Iterator[str]]
-    folder: Callable[["DataConfig"], Path] | None = None
+    folder: Callable[[Any], Path] | None = None
 
 
 def _local_file(path: Path, root: Path, split: Split | None) -> InputFile:
@@ -62,7 +68,7 @@ def _local_file(path: Path, root: Path, split: Split | None) -> InputFile:
     return InputFile(name, str(path), split, status.st_size, status.st_mtime_ns)
 
 
-def _fraction_problems(data: "DataConfig") -> list[str]:
+def _fraction_problems(data: DataOptions) -> list[str]:
     if 0 < data.validation_fraction < 1:
         return []
     return [
@@ -74,7 +80,7 @@ def _fraction_problems(data: "DataConfig") -> list[str]:
 # --- stdlib: the source of Python's own standard library -----------------------------------
 
 
-def _stdlib_files(data: "DataConfig") -> list[InputFile]:
+def _stdlib_files(data: DataOptions) -> list[InputFile]:
     root = Path(sysconfig.get_paths()["stdlib"])
     paths: list[Path] = []
     for folder, subfolders, names in os.walk(root):
@@ -137,7 +143,7 @@ def _matches(field: str, pattern: str, split: Split | None) -> list[InputFile]:
     return [_local_file(path, root, split) for path in found]
 
 
-def _text_files(data: "DataConfig") -> list[InputFile]:
+def _text_files(data: TextOptions) -> list[InputFile]:
     problems: list[str] = []
 
     def expand(field: str, patterns: list[str], split: Split | None) -> dict[str, InputFile]:
@@ -252,7 +258,7 @@ C4_HUB_FILES: dict[Split, int] = {"train": 1024, "validation": 8}
 C4_HUB_FILE_BYTES = 320_000_000  # about; only decides that each file makes a shard of its own
 
 
-def _c4_files(data: "DataConfig") -> list[InputFile]:
+def _c4_files(data: C4Options) -> list[InputFile]:
     files: dict[Split, list[InputFile]] = {}
     problems = []
     for split in SPLITS:
@@ -279,25 +285,23 @@ def _c4_files(data: "DataConfig") -> list[InputFile]:
 # --- tokens: what cola-prepare wrote --------------------------------------------------------
 
 
-def _tokens_folder(data: "DataConfig") -> Path:
+def _tokens_folder(data: TokensOptions) -> Path:
     fix = "name the folder that cola-prepare printed"
-    if data.path is None:
-        raise UserError(f"data.path: empty, and data.source=tokens needs it: {fix}")
     folder = Path(data.path).expanduser()
     if not (folder / "manifest.json").is_file():
         raise UserError(f"data.path={data.path}: no manifest.json there: {fix}")
     return folder
 
 
-def _no_files(data: "DataConfig") -> list[InputFile]:
+def _no_files(data: DataOptions) -> list[InputFile]:
     return []
 
 
-SOURCES: dict[str, Source] = {
-    "stdlib": Source(_stdlib_files, _stdlib_documents),
-    "text": Source(_text_files, _text_documents),
-    "c4": Source(_c4_files, _text_documents),
-    "tokens": Source(_no_files, _text_documents, _tokens_folder),
+READERS: dict[type[DataOptions], Source] = {
+    StdlibOptions: Source(_stdlib_files, _stdlib_documents),
+    TextOptions: Source(_text_files, _text_documents),
+    C4Options: Source(_c4_files, _text_documents),
+    TokensOptions: Source(_no_files, _text_documents, _tokens_folder),
 }
 
 
@@ -307,7 +311,7 @@ def read_documents(source: str, file: InputFile, text_field: str) -> Iterator[st
     if "://" in file.location:
         fix = "check the network, or give a local copy: data.path=FOLDER"
     try:
-        yield from SOURCES[source].documents(file, text_field)
+        yield from READERS[SOURCES[source]].documents(file, text_field)
     except (UserError, GeneratorExit, MemoryError):
         raise
     except Exception as error:  # each format and each network library has errors of its own

@@ -2,7 +2,7 @@
 
 import torch
 
-from cola_train.engines import Engine
+from cola_train.engines.base import Engine
 
 
 def sample(

@@ -2,7 +2,7 @@
 
 import torch
 
-from cola_train.model import Llama
+from cola_train.model.llama import Llama
 
 
 def compile_blocks(model: Llama) -> None:

@@ -15,7 +15,7 @@ from torch.utils.checkpoint import (
 )
 
 from cola_train.config.schema import RecomputeConfig
-from cola_train.model import Llama
+from cola_train.model.llama import Llama
 
 # Names of the ops whose outputs are kept; all others of a block run again.
 LOW_RANK = {"cola_kernels::stacked_linear", "cola_kernels::down", "cola_kernels::gated_down"}

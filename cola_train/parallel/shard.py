@@ -5,24 +5,17 @@ import torch.distributed as dist
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
-from cola_train import distributed
-from cola_train.config.schema import EngineConfig
-from cola_train.model import Llama
+from cola_train.model.llama import Llama
 
 
-def build_mesh(config: EngineConfig, device_type: str) -> DeviceMesh:
-    """`full`: one shard group of all processes. `hybrid`: sharded within groups of `shard_size`
-    (one node by default), replicated across. `replicate`: a copy on every process.
-    """
+def build_mesh(copy_size: int, device_type: str) -> DeviceMesh:
+    """A mesh whose last axis are the `copy_size` processes that share one copy of the parameters;
+    where there are several copies, they are its first axis."""
     processes = dist.get_world_size()
-    if config.sharding == "full":
+    if copy_size == processes:
         return init_device_mesh(device_type, (processes,), mesh_dim_names=("shard",))
-    if config.sharding == "replicate":
-        shard_size = 1
-    else:
-        shard_size = config.shard_size or distributed.local_world_size()
     return init_device_mesh(
-        device_type, (processes // shard_size, shard_size), mesh_dim_names=("replicate", "shard")
+        device_type, (processes // copy_size, copy_size), mesh_dim_names=("replicate", "shard")
     )
 
 

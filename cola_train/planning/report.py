@@ -1,13 +1,11 @@
 """A plan as text and as a plot."""
 
-import dataclasses
 from pathlib import Path
 from typing import Any
 
-from cola_train.config.schema import RecomputeConfig
-from cola_train.planning.estimate import policies
+from cola_train.config.groups import RecomputeConfig
 from cola_train.planning.memory import PARTS, memory
-from cola_train.planning.run import Job
+from cola_train.planning.run import Run
 
 
 def gib(size: float) -> str:
@@ -16,10 +14,10 @@ def gib(size: float) -> str:
 
 def text(answer: dict[str, Any]) -> str:
     """The plan for people."""
-    rank = f", rank {answer['rank']}" if answer["rank"] else ""
+    variant = f", {answer['variant']}" if answer["variant"] else ""
     held, time, flops = answer["memory"], answer["step_time"], answer["flops_per_token"]
     lines = [
-        f"{answer['model']}, {answer['method']}{rank}: {answer['parameters']:,} parameters",
+        f"{answer['model']}, {answer['method']}{variant}: {answer['parameters']:,} parameters",
         f"{answer['gpus']} x {answer['gpu']}, {answer['engine']}, recompute={answer['recompute']}, "
         f"kernels={answer['kernels']}",
         f"batch {answer['batch_size']} x {answer['sequence_length']} tokens: each GPU "
@@ -64,7 +62,7 @@ def text(answer: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def plot(job: Job, usable_bytes: int, gpu: str, path: Path) -> None:
+def plot(run: Run, usable_bytes: int, gpu: str, path: Path) -> None:
     """Memory by part at the peak, under each recompute policy."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -73,16 +71,15 @@ def plot(job: Job, usable_bytes: int, gpu: str, path: Path) -> None:
     FigureCanvasAgg(figure)
     axes = figure.subplots()
     bars: dict[str, dict[str, int]] = {}
-    for policy in policies(job):
-        config = dataclasses.replace(job.config, recompute=RecomputeConfig(policy))
-        bars[policy] = memory(dataclasses.replace(job, config=config)).peak.parts
+    for policy in run.config.method.policies:
+        bars[policy] = memory(run.with_config(recompute=RecomputeConfig(policy))).peak.parts
     stack_bars(axes, bars)
     axes.axvline(usable_bytes / 2**30, color="black", lw=1, ls="--", label=f"usable on {gpu}")
     axes.set(
         xlabel="GiB on one GPU at the peak of a step",
         ylabel="recompute",
-        title=f"{job.config.model.name}, {job.config.method.name}, {job.processes} GPUs, "
-        f"{job.micro_batch_size} x {job.config.train.sequence_length} tokens",
+        title=f"{run.config.model.name}, {run.config.method.name}, {run.processes} GPUs, "
+        f"{run.micro_batch_size} x {run.config.train.sequence_length} tokens",
     )
     axes.legend(ncols=3, fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.15))
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -1,26 +1,33 @@
-"""A config on a number of processes: what the formulas of memory, traffic and time start from."""
+"""A config on a cluster: what the formulas of memory, traffic and time start from."""
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from functools import cached_property
-from math import prod
+from importlib import import_module
+from typing import Any
 
 from cola_train import costs
 from cola_train.config.schema import Config
+from cola_train.methods.costs import BlockCost, Weight
+from cola_train.parallel.topology import Topology
 
 FP32 = 4  # bytes
 
 
 @dataclass(frozen=True)
-class Job:
-    """`config` on `processes`, `local_processes` of them on each machine.
+class Run:
+    """`config` on the processes of `topology`.
 
     on_cpu: as the tests run it, with gloo; else on NVIDIA GPUs with NCCL.
     """
 
     config: Config
-    processes: int
-    local_processes: int
+    topology: Topology
     on_cpu: bool = False
+
+    @property
+    def processes(self) -> int:
+        return self.topology.world
 
     @property
     def element(self) -> int:
@@ -29,8 +36,8 @@ class Job:
 
     @property
     def fused(self) -> bool:
-        """Whether low-rank layers run on Triton's kernels."""
-        if self.config.method.name != "cola":
+        """Whether the method's layers run on Triton's kernels."""
+        if not self.config.method.fused_kernels:
             return False
         kernels = self.config.kernels
         return kernels == "triton" or (kernels == "auto" and not self.on_cpu)
@@ -38,67 +45,67 @@ class Job:
     @property
     def micro_batch_size(self) -> int:
         """Sequences that one process runs at a time."""
-        return self.config.train.micro_batch_size or self.config.batch_size // self.processes
+        return self.config.micro_batch_size(self.topology.data)
 
     @property
     def accumulation(self) -> int:
         """Micro-batches of one process in one optimizer step."""
-        return self.config.batch_size // (self.processes * self.micro_batch_size)
+        return self.config.accumulation(self.topology.data)
 
     @property
     def tokens(self) -> int:
         """Positions of one micro-batch."""
         return self.micro_batch_size * self.config.train.sequence_length
 
-    @property
-    def shard_size(self) -> int:
-        """Processes that share one copy of weights, gradients and optimizer state."""
-        engine = self.config.engine
-        if engine.name == "deepspeed":
-            return self.processes if engine.zero_stage else 1
-        if engine.sharding == "hybrid":
-            return engine.shard_size or self.local_processes
-        return 1 if engine.sharding == "replicate" else self.processes
+    @cached_property
+    def cost(self) -> BlockCost:
+        """Of one block."""
+        return costs.block_cost(self.config, self.fused)
 
     @property
-    def replicas(self) -> int:
-        return self.processes // self.shard_size
+    def kept_bytes(self) -> int:
+        """What one block keeps of a micro-batch for its backward pass."""
+        return self.tokens * self.cost.saved_bytes(self.element)
+
+    @property
+    def workspace_bytes(self) -> int:
+        """Most that one block's backward pass holds beside what it kept."""
+        return self.element * self.tokens * self.cost.workspace
 
     @cached_property
-    def block(self) -> "Group":
-        return Group(tuple(costs.block_shapes(self.config)), self.shard_size)
+    def root(self) -> tuple[Weight, ...]:
+        """Parameters outside of the blocks."""
+        return costs.root_weights(self.config)
 
     @cached_property
-    def root(self) -> "Group":
-        return Group(tuple(costs.root_shapes(self.config)), self.shard_size)
+    def weights(self) -> tuple[Weight, ...]:
+        """Every parameter."""
+        return self.root + self.cost.weights * self.config.model.n_layers
+
+    @property
+    def parameters(self) -> int:
+        return sum(weight.elements for weight in self.weights)
+
+    @property
+    def planner(self) -> Any:
+        """The module of planning/ that knows the run's engine; see `planning.memory`."""
+        return import_module(self.config.engine.planner)
+
+    def with_config(self, **groups: Any) -> "Run":
+        """The same with other groups of options."""
+        return replace(self, config=replace(self.config, **groups))
+
+    def with_micro_batch(self, size: int, accumulation: int) -> "Run":
+        train = replace(
+            self.config.train,
+            micro_batch_size=size,
+            batch_size=size * accumulation * self.topology.data,
+            batch_tokens=None,
+        )
+        return self.with_config(train=train)
 
 
-@dataclass(frozen=True)
-class Group:
-    """Parameters that FSDP2 gathers together, each cut by rows into `shards` chunks of equal size;
-    the last ones may be shorter, or empty."""
-
-    shapes: tuple[tuple[int, ...], ...]
-    shards: int
-
-    @cached_property
-    def elements(self) -> int:
-        return sum(map(prod, self.shapes))
-
-    @cached_property
-    def padded(self) -> int:
-        """Elements of all chunks, padding included: what is gathered and reduced."""
-        return self.chunks * self.shards
-
-    @cached_property
-    def chunks(self) -> int:
-        """Elements of one process's chunks; the first process has no padding among them."""
-        return sum(-(-shape[0] // self.shards) * prod(shape[1:]) for shape in self.shapes)
-
-    def local_shapes(self, index: int) -> list[tuple[int, ...]]:
-        """Shapes of the chunks of process `index` of the group, padding left out."""
-        local = []
-        for rows, *others in self.shapes:
-            chunk = -(-rows // self.shards)
-            local.append((max(0, min(chunk, rows - index * chunk)), *others))
-        return local
+def optimizer_bytes(run: Run, local: Callable[[Weight], int]) -> int:
+    """fp32 state of one process, which holds `local(weight)` elements of each weight."""
+    held = (Weight((local(weight),), weight.trainable) for weight in run.weights)
+    return FP32 * sum(map(run.config.method.optimizer_elements, held))

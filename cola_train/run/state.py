@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from cola_train.engines import StepResult
+from cola_train.engines.base import StepResult
 
 WINDOW = 64  # steps that say what loss to expect
 

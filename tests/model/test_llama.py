@@ -8,11 +8,10 @@ from cola_kernels import composed
 from torch.utils.flop_counter import FlopCounterMode
 
 from cola_train import costs
-from cola_train.methods import build_method
-from cola_train.model import build_model
+from cola_train.methods.base import build_method
 from cola_train.model.attention import document_lengths
 from cola_train.model.linear import AutoEncoders
-from cola_train.model.llama import Llama
+from cola_train.model.llama import Llama, build_model
 from cola_train.model.mlp import MLP, AutoEncoderMLP
 
 # arXiv 2502.10940 and the official code: size -> (full-rank, CoLA) parameters

@@ -5,8 +5,9 @@ import torch
 import torch.nn.functional as F
 from cola_kernels import composed
 
-from cola_train.model import IGNORE_INDEX, loss
+from cola_train.model import loss
 from cola_train.model.attention import attend, attention_documents, rotary_table, rotate
+from cola_train.model.loss import IGNORE_INDEX
 from cola_train.model.norm import RMSNorm
 
 

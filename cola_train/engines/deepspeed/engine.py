@@ -25,16 +25,18 @@ from torch.nn.utils import get_total_norm
 
 from cola_train import distributed
 from cola_train.checkpoint.flat_shard import FlatShard
-from cola_train.engines import StepResult, zero_state
+from cola_train.engines.base import StepResult, zero_state
 from cola_train.engines.deepspeed.json import deepspeed_json
+from cola_train.engines.deepspeed.options import DeepSpeedOptions
 from cola_train.errors import UserError
 from cola_train.hardware import compute_dtype
-from cola_train.model import IGNORE_INDEX, Llama
+from cola_train.model.llama import Llama
+from cola_train.model.loss import IGNORE_INDEX
 
 if TYPE_CHECKING:
     from cola_train.config.schema import Config
     from cola_train.data.loader import Batch
-    from cola_train.methods import Method
+    from cola_train.methods.base import Method
 
 
 class DeepSpeedEngine:
@@ -44,10 +46,12 @@ class DeepSpeedEngine:
         self, config: "Config", model: Llama, method: "Method", device: torch.device
     ) -> None:
         self.deepspeed = deepspeed = _import_deepspeed(device)
+        assert isinstance(config.engine, DeepSpeedOptions)
         if config.engine.nvme_path is not None:
             _require_aio(deepspeed)
         dtype = compute_dtype(config.train.precision, device)
-        content = deepspeed_json(config, dtype)
+        topology = distributed.topology()
+        content = deepspeed_json(config, topology, dtype, pin_memory=device.type == "cuda")
         check_json(deepspeed, content)
         if distributed.is_main():
             path = Path(config.run_dir) / "deepspeed.json"

@@ -13,11 +13,13 @@ from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from cola_train import distributed
 from cola_train.checkpoint.flat_shard import FlatShard
 from cola_train.config.schema import Config
-from cola_train.engines import StepResult, zero_state
+from cola_train.engines.base import StepResult, zero_state
+from cola_train.engines.fsdp.options import FSDPOptions
 from cola_train.hardware import compute_dtype
-from cola_train.methods import Method
-from cola_train.model import IGNORE_INDEX, Llama
-from cola_train.parallel import build_mesh, shard
+from cola_train.methods.base import Method
+from cola_train.model.llama import Llama
+from cola_train.model.loss import IGNORE_INDEX
+from cola_train.parallel.shard import build_mesh, shard
 
 if TYPE_CHECKING:
     from cola_train.data.loader import Batch
@@ -27,15 +29,17 @@ class FSDPEngine:
     """See `Engine`. Built from a model on the meta device; leaves it sharded and initialised."""
 
     def __init__(self, config: Config, model: Llama, method: Method, device: torch.device) -> None:
-        mesh = build_mesh(config.engine, device.type)
+        engine = config.engine
+        assert isinstance(engine, FSDPOptions)
+        mesh = build_mesh(engine.copy_size(distributed.topology()), device.type)
         dtype = compute_dtype(config.train.precision, device)
-        shard(model, mesh, dtype, bool(config.engine.reshard_after_forward))
+        shard(model, mesh, dtype, engine.reshard_after_forward)
         model.to_empty(device=device)
         model.init_weights(config.seed)
         self.model, self.method, self.device = model, method, device
         self.optimizer = method.optimizer(model, config.optim)
         self.clip = config.optim.clip
-        self.sync_every_micro_batch = bool(config.engine.sync_every_micro_batch)
+        self.sync_every_micro_batch = engine.sync_every_micro_batch
 
     def train_step(
         self, batches: "list[Batch]", lr: float, max_loss: float = math.inf

@@ -1,0 +1,96 @@
+"""Groups of options that have one kind of member. Unions live with their owners (see `schema`)."""
+
+from dataclasses import dataclass, field
+from typing import Annotated, Literal
+
+from cola_train.config.fields import (
+    NaturalInt,
+    PositiveFloat,
+    PositiveInt,
+    Range,
+)
+
+Placement = Literal["low_rank", "both", "full_rank"]
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """A LLaMA decoder's shape, and what the paper chose for low-rank layers of this size."""
+
+    name: str
+    vocab_size: PositiveInt
+    d_model: PositiveInt
+    d_ff: PositiveInt
+    n_layers: PositiveInt
+    n_heads: PositiveInt
+    norm_eps: PositiveFloat = 1e-6
+    rope_theta: PositiveFloat = 1e4
+    attention: Literal["sdpa", "flash"] = "sdpa"
+    rank_ratio: PositiveFloat = 0.25  # r / d_model; a method's own option wins over it
+    activation: Placement = "low_rank"  # where SiLU goes: arXiv 2502.10940's official code
+
+    @property
+    def head_dim(self) -> int:
+        return self.d_model // self.n_heads
+
+    @property
+    def linear_shapes(self) -> list[tuple[int, int]]:
+        """(d_in, d_out) of the seven linears of one block: q, k, v, o, gate, up, down."""
+        d, f = self.d_model, self.d_ff
+        return [(d, d)] * 4 + [(d, f)] * 2 + [(f, d)]
+
+
+@dataclass(frozen=True)
+class RecomputeConfig:
+    """Which activations are recomputed in the backward pass: one of the method's policies."""
+
+    name: str = "none"
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """The loop: how long, how large a batch, in which precision."""
+
+    steps: PositiveInt = 300
+    stop_after: PositiveInt | None = None  # end early; the schedule still spans `steps`
+    sequence_length: Annotated[int, Range(low=2)] = 256
+    batch_size: PositiveInt | None = 32  # global batch in sequences ...
+    batch_tokens: PositiveInt | None = None  # ... or in tokens; exactly one of the two
+    micro_batch_size: PositiveInt | None = None  # sequences at a time; null: a process's share
+    precision: Literal["auto", "bf16", "fp32"] = "auto"  # bf16 where the hardware has it
+    compile: bool = False
+    deterministic: bool = False
+    threads: PositiveInt | None = None  # CPU threads of each process; null: its share of the cores
+    non_finite: Literal["skip", "stop"] = "skip"
+    max_skipped_in_a_row: PositiveInt = 10
+    spike_deviations: PositiveFloat | None = None  # a loss so far above the mean is skipped
+    rollback_after: PositiveInt | None = None  # skipped steps in a row; then back to a checkpoint
+    hang_seconds: PositiveFloat | None = 300.0  # without progress; then the run ends with 75
+    log_every: PositiveInt = 1
+
+
+@dataclass(frozen=True)
+class EvaluationConfig:
+    every: NaturalInt = 100  # steps; 0: at the end only
+    tokens: PositiveInt | None = 262_144  # null: the whole validation split
+    batch_size: PositiveInt = 32  # sequences of one process at a time
+    sample_prompt: str = "def "
+    sample_tokens: NaturalInt = 128
+
+
+@dataclass(frozen=True)
+class CheckpointConfig:
+    every: NaturalInt = 100  # steps; 0: at the end only
+    keep: PositiveInt = 2
+    keep_best: bool = True
+    asynchronous: bool = True
+
+
+@dataclass(frozen=True)
+class TrackingConfig:
+    wandb: Literal["auto", "online", "offline", "disabled"] = "auto"  # online when logged in
+    project: str = "cola_train"
+    entity: str | None = None
+    group: str | None = None
+    tags: list[str] = field(default_factory=list)
+    progress: bool = True

@@ -1,0 +1,27 @@
+"""What every engine's options hold."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import ClassVar
+
+from cola_train.config.fields import PositiveFloat
+from cola_train.parallel.topology import Topology
+
+
+@dataclass(frozen=True)
+class EngineOptions:
+    """How parameters, gradients and optimizer state are spread over processes."""
+
+    name: str
+    timeout_seconds: PositiveFloat = 600.0  # of a collective
+
+    implementation: ClassVar[str]  # "module:class" of an `engines.base.Engine`
+    planner: ClassVar[str]  # the module of planning/ that knows its memory and traffic
+
+    def problems(self, topology: Topology) -> Iterator[str]:
+        """What is wrong with the options on that many processes."""
+        yield from ()
+
+    def problems_here(self) -> Iterator[str]:
+        """What this machine lacks."""
+        yield from ()

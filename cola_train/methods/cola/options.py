@@ -1,0 +1,97 @@
+"""CoLA's options, and what its blocks cost."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from cola_train.config.fields import PositiveFloat, PositiveInt
+from cola_train.config.groups import ModelConfig, Placement
+from cola_train.methods.costs import (
+    NORMS_FP32,
+    BlockCost,
+    Weight,
+    attention_backward_flops,
+    attention_flops,
+    attention_fp32,
+    norm_weights,
+)
+from cola_train.methods.options import MethodOptions, Run
+from cola_train.parallel.topology import Topology
+
+
+@dataclass(frozen=True)
+class ColaOptions(MethodOptions):
+    """Every linear of a block as an auto-encoder of rank r, `B silu(A x)` (arXiv 2502.10940)."""
+
+    rank_ratio: PositiveFloat | None = None  # r / d_model; null: model.rank_ratio
+    rank: PositiveInt | None = None  # wins over rank_ratio
+    # low_rank: SiLU on the rank-r vectors only; full_rank: on SwiGLU's gate only (plain low-rank
+    # layers); both. null: model.activation
+    activation: Placement | None = None
+
+    implementation = "cola_train.methods.cola.layers:Cola"
+    policies = ("none", "light", "cola_m", "full")
+    fused_kernels = True
+
+    def bottleneck(self, model: ModelConfig) -> int:
+        """The rank r of a model's auto-encoders."""
+        if self.rank is not None:
+            return self.rank
+        return round((self.rank_ratio or model.rank_ratio) * model.d_model)
+
+    def placement(self, model: ModelConfig) -> Placement:
+        return self.activation or model.activation
+
+    def label(self, model: ModelConfig) -> str:
+        return f"rank {self.bottleneck(model)}"
+
+    def problems(self, run: Run, topology: Topology) -> Iterator[str]:
+        r, d_model = self.bottleneck(run.model), run.model.d_model
+        if not 1 <= r <= d_model:
+            field = "rank_ratio" if self.rank is None else "rank"
+            yield (
+                f"method.{field}: gives a rank of {r}; it must be from 1 to model.d_model "
+                f"({d_model})"
+            )
+
+    def block_cost(self, model: ModelConfig, length: int, policy: str, fused: bool) -> BlockCost:
+        d, f, r = model.d_model, model.d_ff, self.bottleneck(model)
+        weights = tuple(
+            Weight(shape)
+            for d_in, d_out in model.linear_shapes
+            for shape in ((r, d_in), (d_out, r))
+        )
+        linears = sum(weight.elements for weight in weights)
+        attention = attention_flops(model, length)
+        forward = 2 * linears + attention
+        kept = 2 * d + 7 * r  # the residual stream before each half, the seven rank-r vectors
+        # Triton's MLP op computes what is f wide again, under every policy, in aligned rows
+        mlp_again = 4 * f * r if fused else 0
+        wide = -(-f // 16) * 16 if fused else f
+        if policy == "full":
+            # on torch's ops the recomputation ends with what the last product needs
+            again, saved, saved_fp32 = forward + mlp_again if fused else forward - 2 * d * r, d, 0
+            workspace = 4 * wide + 8 * d + 9 * r if fused else 5 * wide + 8 * d + 12 * r
+        elif policy == "none":
+            again = mlp_again
+            saved = kept + 6 * d  # both norms' outputs, q, k, v, attention's output
+            if not fused:
+                saved += 3 * f + (7 * r if self.placement(model) != "full_rank" else 0)
+            saved_fp32 = NORMS_FP32 + attention_fp32(model)
+            workspace = 4 * wide + d + 2 * r if fused else 2 * wide + d
+        else:
+            again = 6 * d * r + 4 * f * r  # q, k, v; gate and up
+            saved, saved_fp32 = kept, 0
+            workspace = 4 * wide + 2 * d + 2 * r if fused else 5 * wide + 2 * d + r
+            if policy == "cola_m":
+                again += attention
+            else:  # light keeps attention's output too
+                saved, saved_fp32 = saved + d, attention_fp32(model)
+        return BlockCost(
+            weights=weights + norm_weights(model),
+            forward_flops=forward,
+            backward_flops=4 * linears + attention_backward_flops(model, length),
+            recomputed_flops=again,
+            saved=saved,
+            saved_fp32=saved_fp32,
+            workspace=workspace,
+        )

@@ -1,0 +1,72 @@
+"""What one block of a model costs, as its method counts it: the terms, and what all methods share.
+
+Symbols: d = d_model, f = d_ff, r = rank, n = sequence length. tests/test_methods.py counts the
+same on the real modules, to the digit.
+"""
+
+from dataclasses import dataclass
+from math import prod
+
+from cola_train.config.groups import ModelConfig
+
+
+@dataclass(frozen=True)
+class Weight:
+    """A parameter. Frozen ones (not trainable) have neither gradients nor optimizer state."""
+
+    shape: tuple[int, ...]
+    trainable: bool = True
+
+    @property
+    def elements(self) -> int:
+        return prod(self.shape)
+
+
+@dataclass(frozen=True)
+class BlockCost:
+    """One block's weights, and for one position of a sequence what its step costs.
+
+    Products count, norms and activations do not. A block's output counts to the next block, as
+    that one's input.
+
+    backward_flops: without recomputation; attention's kernel computes the scores again, and that
+        counts.
+    recomputed_flops: what the backward pass computes again.
+    saved, saved_fp32: elements kept for the backward pass, in the compute dtype and in fp32.
+    workspace: most elements that the backward pass holds beside them, in the compute dtype.
+    """
+
+    weights: tuple[Weight, ...]
+    forward_flops: int
+    backward_flops: int
+    recomputed_flops: int
+    saved: int
+    saved_fp32: int
+    workspace: int
+
+    def saved_bytes(self, element: int) -> int:
+        """Bytes kept for one position; `element`: of the compute dtype."""
+        return element * self.saved + 4 * self.saved_fp32
+
+
+def norm_weights(model: ModelConfig) -> tuple[Weight, ...]:
+    """The two norms of a block."""
+    return (Weight((model.d_model,)),) * 2
+
+
+def attention_flops(model: ModelConfig, length: int) -> int:
+    """Forward: two products over the whole n x n square, as is the custom."""
+    return 4 * length * model.d_model
+
+
+def attention_backward_flops(model: ModelConfig, length: int) -> int:
+    """Five products: the kernel computes the scores again."""
+    return 10 * length * model.d_model
+
+
+NORMS_FP32 = 2  # kept for a position's backward pass: one number of each norm ...
+
+
+def attention_fp32(model: ModelConfig) -> int:
+    """... and of attention the logarithm of each head's sum."""
+    return model.n_heads

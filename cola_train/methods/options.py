@@ -1,0 +1,59 @@
+"""What a method is before torch: its options, their checks, and what its blocks cost."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import ClassVar, Protocol
+
+from cola_train.config.groups import ModelConfig, RecomputeConfig, TrainConfig
+from cola_train.engines.options import EngineOptions
+from cola_train.methods.costs import BlockCost, Weight
+from cola_train.optim import OptimOptions
+from cola_train.parallel.topology import Topology
+from cola_train.schedule import learning_rate
+
+
+class Run(Protocol):
+    """The parts of a `Config` that a method's checks may read."""
+
+    @property
+    def model(self) -> ModelConfig: ...
+    @property
+    def train(self) -> TrainConfig: ...
+    @property
+    def recompute(self) -> RecomputeConfig: ...
+    @property
+    def engine(self) -> EngineOptions: ...
+    @property
+    def optim(self) -> OptimOptions: ...
+
+
+@dataclass(frozen=True)
+class MethodOptions:
+    """Options of a method, and what follows from them without building anything."""
+
+    name: str
+
+    implementation: ClassVar[str]  # "module:class" of a `methods.base.Method`
+    policies: ClassVar[tuple[str, ...]] = ("none", "full")  # of recomputation, that it has
+    fused_kernels: ClassVar[bool] = False  # whether Triton kernels exist for its layers
+
+    def problems(self, run: Run, topology: Topology) -> Iterator[str]:
+        """What is wrong with the options in such a run on such a cluster."""
+        yield from ()
+
+    def label(self, model: ModelConfig) -> str:
+        """What people call this variant of the method; empty if there is only one."""
+        return ""
+
+    def block_cost(self, model: ModelConfig, length: int, policy: str, fused: bool) -> BlockCost:
+        """Of one block, at sequences of `length` under a recompute policy; `fused`: on Triton
+        kernels, where there are any."""
+        raise NotImplementedError
+
+    def optimizer_elements(self, weight: Weight) -> int:
+        """Elements of optimizer state for a weight, or for one process's rows of it: AdamW's."""
+        return 2 * weight.elements if weight.trainable else 0
+
+    def learning_rate(self, optim: OptimOptions, step: int, steps: int) -> float:
+        """The rate of step 1..steps."""
+        return learning_rate(optim, step, steps)

@@ -1,0 +1,49 @@
+"""Optimizers and what all of them share: peak rate, schedule, weight decay, clipping.
+
+Importing this package imports no torch. A new optimizer is a module here with its options and what
+they build, one entry in OPTIMIZERS, one YAML file, one test.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Annotated, ClassVar
+
+from cola_train.config.fields import Fraction, NaturalInt, PositiveFloat, Range
+
+
+@dataclass(frozen=True)
+class OptimOptions:
+    """The schedule: linear warm-up, then a cosine to `final_lr_ratio` of the peak."""
+
+    name: str
+    lr: PositiveFloat = 3e-3
+    weight_decay: Annotated[float, Range(low=0.0)] = 0.01
+    warmup_steps: NaturalInt | None = None  # null: a twentieth of train.steps
+    final_lr_ratio: Fraction = 0.1
+    clip: PositiveFloat | None = 0.5  # of the global gradient norm; null: none
+
+    implementation: ClassVar[str]  # "module:function" of (parameters, options) -> torch Optimizer
+
+    def problems(self, steps: int) -> Iterator[str]:
+        """What is wrong with the options in a run of so many steps."""
+        if self.warmup_steps is not None and self.warmup_steps > steps:
+            yield (
+                f"optim.warmup_steps: {self.warmup_steps} is more than train.steps ({steps}); "
+                "lower it, or use optim.warmup_steps=null for a twentieth"
+            )
+
+
+@dataclass(frozen=True)
+class AdamWOptions(OptimOptions):
+    betas: list[Fraction] = field(default_factory=lambda: [0.9, 0.95])
+    eps: PositiveFloat = 1e-8
+
+    implementation = "cola_train.optim.adamw:adamw"
+
+    def problems(self, steps: int) -> Iterator[str]:
+        if len(self.betas) != 2 or any(beta >= 1 for beta in self.betas):
+            yield f"optim.betas: two numbers from 0 to below 1 are expected, got {self.betas}"
+        yield from super().problems(steps)
+
+
+OPTIMIZERS: dict[str, type[OptimOptions]] = {"adamw": AdamWOptions}

@@ -1,0 +1,228 @@
+"""What FSDP2 holds and sends, as parallel/shard.py applies it: a group for each block, embedding
+and head in the root's, which stays gathered from its forward to its backward pass."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from functools import cached_property
+from math import prod
+
+from cola_train.engines.fsdp.options import FSDPOptions
+from cola_train.engines.options import EngineOptions
+from cola_train.methods.costs import Weight
+from cola_train.planning.memory import Moment, loss_bytes, moment
+from cola_train.planning.run import FP32, Run
+from cola_train.planning.traffic import Collective
+
+
+@dataclass(frozen=True)
+class Group:
+    """Parameters that FSDP2 gathers together, each cut by rows into `shards` chunks of equal size;
+    the last ones may be shorter, or empty."""
+
+    weights: tuple[Weight, ...]
+    shards: int
+
+    @cached_property
+    def trainable(self) -> "Group":
+        """Those that have gradients: frozen ones are gathered, but not reduced."""
+        return Group(tuple(w for w in self.weights if w.trainable), self.shards)
+
+    @cached_property
+    def elements(self) -> int:
+        return sum(weight.elements for weight in self.weights)
+
+    @cached_property
+    def padded(self) -> int:
+        """Elements of all chunks, padding included: what is gathered and reduced."""
+        return self.chunks * self.shards
+
+    @cached_property
+    def chunks(self) -> int:
+        """Elements of one process's chunks; the first process has no padding among them."""
+        return sum(prod(shape) for shape in self.local_shapes(0))
+
+    def local_shapes(self, index: int) -> list[tuple[int, ...]]:
+        """Shapes of the chunks of process `index` of the group, padding left out."""
+        return [weight.shape for weight in self.local_weights(index)]
+
+    def local_weights(self, index: int) -> list[Weight]:
+        local = []
+        for weight in self.weights:
+            rows, *others = weight.shape
+            chunk = -(-rows // self.shards)
+            held = max(0, min(chunk, rows - index * chunk))
+            local.append(replace(weight, shape=(held, *others)))
+        return local
+
+
+def options(run: Run) -> FSDPOptions:
+    assert isinstance(run.config.engine, FSDPOptions)
+    return run.config.engine
+
+
+def copy_size(run: Run) -> int:
+    """Processes that share one copy of weights, gradients and optimizer state."""
+    return options(run).copy_size(run.topology)
+
+
+def groups(run: Run) -> tuple[Group, Group]:
+    """A block's parameters, and the root's."""
+    shards = copy_size(run)
+    return Group(run.cost.weights, shards), Group(run.root, shards)
+
+
+def describe(run: Run) -> str:
+    """The engine and its sharding, for people."""
+    engine, shards = options(run), copy_size(run)
+    sharding = f"{engine.sharding}, {shards} x {run.processes // shards}"
+    return f"FSDP2 {sharding}{'' if engine.reshard_after_forward else ', kept gathered'}"
+
+
+def offloads(run: Run) -> bool:
+    """Whether state is held outside of the GPU."""
+    return False
+
+
+def moments(run: Run) -> Iterator[Moment]:
+    """Every moment of a step that could be its peak."""
+    engine, (block, root) = options(run), groups(run)
+    L, e, S = run.config.model.n_layers, run.element, block.shards
+    optimizer = run.config.method.optimizer_elements
+    state = [sum(map(optimizer, group.local_weights(0))) for group in (block, root)]
+    shards = FP32 * (L * block.trainable.chunks + root.trainable.chunks)
+    fixed = {
+        "weights": FP32 * (L * block.chunks + root.chunks),
+        "optimizer": FP32 * (L * state[0] + state[1]),
+    }
+    reshard = engine.reshard_after_forward
+
+    # What earlier micro-batches left: shards, or whole gradients if they wait for the last one.
+    def gradients(reduced: int, root_reduced: bool = False) -> int:
+        """Before, during and after the last micro-batch's backward pass."""
+        of_block, of_root = block.trainable, root.trainable
+        if run.accumulation == 1:
+            return FP32 * (reduced * of_block.chunks + root_reduced * of_root.chunks)
+        if engine.sync_every_micro_batch:
+            return shards
+        whole = (L - reduced) * of_block.elements + (not root_reduced) * of_root.elements
+        return FP32 * (whole + reduced * of_block.chunks + root_reduced * of_root.chunks)
+
+    # All-gathers go through one flat buffer, from which each parameter is copied.
+    flat = e * block.padded if S > 1 else 0
+
+    def gathered(blocks: int) -> int:
+        return e * (root.padded + block.padded * (blocks if not reshard else min(blocks, 1)))
+
+    kept, step, head = run.kept_bytes, run.workspace_bytes, loss_bytes(run)
+    yield moment(
+        "loss",
+        fixed,
+        weights=gathered(0 if reshard else L),
+        gradients=gradients(0),
+        activations=L * kept + head.kept,
+        logits=head.peak,
+        workspace=flat,
+    )
+    yield moment(
+        "backward pass of the head",
+        fixed,
+        weights=gathered(0 if reshard else L),
+        gradients=gradients(0),
+        activations=L * kept + head.kept,
+        logits=head.backward,
+    )
+    head_gradient = e * run.root[-1].elements
+    for i in reversed(range(L)):
+        done = L - 1 - i
+        prefetched = flat if reshard and i > 0 else 0
+        yield moment(
+            f"backward pass of block {i}",
+            fixed,
+            weights=gathered(i + 1),
+            gradients=head_gradient + gradients(done) + e * block.trainable.elements // 3,
+            activations=(i + 1) * kept,
+            workspace=step + prefetched + (FP32 * block.trainable.padded if done else 0),
+        )
+        yield moment(
+            f"reduction of block {i}'s gradients",
+            fixed,
+            weights=gathered(0 if reshard else i),
+            gradients=head_gradient + gradients(done),
+            activations=i * kept,
+            workspace=prefetched
+            + e * run.tokens * run.config.model.d_model
+            + reduction(run, block.trainable),
+        )
+    yield moment(
+        "reduction of embedding's and head's gradients",
+        fixed,
+        gradients=gradients(L, root_reduced=run.accumulation > 1),
+        workspace=reduction(run, root.trainable),
+    )
+    yield moment("optimizer step", fixed, gradients=shards)
+
+
+def reduction(run: Run, group: Group) -> int:
+    """Buffers of one reduce-scatter: its input, flat and in fp32, and its output."""
+    whole, shard = FP32 * group.padded, FP32 * group.padded // group.shards
+    copied = run.element * group.padded  # the gradients, until they are in the input
+    if not run.on_cpu:
+        return whole + max(shard, copied)
+    gloo = 0
+    if run.processes > 1:  # its average, and its chunks
+        gloo = whole + (shard if group.shards > 1 else 0)
+    return whole + max(shard + gloo, copied)
+
+
+def traffic(run: Run) -> list[Collective]:
+    """Each group is gathered in its forward and, the root apart, again in its backward pass."""
+    engine, (block, root), L = options(run), groups(run), run.config.model.n_layers
+    S, R = block.shards, run.processes // block.shards
+    padded = L * block.padded + root.padded
+    reduced = L * block.trainable.padded + root.trainable.padded
+    times = run.accumulation
+    syncs = times if engine.sync_every_micro_batch else 1
+    again = L * block.padded if engine.reshard_after_forward else 0
+    found = []
+    if S > 1:
+        found += [
+            Collective("all_gather", "weights, forward", times * run.element * padded, S),
+            Collective("all_gather", "weights, backward", times * run.element * again, S),
+            Collective("reduce_scatter", "gradients", syncs * FP32 * reduced, S),
+        ]
+    if R > 1:
+        found.append(Collective("all_reduce", "gradients", syncs * FP32 * reduced // S, R, S > 1))
+    return found
+
+
+def ways(run: Run) -> Iterator[tuple[EngineOptions, list[str]]]:
+    """The ways of sharding that a search tries, with their overrides."""
+    own, topology = run.config.engine, run.topology
+    shardings = ["full"]
+    if run.processes > 1:
+        shardings.append("replicate")
+    asked = own if isinstance(own, FSDPOptions) else None
+    shard_size = (asked and asked.shard_size) or topology.local_world
+    nodes = topology.world > topology.local_world and topology.world % topology.local_world == 0
+    if nodes or (asked and asked.sharding == "hybrid"):
+        shardings.append("hybrid")
+    for sharding in shardings:
+        size = shard_size if sharding == "hybrid" else None
+        for reshard in (True, False):
+            overrides = [
+                "engine=fsdp",
+                f"engine.sharding={sharding}",
+                f"engine.reshard_after_forward={str(reshard).lower()}",
+            ]
+            if size:
+                overrides.append(f"engine.shard_size={size}")
+            yield (
+                FSDPOptions(
+                    name="fsdp",
+                    timeout_seconds=own.timeout_seconds,
+                    sharding=sharding,  # type: ignore[arg-type]
+                    shard_size=size,
+                    reshard_after_forward=reshard,
+                ),
+                overrides,
+            )
