@@ -10,9 +10,9 @@ from types import ModuleType
 
 import torch
 from cola_kernels import fused, reference
-from cola_kernels.costs import Cost, Shape, table
 from cola_kernels.gemm import empty_aligned
-from cola_kernels.timing import Subject
+from cola_kernels.tools.floors import Cost, Shape, table
+from cola_kernels.tools.timing import Subject
 from torch import Tensor
 
 Function = Callable[..., Sequence[Tensor]]
@@ -22,7 +22,7 @@ Function = Callable[..., Sequence[Tensor]]
 class Case:
     """A use of an op.
 
-    name: as in `costs.table`.
+    name: as in `floors.table`.
     op: the function of a library's tensors; the library is `reference` or `fused`.
     gradients: the op's backward pass is meant, through autograd; else the call itself.
     """
@@ -56,7 +56,7 @@ class Case:
 
 
 def cases(shape: Shape, dtype: torch.dtype, device: torch.device) -> Iterator[Case]:
-    """Every case of `costs.table(shape)`, on random tensors.
+    """Every case of `floors.table(shape)`, on random tensors.
 
     The d_ff-wide inputs have aligned rows, as the fused ops write them: for the reference too,
     whom it helps where d_ff is odd.

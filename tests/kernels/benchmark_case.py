@@ -19,7 +19,7 @@ from benchmarks.__main__ import main  # noqa: E402
 
 assert main(["kernels"]) == 2  # there is no GPU
 
-from cola_kernels.costs import Shape, table  # noqa: E402
+from cola_kernels.tools.floors import Shape, table  # noqa: E402
 
 from benchmarks.kernels_cases import LIBRARIES, cases  # noqa: E402
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 import torch
-from cola_kernels import UnsupportedError, composed, configs, fused, reference, select, support
+from cola_kernels import UnsupportedError, composed, fused, reference, select, support, tiles
 from cola_kernels.gemm import empty_aligned
 from cola_kernels.support import architecture, interpreting
 from torch import Tensor
@@ -151,14 +151,14 @@ def mlp_inputs(rows: tuple[int, ...] = (140,), d: int = 40, r: int = 16, d_ff: i
 both = pytest.mark.parametrize("mlp", (mlp, bottleneck_mlp))
 
 
-@pytest.mark.parametrize("arch", configs.ARCHITECTURES)
+@pytest.mark.parametrize("arch", tiles.ARCHITECTURES)
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_every_row_of_the_table(
     arch: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    if configs.SHARED_MEMORY[arch] > configs.SHARED_MEMORY[architecture("test", DEVICE)]:
+    if tiles.SHARED_MEMORY[arch] > tiles.SHARED_MEMORY[architecture("test", DEVICE)]:
         pytest.skip(f"this GPU has less shared memory than {arch}")
-    for module in ("down", "up", "gated_up", "gated_down"):
+    for module in ("ops.down", "ops.up", "gated", "ops.gated_down"):
         name = f"cola_kernels.{module}.architecture"
         monkeypatch.setattr(name, lambda op, device: arch)
     inputs = [x.detach().to(dtype).requires_grad_() for x in mlp_inputs((150,), 260, 70, 301)]

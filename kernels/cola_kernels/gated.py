@@ -16,8 +16,7 @@ import triton.language as tl
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
-import cola_kernels.up  # noqa: F401  (registers up_backward)
-from cola_kernels.configs import choose
+import cola_kernels.ops.up  # noqa: F401  (registers up_backward)
 from cola_kernels.gemm import (
     GROUP_M,
     dot_tile,
@@ -30,6 +29,7 @@ from cola_kernels.gemm import (
 )
 from cola_kernels.launch import Launch, unit_stride
 from cola_kernels.support import architecture, check, check_matrices, flat
+from cola_kernels.tiles import choose
 
 
 def gated_up(

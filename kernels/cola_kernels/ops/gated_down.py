@@ -13,9 +13,9 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
-import cola_kernels.down
-import cola_kernels.up  # noqa: F401  (they register down_backward and up_backward)
-from cola_kernels.gated_up import gated_up_backward_launch, gated_up_launch
+import cola_kernels.ops.down
+import cola_kernels.ops.up  # noqa: F401  (they register down_backward and up_backward)
+from cola_kernels.gated import gated_up_backward_launch, gated_up_launch
 from cola_kernels.gemm import aligned, empty_aligned
 from cola_kernels.launch import unit_stride
 from cola_kernels.support import architecture, check, check_matrices, flat

@@ -4,7 +4,7 @@ Shapes: n rows, d model width, F = d_ff, r bottleneck width, e bytes an element.
 input read once, each output written once, everything else in caches. "gradients" is an op's whole
 backward pass, from what it keeps: all that it recomputes, every gradient.
 
-Run it for the tables: `python -m cola_kernels.costs`
+Run it for the tables: `python -m cola_kernels.tools.floors`
 """
 
 from dataclasses import dataclass
