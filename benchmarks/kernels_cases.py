@@ -97,8 +97,6 @@ def cases(shape: Shape, dtype: torch.dtype, device: torch.device) -> Iterator[Ca
         weights = [weight(width, r) for _ in range(projections)]
         yield plain(name, up_backward, normal(rows, projections * r), *dys, *weights)
     z, gate, up_weight = normal(n, 2 * r), weight(d_ff, r), weight(d_ff, r)
-    yield from both("gated_up", gated_up, z, gate, up_weight)
-    yield plain("gated_up_backward", gated_up_backward, normal(n, d_ff), z, gate, up_weight)
     yield from both("gated_down", gated_down, z, gate, up_weight, weight(r, d_ff))
     yield plain("gated_down_backward", gated_down_backward, normal(n, d_ff), z, gate, up_weight)
 
@@ -115,10 +113,6 @@ def up_residual(library: ModuleType) -> Function:
     return lambda z, weight, residual: library.up(z, [weight], residual)
 
 
-def gated_up(library: ModuleType) -> Function:
-    return lambda z, gate, up: (library.gated_up(z, gate, up),)
-
-
 def gated_down(library: ModuleType) -> Function:
     return lambda z, gate, up, down: (library.gated_down(z, gate, up, down),)
 
@@ -130,10 +124,6 @@ def up_backward(library: ModuleType) -> Function:
         return (_backward_ops(library).up_backward(dys, z, weights, True),)
 
     return function
-
-
-def gated_up_backward(library: ModuleType) -> Function:
-    return lambda *inputs: _backward_ops(library).gated_up_backward(*inputs, False)
 
 
 def gated_down_backward(library: ModuleType) -> Function:

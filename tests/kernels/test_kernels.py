@@ -109,7 +109,7 @@ sys.exit(code)
 @pytest.mark.gpu
 def test_benchmark_and_tuner_on_a_gpu(tmp_path: Path) -> None:
     for command in (
-        ["benchmarks", "kernels", "--model", "1b", "--op", "gated_up", "--rounds", "2"],
+        ["benchmarks", "kernels", "--model", "1b", "--op", "gated", "--rounds", "2"],
         ["cola_kernels.tools.tune", "--kernel", "gemm", "--row", "narrow", "--rounds", "1"],
     ):
         ran = python("-m", *command, interpret=False)

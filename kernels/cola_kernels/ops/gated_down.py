@@ -1,9 +1,9 @@
 """`gated_down`: z_d = (f(s(z_g) B_g^T) * (s(z_u) B_u^T)) A^T, with no d_ff-wide tensor kept.
 
 Shapes: n rows, r bottleneck width (z is (n, 2 r), gate's half first), F = d_ff, r_d the width of
-z_d. Forward: `gated_up`'s kernel writes p (n, F), a plain GEMM reads it, and it is dropped. The
-backward pass keeps z and the three weights; one kernel recomputes the tiles of g and u and writes
-dg, du and p, the rest is GEMMs. docs/kernels.md has the count behind that choice.
+z_d. Forward: one kernel writes p (n, F), a plain GEMM reads it, and it is dropped. The backward
+pass keeps z and the three weights; one kernel recomputes the tiles of g and u and writes dg, du
+and p, the rest is GEMMs. docs/kernels.md has the count behind that choice.
 """
 
 from typing import Any

@@ -76,7 +76,7 @@ def launches(
         return filled(like.new_empty(rows, columns))
 
     n, d, d_ff, r = shape.n, shape.d, shape.d_ff, shape.r
-    p, dg, du = (filled(empty_aligned(like, n, d_ff)) for _ in range(3))
+    p, dp, dg, du = (filled(empty_aligned(like, n, d_ff)) for _ in range(4))
     gate, up = new(d_ff, r), new(d_ff, r)
     yield "down", down_launch(new(n, d), stack([new(r, d)] * 3), new(n, 3 * r), arch)
     yield "down", down_launch(p, stack([new(r, d_ff)]), new(n, r), arch)
@@ -91,10 +91,8 @@ def launches(
         suffix = ", silu" if gate_silu else ""
         h = new(n, 2 * r)
         yield f"gated_up{suffix}", gated_up_launch(h, gate, up, p, gate_silu, arch)
-        dp = new(n, d_ff)
-        for op, out in (("gated_up_backward", None), ("gated_down_backward", p)):
-            launch = gated_up_backward_launch(dp, h, gate, up, dg, du, out, gate_silu, arch)
-            yield f"{op}{suffix}", launch
+        launch = gated_up_backward_launch(dp, h, gate, up, dg, du, p, gate_silu, arch)
+        yield f"gated_up_backward{suffix}", launch
 
 
 def source_of(launch: Launch) -> Any:
