@@ -86,8 +86,8 @@ def cases(shape: Shape, dtype: torch.dtype, device: torch.device) -> Iterator[Ca
     yield from both("down, o", down, normal(n, d), weight(r, d))
     yield from both("down, MLP down", down, normal(n, d_ff), weight(r, d_ff))
     yield from both("up, q/k/v", up, normal(n, 3 * r), *(weight(d, r) for _ in range(3)))
-    name = "up + residual, o or MLP down"
-    yield from both(name, up_residual, normal(n, r), weight(d, r), normal(n, d))
+    name = "up_add, o or MLP down"
+    yield from both(name, up_add, normal(n, r), weight(d, r), normal(n, d))
     for name, rows, width, projections in (
         ("up_backward, q/k/v", n, d, 3),
         ("up_backward, o or MLP down", n, d, 1),
@@ -109,7 +109,7 @@ def up(library: ModuleType) -> Function:
     return lambda z, *weights: library.up(z, weights)
 
 
-def up_residual(library: ModuleType) -> Function:
+def up_add(library: ModuleType) -> Function:
     return lambda z, weight, residual: library.up(z, [weight], residual)
 
 

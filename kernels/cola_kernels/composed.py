@@ -13,9 +13,11 @@ from torch import Tensor
 from torch.autograd.function import FunctionCtx, once_differentiable
 from torch.utils.flop_counter import register_flop_formula
 
+from cola_kernels.names import COMPOSED_RANK_R_OPS as RANK_R_OPS
+from cola_kernels.names import COMPOSED_RESIDUAL_OPS as RESIDUAL_OPS
 from cola_kernels.reference import up
 
-__all__ = ["down", "gated_down", "up"]
+__all__ = ["RANK_R_OPS", "RESIDUAL_OPS", "down", "gated_down", "up"]
 
 
 def down(x: Tensor, weights: Sequence[Tensor]) -> Tensor:

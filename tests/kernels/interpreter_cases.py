@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 import torch
-from cola_kernels import UnsupportedError, composed, fused, reference, select, support, tiles
+from cola_kernels import UnsupportedError, composed, fused, names, reference, select, support, tiles
 from cola_kernels.gemm import empty_aligned
 from cola_kernels.support import architecture, interpreting
 from torch import Tensor
@@ -157,12 +157,23 @@ def test_unused_outputs_and_frozen_weights() -> None:
     torch.testing.assert_close(ours, truth)
 
 
+def test_names_of_ops() -> None:
+    """Policies see the names; a name without its op would be kept by no policy."""
+    for library in (fused, composed):
+        for name in library.RANK_R_OPS | library.RESIDUAL_OPS:
+            namespace, op = name.split("::")
+            assert getattr(getattr(torch.ops, namespace), op).default.name() == name
+    assert {OPS.down.default.name(), OPS.gated_down.default.name()} == fused.RANK_R_OPS
+    assert names.RANK_R_OPS == composed.RANK_R_OPS | fused.RANK_R_OPS
+    assert names.RESIDUAL_OPS == composed.RESIDUAL_OPS | fused.RESIDUAL_OPS
+
+
 def test_registration() -> None:
     """Schema, fake tensors (strides too), autograd and AOT dispatch, by torch's own checks."""
     x, z, gate, up = normal(5, 7), normal(5, 6), weight(9, 3), weight(9, 3)
     torch.library.opcheck(OPS.down, (x, [weight(3, 7), weight(2, 7)]))
-    torch.library.opcheck(OPS.up, (z, [gate, up], None, True))
-    torch.library.opcheck(OPS.up, (z, [weight(7, 6)], x, False))
+    torch.library.opcheck(OPS.up, (z, [gate, up], True))
+    torch.library.opcheck(OPS.up_add, (z, weight(7, 6), x, False))
     torch.library.opcheck(OPS.gated_down, (z, gate, up, weight(4, 9), True, True))
     with torch.no_grad():
         z, gate, up = (t.detach() for t in (z, gate, up))
@@ -241,7 +252,7 @@ def test_mistakes_name_themselves() -> None:
         (lambda: fused.down(x.double(), [A.double()]), "down: x is torch.float64"),
         (lambda: fused.up(x, [A, A]), r"up: z has shape \(4, 8\), not \(4, 16\)"),
         (lambda: fused.up(x, [A, A], x), "up: residual with 2 weights"),
-        (lambda: fused.up(x, [A], x), r"up: residual has shape \(4, 8\), not \(4, 3\)"),
+        (lambda: fused.up(x, [A], x), r"up_add: residual has shape \(4, 8\), not \(4, 3\)"),
         (lambda: fused.gated_down(x, A, A, A), r"gated_down: z has shape \(4, 8\), not \(4, 16\)"),
         (
             lambda: fused.gated_down(x, A[:, :4], A[:, :4], A),

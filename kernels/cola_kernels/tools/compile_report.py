@@ -65,7 +65,7 @@ def launches(
     from cola_kernels.gated import gated_up_backward_launch, gated_up_launch
     from cola_kernels.gemm import empty_aligned
     from cola_kernels.ops.down import down_launch, stack
-    from cola_kernels.ops.up import up_backward_launches, up_launches
+    from cola_kernels.ops.up import up_add_launch, up_backward_launches, up_launches
 
     like = torch.empty(0, dtype=dtype, device=device)
 
@@ -80,8 +80,8 @@ def launches(
     gate, up = new(d_ff, r), new(d_ff, r)
     yield "down", down_launch(new(n, d), stack([new(r, d)] * 3), new(n, 3 * r), arch)
     yield "down", down_launch(p, stack([new(r, d_ff)]), new(n, r), arch)
-    yield "up", up_launches(new(n, r), [new(d, r)], None, [new(n, d)], arch)[0]
-    yield "up + residual", up_launches(new(n, r), [new(d, r)], new(n, d), [new(n, d)], arch)[0]
+    yield "up", up_launches(new(n, r), [new(d, r)], [new(n, d)], arch)[0]
+    yield "up_add", up_add_launch(new(n, r), new(d, r), new(n, d), new(n, d), arch)
     for activation in (True, False):
         variant = f"up_backward{', silu' if activation else ''}"
         for dy, weight in ((new(n, d), new(d, r)), (dg, gate)):
