@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from cola_kernels import unavailable
-from cola_kernels.costs import BYTES_PER_SECOND, FLOPS_PER_SECOND, SHAPES, Cost
-from cola_kernels.timing import Subject, gpu_seconds
+from cola_kernels.tools.floors import BYTES_PER_SECOND, FLOPS_PER_SECOND, SHAPES, Cost
+from cola_kernels.tools.timing import Subject, gpu_seconds
 
 from benchmarks.report import Benchmark, Report, table
 from cola_train.errors import EXIT_DONE, EXIT_FAULT, UserError

@@ -10,9 +10,9 @@ from types import ModuleType
 
 import torch
 from cola_kernels import fused, reference
-from cola_kernels.costs import Cost, Shape, table
 from cola_kernels.gemm import empty_aligned
-from cola_kernels.timing import Subject
+from cola_kernels.tools.floors import Cost, Shape, table
+from cola_kernels.tools.timing import Subject
 from torch import Tensor
 
 Function = Callable[..., Sequence[Tensor]]
@@ -22,7 +22,7 @@ Function = Callable[..., Sequence[Tensor]]
 class Case:
     """A use of an op.
 
-    name: as in `costs.table`.
+    name: as in `floors.table`.
     op: the function of a library's tensors; the library is `reference` or `fused`.
     gradients: the op's backward pass is meant, through autograd; else the call itself.
     """
@@ -56,7 +56,7 @@ class Case:
 
 
 def cases(shape: Shape, dtype: torch.dtype, device: torch.device) -> Iterator[Case]:
-    """Every case of `costs.table(shape)`, on random tensors.
+    """Every case of `floors.table(shape)`, on random tensors.
 
     The d_ff-wide inputs have aligned rows, as the fused ops write them: for the reference too,
     whom it helps where d_ff is odd.
@@ -86,8 +86,8 @@ def cases(shape: Shape, dtype: torch.dtype, device: torch.device) -> Iterator[Ca
     yield from both("down, o", down, normal(n, d), weight(r, d))
     yield from both("down, MLP down", down, normal(n, d_ff), weight(r, d_ff))
     yield from both("up, q/k/v", up, normal(n, 3 * r), *(weight(d, r) for _ in range(3)))
-    name = "up + residual, o or MLP down"
-    yield from both(name, up_residual, normal(n, r), weight(d, r), normal(n, d))
+    name = "up_add, o or MLP down"
+    yield from both(name, up_add, normal(n, r), weight(d, r), normal(n, d))
     for name, rows, width, projections in (
         ("up_backward, q/k/v", n, d, 3),
         ("up_backward, o or MLP down", n, d, 1),
@@ -97,8 +97,6 @@ def cases(shape: Shape, dtype: torch.dtype, device: torch.device) -> Iterator[Ca
         weights = [weight(width, r) for _ in range(projections)]
         yield plain(name, up_backward, normal(rows, projections * r), *dys, *weights)
     z, gate, up_weight = normal(n, 2 * r), weight(d_ff, r), weight(d_ff, r)
-    yield from both("gated_up", gated_up, z, gate, up_weight)
-    yield plain("gated_up_backward", gated_up_backward, normal(n, d_ff), z, gate, up_weight)
     yield from both("gated_down", gated_down, z, gate, up_weight, weight(r, d_ff))
     yield plain("gated_down_backward", gated_down_backward, normal(n, d_ff), z, gate, up_weight)
 
@@ -111,12 +109,8 @@ def up(library: ModuleType) -> Function:
     return lambda z, *weights: library.up(z, weights)
 
 
-def up_residual(library: ModuleType) -> Function:
+def up_add(library: ModuleType) -> Function:
     return lambda z, weight, residual: library.up(z, [weight], residual)
-
-
-def gated_up(library: ModuleType) -> Function:
-    return lambda z, gate, up: (library.gated_up(z, gate, up),)
 
 
 def gated_down(library: ModuleType) -> Function:
@@ -130,10 +124,6 @@ def up_backward(library: ModuleType) -> Function:
         return (_backward_ops(library).up_backward(dys, z, weights, True),)
 
     return function
-
-
-def gated_up_backward(library: ModuleType) -> Function:
-    return lambda *inputs: _backward_ops(library).gated_up_backward(*inputs, False)
 
 
 def gated_down_backward(library: ModuleType) -> Function:

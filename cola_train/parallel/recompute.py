@@ -7,6 +7,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+from cola_kernels.names import RANK_R_OPS, RESIDUAL_OPS
 from torch import Tensor
 from torch.utils.checkpoint import (
     CheckpointPolicy,
@@ -18,7 +19,6 @@ from cola_train.config.schema import RecomputeConfig
 from cola_train.model.llama import Llama
 
 # Names of the ops whose outputs are kept; all others of a block run again.
-LOW_RANK = {"cola_kernels::stacked_linear", "cola_kernels::down", "cola_kernels::gated_down"}
 ATTENTION = {
     "aten::_scaled_dot_product_flash_attention",
     "aten::_scaled_dot_product_flash_attention_for_cpu",
@@ -27,7 +27,8 @@ ATTENTION = {
     "flash_attn::_flash_attn_forward",
     "flash_attn::_flash_attn_varlen_forward",
 }
-KEPT = {"cola_m": LOW_RANK, "light": LOW_RANK | ATTENTION}
+COLA_M = RANK_R_OPS | RESIDUAL_OPS  # the residual stream: it is kept anyway, as the next input
+KEPT = {"cola_m": COLA_M, "light": COLA_M | ATTENTION}
 
 
 def apply_recompute(model: Llama, config: RecomputeConfig) -> None:
@@ -51,11 +52,8 @@ def apply_recompute(model: Llama, config: RecomputeConfig) -> None:
             setattr(block, half, _checkpointed(getattr(block, half), context_fn=contexts))
 
 
-def _policy(kept: set[str], _: Any, op: Any, *args: Any, **__: Any) -> CheckpointPolicy:
-    name = op.name()
-    # The fused op that ends a half block writes the residual stream, which is kept anyway.
-    ends_half = name == "cola_kernels::up" and args[2] is not None
-    keep = name in kept or ends_half
+def _policy(kept: frozenset[str], _: Any, op: Any, *__: Any, **___: Any) -> CheckpointPolicy:
+    keep = op.name() in kept
     return CheckpointPolicy.MUST_SAVE if keep else CheckpointPolicy.PREFER_RECOMPUTE
 
 

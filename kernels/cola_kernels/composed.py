@@ -13,9 +13,38 @@ from torch import Tensor
 from torch.autograd.function import FunctionCtx, once_differentiable
 from torch.utils.flop_counter import register_flop_formula
 
+from cola_kernels.names import COMPOSED_RANK_R_OPS as RANK_R_OPS
+from cola_kernels.names import COMPOSED_RESIDUAL_OPS as RESIDUAL_OPS
 from cola_kernels.reference import up
+from cola_kernels.support import UnsupportedError
 
-__all__ = ["down", "gated_down", "up"]
+__all__ = ["RANK_R_OPS", "RESIDUAL_OPS", "down", "gated", "gated_down", "linear", "up"]
+
+
+def linear(
+    x: Tensor, weights: Sequence[Tensor], residual: Tensor | None = None
+) -> tuple[Tensor, ...]:
+    """y_i = x W_i^T: full-rank linears without bias that share their input, in one GEMM.
+
+    Args:
+        x: (..., d).
+        weights: each (d_i, d).
+        residual: (..., d_1), added to y_1; only with one weight.
+
+    Returns:
+        One (..., d_i) for each weight.
+
+    Raises:
+        UnsupportedError: a residual with more than one weight.
+    """
+    if residual is not None and len(weights) != 1:
+        raise UnsupportedError(
+            f"cola_kernels.linear: residual with {len(weights)} weights; give it one weight"
+        )
+    if len(weights) == 1:
+        y = F.linear(x, weights[0])
+        return (y if residual is None else residual + y,)
+    return _product(x, weights).split([weight.shape[0] for weight in weights], dim=-1)
 
 
 def down(x: Tensor, weights: Sequence[Tensor]) -> Tensor:

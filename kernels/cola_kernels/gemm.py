@@ -10,8 +10,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from cola_kernels.configs import choose
 from cola_kernels.launch import Launch
+from cola_kernels.tiles import choose
 
 # Tiles are walked in groups of this many row blocks, so that a wave shares its operands in L2.
 GROUP_M = 8

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cola_kernels.configs import Config
+from cola_kernels.tiles import Config
 
 Argument = Tensor | int | str
 

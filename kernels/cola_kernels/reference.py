@@ -48,23 +48,6 @@ def up(
     return y if residual is None else (residual + y[0],)
 
 
-def gated_up(
-    z: Tensor, gate: Tensor, up: Tensor, activation: bool = True, gate_silu: bool = False
-) -> Tensor:
-    """p = f(s(z_g) B_g^T) * (s(z_u) B_u^T), f = SiLU with `gate_silu`, else the identity.
-
-    Args:
-        z: (..., 2 r), gate's half first.
-        gate, up: B_g and B_u, (F, r).
-
-    Returns:
-        (..., F).
-    """
-    h_g, h_u = (F.silu(z) if activation else z).chunk(2, dim=-1)
-    g = F.linear(h_g, gate)
-    return (F.silu(g) if gate_silu else g) * F.linear(h_u, up)
-
-
 def gated_down(
     z: Tensor,
     gate: Tensor,
@@ -73,8 +56,8 @@ def gated_down(
     activation: bool = True,
     gate_silu: bool = False,
 ) -> Tensor:
-    """z_d = p A^T, p as in `gated_up`: from bottleneck to bottleneck through the middle of a
-    gated MLP.
+    """z_d = p A^T, p = f(s(z_g) B_g^T) * (s(z_u) B_u^T), f = SiLU with `gate_silu`, else the
+    identity: from bottleneck to bottleneck through the middle of a gated MLP.
 
     Args:
         z: (..., 2 r), gate's half first.
@@ -84,7 +67,9 @@ def gated_down(
     Returns:
         (..., r_d), before the next activation.
     """
-    return F.linear(gated_up(z, gate, up, activation, gate_silu), down)
+    h_g, h_u = (F.silu(z) if activation else z).chunk(2, dim=-1)
+    g, u = F.linear(h_g, gate), F.linear(h_u, up)
+    return F.linear((F.silu(g) if gate_silu else g) * u, down)
 
 
 def up_backward(
@@ -104,10 +89,10 @@ def up_backward(
     return dh * _silu_derivative(z) if activation else dh
 
 
-def gated_up_backward(
+def gated_down_backward(
     dp: Tensor, h: Tensor, gate: Tensor, up: Tensor, gate_silu: bool = False
-) -> tuple[Tensor, Tensor]:
-    """The gradients of gate's and up's outputs g = h_g B_g^T and u = h_u B_u^T.
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The gradients of g = h_g B_g^T and u = h_u B_u^T, and p = f(g) * u, which nothing kept.
 
     Args:
         dp: (n, F).
@@ -115,23 +100,13 @@ def gated_up_backward(
         gate, up: B_g and B_u, (F, r).
 
     Returns:
-        dg = dp * u * f'(g) and du = dp * f(g), each (n, F).
+        dg = dp * u * f'(g), du = dp * f(g) and p, each (n, F).
     """
     h_g, h_u = h.chunk(2, dim=-1)
     g, u = F.linear(h_g, gate), F.linear(h_u, up)
     if not gate_silu:
-        return dp * u, dp * g
-    return dp * u * _silu_derivative(g), dp * F.silu(g)
-
-
-def gated_down_backward(
-    dp: Tensor, h: Tensor, gate: Tensor, up: Tensor, gate_silu: bool = False
-) -> tuple[Tensor, Tensor, Tensor]:
-    """dg and du as in `gated_up_backward`, and p (n, F) of `gated_up`, which nothing kept."""
-    h_g, h_u = h.chunk(2, dim=-1)
-    g, u = F.linear(h_g, gate), F.linear(h_u, up)
-    p = (F.silu(g) if gate_silu else g) * u
-    return *gated_up_backward(dp, h, gate, up, gate_silu), p
+        return dp * u, dp * g, g * u
+    return dp * u * _silu_derivative(g), dp * F.silu(g), F.silu(g) * u
 
 
 def _silu_derivative(x: Tensor) -> Tensor:

@@ -41,7 +41,8 @@ def unavailable(device: torch.device | str) -> str | None:
 
 
 def select(kernels: str, device: torch.device | str) -> ModuleType:
-    """The module with `down`, `up` and `gated_down` for `kernels` = auto, torch or triton.
+    """The module with `linear`, `gated`, `down`, `up` and `gated_down` for `kernels` = auto, torch
+    or triton.
 
     auto takes Triton on an NVIDIA GPU from Ampere on, and torch anywhere else.
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 import torch
-from cola_kernels import UnsupportedError, composed, configs, fused, reference, select, support
+from cola_kernels import UnsupportedError, composed, fused, names, reference, select, support, tiles
 from cola_kernels.gemm import empty_aligned
 from cola_kernels.support import architecture, interpreting
 from torch import Tensor
@@ -100,17 +100,6 @@ def test_up(shape: tuple[int, ...], dtype: torch.dtype, activation: bool) -> Non
 
 @everywhere
 @placements
-def test_gated_up(
-    shape: tuple[int, ...], dtype: torch.dtype, activation: bool, gate_silu: bool
-) -> None:
-    n, _, r, d_ff = shape
-    inputs = [normal(n, 2 * r, dtype=dtype), weight(d_ff, r, dtype), weight(d_ff, r, dtype)]
-    op = lambda k: lambda z, g, u: (k.gated_up(z, g, u, activation, gate_silu),)  # noqa: E731
-    assert_as_good(op, inputs)
-
-
-@everywhere
-@placements
 def test_gated_down(
     shape: tuple[int, ...], dtype: torch.dtype, activation: bool, gate_silu: bool
 ) -> None:
@@ -120,8 +109,8 @@ def test_gated_down(
     assert_as_good(op, [*inputs, weight(d, d_ff, dtype)])
 
 
-def bottleneck_mlp(k: object) -> Function:
-    """`mlp` by `gated_down`."""
+def mlp(k: object) -> Function:
+    """x -> gate/up -> down -> + x."""
 
     def run(x: Tensor, gate_A: Tensor, up_A: Tensor, gate_B: Tensor, up_B: Tensor,
             down_A: Tensor, down_B: Tensor) -> tuple[Tensor, ...]:  # fmt: skip
@@ -131,42 +120,26 @@ def bottleneck_mlp(k: object) -> Function:
     return run
 
 
-def mlp(k: object) -> Function:
-    """x -> gate/up -> down -> + x, by `gated_up` and `down`."""
-
-    def run(x: Tensor, gate_A: Tensor, up_A: Tensor, gate_B: Tensor, up_B: Tensor,
-            down_A: Tensor, down_B: Tensor) -> tuple[Tensor, ...]:  # fmt: skip
-        z = k.down(x, [gate_A, up_A])
-        p = k.gated_up(z, gate_B, up_B, gate_silu=True)
-        return k.up(k.down(p, [down_A]), [down_B], x)
-
-    return run
-
-
 def mlp_inputs(rows: tuple[int, ...] = (140,), d: int = 40, r: int = 16, d_ff: int = 133):
     shapes = [(r, d), (r, d), (d_ff, r), (d_ff, r), (r, d_ff), (d, r)]
     return [normal(*rows, d), *(weight(*shape) for shape in shapes)]
 
 
-both = pytest.mark.parametrize("mlp", (mlp, bottleneck_mlp))
-
-
-@pytest.mark.parametrize("arch", configs.ARCHITECTURES)
+@pytest.mark.parametrize("arch", tiles.ARCHITECTURES)
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_every_row_of_the_table(
     arch: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    if configs.SHARED_MEMORY[arch] > configs.SHARED_MEMORY[architecture("test", DEVICE)]:
+    if tiles.SHARED_MEMORY[arch] > tiles.SHARED_MEMORY[architecture("test", DEVICE)]:
         pytest.skip(f"this GPU has less shared memory than {arch}")
-    for module in ("down", "up", "gated_up", "gated_down"):
+    for module in ("ops.down", "ops.up", "ops.gated_down"):
         name = f"cola_kernels.{module}.architecture"
         monkeypatch.setattr(name, lambda op, device: arch)
     inputs = [x.detach().to(dtype).requires_grad_() for x in mlp_inputs((150,), 260, 70, 301)]
-    assert_as_good(bottleneck_mlp, inputs)
+    assert_as_good(mlp, inputs)
 
 
-@both
-def test_leading_axes_and_layouts(mlp: Callable[[object], Function]) -> None:
+def test_leading_axes_and_layouts() -> None:
     """A batch, a batch of no rows, transposed weights, and expanded gradients."""
     assert_as_good(mlp, mlp_inputs((2, 0, 3)))
     inputs = mlp_inputs((3, 50))
@@ -184,25 +157,33 @@ def test_unused_outputs_and_frozen_weights() -> None:
     torch.testing.assert_close(ours, truth)
 
 
+def test_names_of_ops() -> None:
+    """Policies see the names; a name without its op would be kept by no policy."""
+    for library in (fused, composed):
+        for name in library.RANK_R_OPS | library.RESIDUAL_OPS:
+            namespace, op = name.split("::")
+            assert getattr(getattr(torch.ops, namespace), op).default.name() == name
+    assert {OPS.down.default.name(), OPS.gated_down.default.name()} == fused.RANK_R_OPS
+    assert names.RANK_R_OPS == composed.RANK_R_OPS | fused.RANK_R_OPS
+    assert names.RESIDUAL_OPS == composed.RESIDUAL_OPS | fused.RESIDUAL_OPS
+
+
 def test_registration() -> None:
     """Schema, fake tensors (strides too), autograd and AOT dispatch, by torch's own checks."""
     x, z, gate, up = normal(5, 7), normal(5, 6), weight(9, 3), weight(9, 3)
     torch.library.opcheck(OPS.down, (x, [weight(3, 7), weight(2, 7)]))
-    torch.library.opcheck(OPS.up, (z, [gate, up], None, True))
-    torch.library.opcheck(OPS.up, (z, [weight(7, 6)], x, False))
-    torch.library.opcheck(OPS.gated_up, (z, gate, up, True, True))
+    torch.library.opcheck(OPS.up, (z, [gate, up], True))
+    torch.library.opcheck(OPS.up_add, (z, weight(7, 6), x, False))
     torch.library.opcheck(OPS.gated_down, (z, gate, up, weight(4, 9), True, True))
     with torch.no_grad():
         z, gate, up = (t.detach() for t in (z, gate, up))
         dg, du = randn(5, 9), randn(5, 9)
         torch.library.opcheck(OPS.down_backward, (randn(5, 3), [randn(3, 7)]))
         torch.library.opcheck(OPS.up_backward, ([dg, du], z, [gate, up], True))
-        torch.library.opcheck(OPS.gated_up_backward, (dg, z, gate, up, True))
         torch.library.opcheck(OPS.gated_down_backward, (dg, z, gate, up, True))
 
 
-@both
-def test_flops(mlp: Callable[[object], Function]) -> None:
+def test_flops() -> None:
     n, d, r, d_ff = 140, 40, 16, 133
     with FlopCounterMode(display=False) as counter:
         mlp(fused)(*mlp_inputs())[0].sum().backward()
@@ -211,23 +192,19 @@ def test_flops(mlp: Callable[[object], Function]) -> None:
     assert counter.get_total_flops() == 3 * (3 * down_up + 3 * 2 * n * d_ff * r) + 4 * n * d_ff * r
 
 
-@both
-def test_what_is_kept(mlp: Callable[[object], Function]) -> None:
-    """The backward pass keeps x, the rank-r vectors and the weights, p only without
-    `gated_down`: nothing else."""
+def test_what_is_kept() -> None:
+    """The backward pass keeps x, the rank-r vectors and the weights: nothing else."""
     inputs = mlp_inputs()
     kept: dict[int, Tensor] = {}
     with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.setdefault(id(t), t), lambda t: t):
         mlp(fused)(*inputs)
     activations = sorted(tuple(t.shape) for t in kept.values() if t.shape[0] == 140)
-    p = [] if mlp is bottleneck_mlp else [(140, 133)]
-    assert activations == [(140, 16), (140, 32), (140, 40), *p]
+    assert activations == [(140, 16), (140, 32), (140, 40)]
     weights = [t for t in kept.values() if t.shape[0] != 140]
     assert {t.data_ptr() for t in weights} == {t.data_ptr() for t in inputs[1:]}
 
 
-@both
-def test_compile_sees_through(mlp: Callable[[object], Function]) -> None:
+def test_compile_sees_through() -> None:
     inputs = mlp_inputs()
     compiled = torch.compile(mlp(fused), backend="aot_eager", fullgraph=True)
     dys = [randn(140, 40)]
@@ -237,10 +214,9 @@ def test_compile_sees_through(mlp: Callable[[object], Function]) -> None:
         assert torch.equal(a, b)
 
 
-@both
-def test_selective_checkpointing_sees_through(mlp: Callable[[object], Function]) -> None:
-    """With the rank-r vectors kept, `gated_up` runs again in the backward pass; `down` and
-    `gated_down` do not."""
+def test_selective_checkpointing_sees_through() -> None:
+    """With the rank-r vectors kept, `down` and `gated_down` do not run again in the backward pass;
+    `up` does."""
     inputs = mlp_inputs()
 
     def policy(ctx: object, op: object, *args: object, **kwargs: object) -> CheckpointPolicy:
@@ -259,12 +235,8 @@ def test_selective_checkpointing_sees_through(mlp: Callable[[object], Function])
     for a, b in zip(ours, gradients(mlp(fused), inputs, dys), strict=True):
         assert torch.equal(a, b)
     flops = counter.get_flop_counts()["Global"]
-    if mlp is bottleneck_mlp:
-        assert flops[OPS.down] == 2 * 140 * 16 * 2 * 40
-        assert flops[OPS.gated_down] == 6 * 140 * 16 * 133
-    else:
-        assert flops[OPS.down] == 2 * 140 * 16 * (2 * 40 + 133)
-        assert flops[OPS.gated_up] == 2 * 4 * 140 * 16 * 133
+    assert flops[OPS.down] == 2 * 140 * 16 * 2 * 40
+    assert flops[OPS.gated_down] == 6 * 140 * 16 * 133
 
 
 def test_mistakes_name_themselves() -> None:
@@ -273,15 +245,15 @@ def test_mistakes_name_themselves() -> None:
         (lambda: fused.down(x, []), "down: weights is empty"),
         (lambda: fused.down(x[0], [A]), r"down: x has shape \(8,\); it needs an axis of rows"),
         (lambda: fused.up(x, [A[0]]), r"up: weights\[0\] has shape \(8,\); it must be a matrix"),
-        (lambda: fused.gated_up(x, A[0], A), r"gated_up: gate has shape \(8,\)"),
+        (lambda: fused.gated_down(x, A[0], A, A), r"gated_down: gate has shape \(8,\)"),
         (lambda: fused.gated_down(x, A, A, A[0]), r"gated_down: down has shape \(8,\)"),
         (lambda: fused.down(x, [A, randn(3, 9)]), r"down: weights\[1\] has shape \(3, 9\)"),
         (lambda: fused.down(x, [A.half()]), r"down: weights\[0\] has dtype torch.float16"),
         (lambda: fused.down(x.double(), [A.double()]), "down: x is torch.float64"),
         (lambda: fused.up(x, [A, A]), r"up: z has shape \(4, 8\), not \(4, 16\)"),
         (lambda: fused.up(x, [A, A], x), "up: residual with 2 weights"),
-        (lambda: fused.up(x, [A], x), r"up: residual has shape \(4, 8\), not \(4, 3\)"),
-        (lambda: fused.gated_up(x, A, A), r"gated_up: z has shape \(4, 8\), not \(4, 16\)"),
+        (lambda: fused.up(x, [A], x), r"up_add: residual has shape \(4, 8\), not \(4, 3\)"),
+        (lambda: fused.gated_down(x, A, A, A), r"gated_down: z has shape \(4, 8\), not \(4, 16\)"),
         (
             lambda: fused.gated_down(x, A[:, :4], A[:, :4], A),
             r"gated_down: down has shape \(3, 8\), not \(3, 3\)",

@@ -11,7 +11,7 @@ from pathlib import Path
 from statistics import median
 
 import pytest
-from cola_kernels.costs import SHAPES, table
+from cola_kernels.tools.floors import SHAPES, table
 
 pytest.importorskip("triton")
 ROOT = Path(__file__).parents[2]

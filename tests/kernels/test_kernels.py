@@ -43,8 +43,8 @@ def test_against_the_reference(interpret: bool) -> None:
 def test_compiled_ahead_of_time(architecture: str, tmp_path: Path) -> None:
     """No spills, shared memory within the chip's, wgmma in sm_90's GEMMs, the whole table."""
     file = tmp_path / "report.json"
-    ran = python("-m", "cola_kernels.compile_report", "--arch", architecture, "--json", str(file),
-                 interpret=False)  # fmt: skip
+    ran = python("-m", "cola_kernels.tools.compile_report", "--arch", architecture,
+                 "--json", str(file), interpret=False)  # fmt: skip
     assert ran.returncode == 0, ran.stdout + ran.stderr
     rows = json.loads(file.read_text())["rows"]
     assert {row["kernel"] for row in rows} == {
@@ -57,8 +57,9 @@ def test_compiled_ahead_of_time(architecture: str, tmp_path: Path) -> None:
 def test_a_spill_fails_the_report() -> None:
     """The check can fail: a tile too large for its warps."""
     code = """
-from cola_kernels import compile_report, configs
-configs.TABLE["gemm"]["sm_90"]["narrow"] = configs.Config(128, 256, 64, 4, 3)
+from cola_kernels import tiles
+from cola_kernels.tools import compile_report
+tiles.TABLE["gemm"]["sm_90"]["narrow"] = tiles.Config(128, 256, 64, 4, 3)
 compile_report.ALL_SHAPES = {"60m": compile_report.ALL_SHAPES["60m"]}
 import sys, torch
 launches = compile_report.launches
@@ -74,10 +75,11 @@ def test_tuner_prints_a_row_and_times_nothing_that_spills() -> None:
     """All but the GPU's clock, for which larger tiles are faster."""
     code = """
 import sys, torch
-from cola_kernels import configs, tune
+from cola_kernels import tiles
+from cola_kernels.tools import tune
 small, large, spilling = (
-    configs.Config(128, 64, 64, 8, 3), configs.Config(128, 128, 64, 8, 3),
-    configs.Config(128, 128, 64, 4, 3),
+    tiles.Config(128, 64, 64, 8, 3), tiles.Config(128, 128, 64, 8, 3),
+    tiles.Config(128, 128, 64, 4, 3),
 )
 tune.DEVICE = "meta"
 tune.candidates = lambda row, arch: iter([small, large, spilling])
@@ -91,11 +93,11 @@ def clock(subjects, rounds):
     launched.append(config)
     return {name: [1 / (config.block_m * config.block_n)] * rounds}
 tune.gpu_seconds = clock
-configs.TABLE["gated_up"]["sm_90"]["wide"] = small
+tiles.TABLE["gated_up"]["sm_90"]["wide"] = small
 sys.argv[1:] = ["--kernel", "gated_up", "--model", "1b"]
 code = tune.main()
 assert set(launched) == {small, large}, launched
-assert configs.TABLE["gated_up"]["sm_90"]["wide"] is small
+assert tiles.TABLE["gated_up"]["sm_90"]["wide"] is small
 sys.exit(code)
 """
     ran = python("-c", code, interpret=False)
@@ -107,8 +109,8 @@ sys.exit(code)
 @pytest.mark.gpu
 def test_benchmark_and_tuner_on_a_gpu(tmp_path: Path) -> None:
     for command in (
-        ["benchmarks", "kernels", "--model", "1b", "--op", "gated_up", "--rounds", "2"],
-        ["cola_kernels.tune", "--kernel", "gemm", "--row", "narrow", "--rounds", "1"],
+        ["benchmarks", "kernels", "--model", "1b", "--op", "gated", "--rounds", "2"],
+        ["cola_kernels.tools.tune", "--kernel", "gemm", "--row", "narrow", "--rounds", "1"],
     ):
         ran = python("-m", *command, interpret=False)
         assert ran.returncode == 0, ran.stdout + ran.stderr
@@ -140,7 +142,7 @@ else:
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_tuner_says_what_it_needs() -> None:
-    ran = python("-m", "cola_kernels.tune", "--kernel", "gemm", interpret=False)
+    ran = python("-m", "cola_kernels.tools.tune", "--kernel", "gemm", interpret=False)
     assert ran.returncode == 2 and "needs an NVIDIA GPU" in ran.stderr, ran.stderr
 
 

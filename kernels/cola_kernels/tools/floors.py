@@ -4,7 +4,7 @@ Shapes: n rows, d model width, F = d_ff, r bottleneck width, e bytes an element.
 input read once, each output written once, everything else in caches. "gradients" is an op's whole
 backward pass, from what it keeps: all that it recomputes, every gradient.
 
-Run it for the tables: `python -m cola_kernels.costs`
+Run it for the tables: `python -m cola_kernels.tools.floors`
 """
 
 from dataclasses import dataclass
@@ -67,21 +67,6 @@ def up_backward(n: int, d: int, r: int, projections: int = 1, e: int = 2) -> Cos
     return Cost(2 * n * d * r * projections, e * projections * (n * d + d * r + 2 * n * r))
 
 
-def gated_up(n: int, d_ff: int, r: int, e: int = 2) -> Cost:
-    """p (n, F) from z (n, 2 r) and two weights (F, r)."""
-    return Cost(4 * n * d_ff * r, e * (2 * n * r + 2 * d_ff * r + n * d_ff))
-
-
-def gated_up_backward(n: int, d_ff: int, r: int, e: int = 2) -> Cost:
-    """dg and du (n, F) from dp (n, F), h (n, 2 r) and two weights (F, r)."""
-    return Cost(4 * n * d_ff * r, e * (3 * n * d_ff + 2 * n * r + 2 * d_ff * r))
-
-
-def gated_up_gradients(n: int, d_ff: int, r: int, e: int = 2) -> Cost:
-    """dz (n, 2 r) and both dB (F, r) from dp (n, F), z and the weights; g and u anew."""
-    return Cost(12 * n * d_ff * r, e * (n * d_ff + 4 * n * r + 4 * d_ff * r))
-
-
 def gated_down(n: int, d_ff: int, r: int, r_d: int, e: int = 2) -> Cost:
     """z_d (n, r_d) from z (n, 2 r), two weights (F, r) and one (r_d, F)."""
     flops = 4 * n * d_ff * r + 2 * n * d_ff * r_d
@@ -114,14 +99,11 @@ def table(shape: Shape) -> dict[str, Cost]:
         "down, MLP down, gradients": down_gradients(n, d_ff, r),
         "up, q/k/v": up(n, d, r, projections=3),
         "up, q/k/v, gradients": up_gradients(n, d, r, projections=3),
-        "up + residual, o or MLP down": up(n, d, r, residual=True),
-        "up + residual, o or MLP down, gradients": up_gradients(n, d, r),
+        "up_add, o or MLP down": up(n, d, r, residual=True),
+        "up_add, o or MLP down, gradients": up_gradients(n, d, r),
         "up_backward, q/k/v": up_backward(n, d, r, projections=3),
         "up_backward, o or MLP down": up_backward(n, d, r),
         "up_backward, gate/up": up_backward(n, d_ff, r, projections=2),
-        "gated_up": gated_up(n, d_ff, r),
-        "gated_up, gradients": gated_up_gradients(n, d_ff, r),
-        "gated_up_backward": gated_up_backward(n, d_ff, r),
         "gated_down": gated_down(n, d_ff, r, r),
         "gated_down, gradients": gated_down_gradients(n, d_ff, r, r),
         "gated_down_backward": gated_down_backward(n, d_ff, r),

@@ -1,9 +1,9 @@
-"""Times launch configurations on the GPU at hand, and prints a row for `configs.TABLE`.
+"""Times launch configurations on the GPU at hand, and prints a row for `tiles.TABLE`.
 
-`python -m cola_kernels.tune --kernel gemm --row wide [--model 1b 7b] [--rounds 10]`: each candidate
-runs every launch of a block of the model that takes this row. A candidate that the compile report
-would refuse (spills, shared memory, no wgmma) is not timed. The row is pasted in by hand, if it is
-worth it: nothing is tuned at training time.
+`python -m cola_kernels.tools.tune --kernel gemm --row wide [--model 1b 7b] [--rounds 10]`: each
+candidate runs every launch of a block of the model that takes this row. A candidate that the
+compile report would refuse (spills, shared memory, no wgmma) is not timed. The row is pasted in by
+hand, if it is worth it: nothing is tuned at training time.
 """
 
 import argparse
@@ -15,11 +15,11 @@ from collections.abc import Hashable, Iterator
 
 import torch
 
-from cola_kernels.compile_report import ALL_SHAPES, compilation, compile_row, launches
-from cola_kernels.configs import SHARED_MEMORY, TABLE, Config
 from cola_kernels.launch import Launch
 from cola_kernels.support import architecture, interpreting, unavailable
-from cola_kernels.timing import gpu_seconds
+from cola_kernels.tiles import SHARED_MEMORY, TABLE, Config
+from cola_kernels.tools.compile_report import ALL_SHAPES, compilation, compile_row, launches
+from cola_kernels.tools.timing import gpu_seconds
 
 DEVICE = "cuda"
 ROWS = ("wide", "narrow", "fp32")
@@ -99,7 +99,7 @@ def tune(kernel: str, row: str, models: list[str], arch: str, rounds: int) -> di
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m cola_kernels.tune")
+    parser = argparse.ArgumentParser(prog="python -m cola_kernels.tools.tune")
     parser.add_argument("--kernel", choices=TABLE, required=True)
     parser.add_argument("--row", choices=ROWS, default="wide")
     parser.add_argument("--model", nargs="+", choices=ALL_SHAPES, default=list(ALL_SHAPES))

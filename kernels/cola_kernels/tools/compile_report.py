@@ -1,7 +1,7 @@
 """Every kernel at every launch configuration, compiled ahead of time; no GPU is needed.
 
-`python -m cola_kernels.compile_report --arch sm_90 [--json FILE]` builds the launches that the
-models make, with meta tensors, and compiles each as Triton would at launch. It fails (exit 1)
+`python -m cola_kernels.tools.compile_report --arch sm_90 [--json FILE]` builds the launches that
+the models make, with meta tensors, and compiles each as Triton would at launch. It fails (exit 1)
 on a register spill, on more shared memory than the chip has, on a 16-bit GEMM for sm_90 without
 wgmma, and on a row of the table that no launch reached.
 """
@@ -22,10 +22,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cola_kernels.configs import ARCHITECTURES, SHARED_MEMORY, TABLE, Config
-from cola_kernels.costs import SHAPES, Shape
 from cola_kernels.launch import Launch
 from cola_kernels.support import interpreting
+from cola_kernels.tiles import ARCHITECTURES, SHARED_MEMORY, TABLE, Config
+from cola_kernels.tools.floors import SHAPES, Shape
 
 # 60m's shape has r = 128, which the narrow rows are for
 ALL_SHAPES = {"60m": Shape(512, 1376, 128), **SHAPES}
@@ -62,10 +62,10 @@ def launches(
     shape: Shape, dtype: torch.dtype, arch: str, device: str = "meta"
 ) -> Iterator[tuple[str, Launch]]:
     """(variant, launch) of every kernel launch of one block of a model; values are random."""
-    from cola_kernels.down import down_launch, stack
-    from cola_kernels.gated_up import gated_up_backward_launch, gated_up_launch
+    from cola_kernels.gated import gated_up_backward_launch, gated_up_launch
     from cola_kernels.gemm import empty_aligned
-    from cola_kernels.up import up_backward_launches, up_launches
+    from cola_kernels.ops.down import down_launch, stack
+    from cola_kernels.ops.up import up_add_launch, up_backward_launches, up_launches
 
     like = torch.empty(0, dtype=dtype, device=device)
 
@@ -76,12 +76,12 @@ def launches(
         return filled(like.new_empty(rows, columns))
 
     n, d, d_ff, r = shape.n, shape.d, shape.d_ff, shape.r
-    p, dg, du = (filled(empty_aligned(like, n, d_ff)) for _ in range(3))
+    p, dp, dg, du = (filled(empty_aligned(like, n, d_ff)) for _ in range(4))
     gate, up = new(d_ff, r), new(d_ff, r)
     yield "down", down_launch(new(n, d), stack([new(r, d)] * 3), new(n, 3 * r), arch)
     yield "down", down_launch(p, stack([new(r, d_ff)]), new(n, r), arch)
-    yield "up", up_launches(new(n, r), [new(d, r)], None, [new(n, d)], arch)[0]
-    yield "up + residual", up_launches(new(n, r), [new(d, r)], new(n, d), [new(n, d)], arch)[0]
+    yield "up", up_launches(new(n, r), [new(d, r)], [new(n, d)], arch)[0]
+    yield "up_add", up_add_launch(new(n, r), new(d, r), new(n, d), new(n, d), arch)
     for activation in (True, False):
         variant = f"up_backward{', silu' if activation else ''}"
         for dy, weight in ((new(n, d), new(d, r)), (dg, gate)):
@@ -91,10 +91,8 @@ def launches(
         suffix = ", silu" if gate_silu else ""
         h = new(n, 2 * r)
         yield f"gated_up{suffix}", gated_up_launch(h, gate, up, p, gate_silu, arch)
-        dp = new(n, d_ff)
-        for op, out in (("gated_up_backward", None), ("gated_down_backward", p)):
-            launch = gated_up_backward_launch(dp, h, gate, up, dg, du, out, gate_silu, arch)
-            yield f"{op}{suffix}", launch
+        launch = gated_up_backward_launch(dp, h, gate, up, dg, du, p, gate_silu, arch)
+        yield f"gated_up_backward{suffix}", launch
 
 
 def source_of(launch: Launch) -> Any:
@@ -198,7 +196,7 @@ def unreached(arch: str, rows: list[Row]) -> list[str]:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m cola_kernels.compile_report")
+    parser = argparse.ArgumentParser(prog="python -m cola_kernels.tools.compile_report")
     parser.add_argument("--arch", choices=ARCHITECTURES, required=True)
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the rows there too")
     parser.add_argument("--rank", type=int, help="in place of the models' own ranks")

@@ -1,9 +1,9 @@
 """`gated_down`: z_d = (f(s(z_g) B_g^T) * (s(z_u) B_u^T)) A^T, with no d_ff-wide tensor kept.
 
 Shapes: n rows, r bottleneck width (z is (n, 2 r), gate's half first), F = d_ff, r_d the width of
-z_d. Forward: `gated_up`'s kernel writes p (n, F), a plain GEMM reads it, and it is dropped. The
-backward pass keeps z and the three weights; one kernel recomputes the tiles of g and u and writes
-dg, du and p, the rest is GEMMs. docs/kernels.md has the count behind that choice.
+z_d. Forward: one kernel writes p (n, F), a plain GEMM reads it, and it is dropped. The backward
+pass keeps z and the three weights; one kernel recomputes the tiles of g and u and writes dg, du
+and p, the rest is GEMMs. docs/kernels.md has the count behind that choice.
 """
 
 from typing import Any
@@ -13,9 +13,9 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
-import cola_kernels.down
-import cola_kernels.up  # noqa: F401  (they register down_backward and up_backward)
-from cola_kernels.gated_up import gated_up_backward_launch, gated_up_launch
+import cola_kernels.ops.down
+import cola_kernels.ops.up  # noqa: F401  (they register down_backward and up_backward)
+from cola_kernels.gated import gated_up_backward_launch, gated_up_launch
 from cola_kernels.gemm import aligned, empty_aligned
 from cola_kernels.launch import unit_stride
 from cola_kernels.support import architecture, check, check_matrices, flat

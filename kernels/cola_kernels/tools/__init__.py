@@ -1,0 +1,1 @@
+"""What a developer runs: the compile report, the tuner, the floors."""
