@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from runs import make_config
+from helpers import make_config
 
 from cola_train.config.schema import Config
 

@@ -168,8 +168,8 @@ def _in_processes(
         ProcessPoolExecutor(processes, context, _start_worker, arguments) as pool,
         leash_holder,
     ):
-        pending: dict[Future[Record], Job] = {pool.submit(_run_in_worker, j): j for j in jobs}
-        try:
+        try:  # handing out too fails once a worker has died
+            pending: dict[Future[Record], Job] = {pool.submit(_run_in_worker, j): j for j in jobs}
             while pending:
                 done, _ = wait(pending, POLL_SECONDS, FIRST_COMPLETED)
                 report(counter.value)

@@ -1,7 +1,9 @@
 """Every mistake a user can make with data: a UserError that names the field or file, and a fix."""
 
 import gzip
+import multiprocessing
 from collections.abc import Callable
+from concurrent.futures import Future, ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,7 @@ from corpora import some_texts, t5_like, write_jsonl
 from tokenizers import Tokenizer, models
 
 from cola_train.config.schema import DataConfig
-from cola_train.data import TokenDataset, open_data, prepare, problems
+from cola_train.data import TokenDataset, jobs, open_data, prepare, problems
 from cola_train.data.loader import BatchLoader, evaluation_batches
 from cola_train.errors import UserError
 
@@ -168,6 +170,34 @@ def test_an_unreadable_file_in_a_process_of_many(
     config = data_config(files=[f"{tmp_path}/*.txt"], tokenizer=str(tokenizer_json), workers=2)
     with pytest.raises(UserError, match=r"b\.txt: cannot be read"):
         prepare(config, progress=False)
+
+
+class DiesWhileHandingOut(ProcessPoolExecutor):
+    """Its workers are killed after the first job, and the next is handed out once that is known."""
+
+    def submit(self, *arguments: Any) -> Future[Any]:  # type: ignore[override]
+        future = super().submit(*arguments)
+        for worker in multiprocessing.active_children():
+            worker.kill()
+        future.exception()
+        return future
+
+
+def test_a_process_that_dies_while_jobs_are_handed_out(
+    tmp_path: Path,
+    data_config: MakeConfig,
+    tokenizer_json: Path,
+    small_shards: None,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for name in "abc":
+        (tmp_path / f"{name}.txt").write_text("some text " * 100)
+    config = data_config(files=[f"{tmp_path}/*.txt"], tokenizer=str(tokenizer_json), workers=2)
+    with monkeypatch.context() as patch:
+        patch.setattr(jobs, "ProcessPoolExecutor", DiesWhileHandingOut)
+        with pytest.raises(UserError, match=r"a process that tokenises died.*data\.workers=1"):
+            prepare(config, progress=False)
+    prepare(config, progress=False)
 
 
 def test_no_hub(tmp_path: Path, data_config: MakeConfig, monkeypatch: pytest.MonkeyPatch) -> None:

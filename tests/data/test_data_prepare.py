@@ -2,11 +2,8 @@
 
 import gzip
 import json
-import os
 import signal
 import subprocess
-import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,12 +12,12 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 from corpora import some_texts, t5_like, write_jsonl
+from helpers import children_of, finish, run_python, start_python, wait_until
 
 from cola_train.config.schema import DataConfig
 from cola_train.data import TokenDataset, Tokenizer, open_data, prepare
 from cola_train.errors import UserError
 
-REPOSITORY = Path(__file__).parents[2]
 MakeConfig = Callable[..., DataConfig]
 
 
@@ -145,24 +142,6 @@ if __name__ == "__main__":
 """
 
 
-def children(pid: int) -> list[int]:
-    found = []
-    for entry in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            if int(entry.read_text().rsplit(")", 1)[1].split()[1]) == pid:
-                found.append(int(entry.parent.name))
-        except (OSError, IndexError):
-            continue
-    return found
-
-
-def until(condition: Callable[[], bool], seconds: float = 30) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "waited in vain"
-        time.sleep(0.01)
-
-
 @pytest.mark.parametrize("kill", [signal.SIGKILL, signal.SIGINT])
 def test_killed_it_leaves_no_process_and_starts_again_where_it_was(
     tmp_path: Path,
@@ -176,22 +155,19 @@ def test_killed_it_leaves_no_process_and_starts_again_where_it_was(
     config = data_config(files=[str(tmp_path / "*.txt")], tokenizer=str(tokenizer_json), workers=2)
     script = tmp_path / "script.py"
     script.write_text(SCRIPT)
-    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
-    command = [sys.executable, str(script), repr(vars(config))]
 
     def start() -> subprocess.Popen[str]:
-        return subprocess.Popen(
-            command, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
-        )
+        return start_python(script, repr(vars(config)), errors=subprocess.PIPE)
 
     process = start()
     cache = Path(config.cache_dir)
-    until(lambda: any(cache.glob("*/job-*.json")))
-    workers = children(process.pid)
+    wait_until(lambda: any(cache.glob("*/job-*.json")), "a finished job", process)
+    workers = children_of(process.pid)
     process.send_signal(kill)
-    assert process.wait(timeout=20) != 0
+    assert process.wait(timeout=120) != 0
     assert workers
-    until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in workers))
+    alive = lambda: any(Path(f"/proc/{pid}").exists() for pid in workers)  # noqa: E731
+    wait_until(lambda: not alive(), "the end of its workers")
     (folder,) = cache.iterdir()
     assert not (folder / "manifest.json").exists()
     done = {record: record.stat().st_mtime_ns for record in folder.glob("job-*.json")}
@@ -199,8 +175,7 @@ def test_killed_it_leaves_no_process_and_starts_again_where_it_was(
     assert 1 <= len(done) < 6
 
     for again in [start(), start()]:  # both at once: neither may spoil the other's work
-        output, errors = again.communicate(timeout=60)
-        assert again.returncode == 0, errors
+        output, _ = finish(again)
         assert Path(output.strip()) == folder
     assert {record: record.stat().st_mtime_ns for record in done} == done
     finished = {f.with_name(f.name.replace("job-", "train-")).with_suffix("") for f in done}
@@ -267,4 +242,4 @@ def test_large_vocabularies_take_four_bytes(tmp_path: Path, data_config: MakeCon
 
 def test_importing_the_package_is_cheap() -> None:
     check = "import sys, cola_train.data; assert not {'torch', 'datasets'} & set(sys.modules)"
-    subprocess.run([sys.executable, "-c", check], check=True, cwd=REPOSITORY)
+    run_python("-c", check)

@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 from cola_kernels import composed
+from helpers import PAPER_PARAMETERS
 from torch.utils.flop_counter import FlopCounterMode
 
 from cola_train import costs
@@ -14,14 +15,6 @@ from cola_train.model.linear import AutoEncoders
 from cola_train.model.llama import Llama, build_model
 from cola_train.model.mlp import MLP, AutoEncoderMLP
 
-# arXiv 2502.10940 and the official code: size -> (full-rank, CoLA) parameters
-PAPER_PARAMETERS = {
-    "60m": (58_073_600, 42_770_944),
-    "130m": (134_105_856, 93_997_824),
-    "350m": (367_969_280, 185_222_144),
-    "1b": (1_339_082_752, 609_310_720),
-    "7b": (6_738_415_616, 2_820_935_680),
-}
 TINY = ("model.d_model=32", "model.d_ff=40", "model.n_layers=2", "model.vocab_size=300")
 
 

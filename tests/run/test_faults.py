@@ -1,18 +1,23 @@
 """Disks, clocks and servers that fail under a run: named, passed over or stopped cleanly."""
 
-import json
 import os
 import signal
 import socket
 import subprocess
-import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from runs import losses, run_to_end
-from test_cli import exit_code_of
+from helpers import (
+    children_of,
+    exit_code_of,
+    finish,
+    launch,
+    losses,
+    read_json,
+    run_to_end,
+    wait_until,
+)
 
 STEPS = "train.steps=40"
 
@@ -132,24 +137,16 @@ def test_a_data_worker_that_dies_is_named_and_its_work_done_again(tmp_path, tiny
         *tiny, f"data.files=[{tmp_path}/*.txt]", f"data.cache_dir={tmp_path / 'cache'}",
         "data.workers=2", "train.steps=2", f"run_dir={tmp_path / 'run'}",
     ]  # fmt: skip
-    process = subprocess.Popen(
-        [sys.executable, "-m", "cola_train", *common],
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-    )  # fmt: skip
-    children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+    process = launch(common)
 
     def workers() -> list[int]:
-        found = [int(child) for child in children.read_text().split()]
+        found = children_of(process.pid)
         return [w for w in found if b"spawn_main" in Path(f"/proc/{w}/cmdline").read_bytes()]
 
-    deadline = time.monotonic() + 60
-    while not workers():
-        assert process.poll() is None and time.monotonic() < deadline
-        time.sleep(0.01)
+    wait_until(lambda: bool(workers()), "a worker", process)
     os.kill(workers()[0], signal.SIGKILL)
-    output, _ = process.communicate(timeout=60)
-    assert process.returncode == 2, output
+    output, _ = finish(process, expect=2)
     assert "a process that tokenises died" in output
     run_to_end(common)
     assert list(losses(tmp_path / "run")) == [1, 2]
-    assert json.loads((tmp_path / "run/status.json").read_text())["state"] == "done"
+    assert read_json(tmp_path / "run/status.json")["state"] == "done"

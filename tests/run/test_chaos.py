@@ -4,11 +4,10 @@ import json
 import os
 import random
 import signal
-import time
 from collections.abc import Callable
 from pathlib import Path
 
-from runs import launch, losses, ranks_of, run_to_end
+from helpers import launch, losses, ranks_of, read_json, run_to_end, wait_until
 
 STEPS = 200
 TARGETS = ["one rank", "all ranks", "the agent"]
@@ -29,7 +28,7 @@ class DisturbedRun:
 
     def attempt(self) -> int:
         path = self.run_dir / "attempt.json"
-        return json.loads(path.read_text())["attempt"] if path.exists() else 0
+        return read_json(path)["attempt"] if path.exists() else 0
 
     def step(self) -> int:
         path = self.run_dir / "metrics.jsonl"
@@ -44,22 +43,26 @@ class DisturbedRun:
         self.seen |= set(ranks.values())
         return ranks
 
-    def wait(self, condition: Callable[[], bool]) -> None:
-        deadline = time.monotonic() + 120
-        while not condition():
+    def wait(self, condition: Callable[[], bool], what: str) -> None:
+        """Until `condition` holds, starting torchrun again wherever it has ended."""
+
+        def reached() -> bool:
+            if condition():
+                return True
             if self.agent.poll() is not None:
                 assert self.agent.returncode != 0, "it ended before the last kill"
                 self.start()
-            assert time.monotonic() < deadline, self.log.read_text()
-            time.sleep(0.002)
+            return False
+
+        wait_until(reached, f"{what}; see {self.log}", every=0.002)
 
     def kill(self, target: str, step: int, while_saving: bool, choose: random.Random) -> str:
         """SIGKILL when the run has come to `step`; says where it fell."""
         before = self.attempt()
-        self.wait(lambda: len(self.ranks()) == 2 and self.step() >= step)
+        self.wait(lambda: len(self.ranks()) == 2 and self.step() >= step, f"step {step}")
         while True:
             ranks = self.ranks()
-            self.wait(lambda: not while_saving or bool(self.unfinished()))
+            self.wait(lambda: not while_saving or bool(self.unfinished()), "a save")
             send(signal.SIGSTOP, ranks.values())
             if not while_saving or self.unfinished():
                 break
@@ -70,7 +73,7 @@ class DisturbedRun:
             before = self.attempt()
             self.agent.kill()
             self.agent.wait()
-            self.wait(lambda: self.attempt() > before)
+            self.wait(lambda: self.attempt() > before, "the next attempt")
             send(signal.SIGCONT, ranks.values())
         else:
             victims = list(ranks.values())
@@ -80,14 +83,9 @@ class DisturbedRun:
         return where
 
     def end(self) -> None:
-        self.wait(lambda: self.agent.poll() == 0)
-        self.wait_for_orphans()
-
-    def wait_for_orphans(self) -> None:
-        deadline = time.monotonic() + 30
-        while any(Path(f"/proc/{process}").exists() for process in self.seen):
-            assert time.monotonic() < deadline, "a superseded process has not ended"
-            time.sleep(0.05)
+        self.wait(lambda: self.agent.poll() == 0, "the end")
+        alive = lambda: any(Path(f"/proc/{process}").exists() for process in self.seen)  # noqa: E731
+        wait_until(lambda: not alive(), "the end of superseded processes")
 
 
 def send(number: signal.Signals, processes) -> None:

@@ -1,6 +1,6 @@
-"""Run by test_plan.py and test_scaling.py under torchrun, one process group for all cases.
+"""Run by test_memory.py and test_traffic.py under torchrun, one process group for all cases.
 
-Arguments: `memory` or `traffic`, the JSON file to write, the overrides of all cases as JSON, then
+Arguments: the JSON file to write, `memory` or `traffic`, the overrides of all cases as JSON, then
 each case's own overrides as one word. What is measured goes beside what is planned.
 """
 
@@ -9,7 +9,7 @@ import json
 import sys
 
 import torch
-from runs import make_config
+from helpers import make_config
 
 from benchmarks.collectives import Collectives
 from benchmarks.peak import PeakMemory
@@ -23,7 +23,7 @@ from cola_train.planning.traffic import traffic
 
 
 def main() -> None:
-    what, path, common, *cases = sys.argv[1:]
+    path, what, common, *cases = sys.argv[1:]
     distributed.start()
     torch.set_num_threads(1)
     # A plan is for GPUs: not the attention that CPUs alone prefer in bf16.

@@ -5,8 +5,7 @@ import math
 from pathlib import Path
 
 import pytest
-from runs import losses
-from test_cli import exit_code_of
+from helpers import exit_code_of, losses
 
 from cola_train.data.loader import BatchLoader
 from cola_train.engines.base import StepResult

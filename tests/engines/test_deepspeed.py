@@ -3,15 +3,20 @@
 import json
 import os
 import socket
-import subprocess
 import sys
 from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 import torch
-from runs import REPOSITORY, losses, make_config, run_to_end
-from test_cli import exit_code_of
+from helpers import (
+    exit_code_of,
+    losses,
+    make_config,
+    result_of_worker,
+    run_python,
+    run_to_end,
+)
 
 from cola_train.engines.deepspeed.engine import check_json
 from cola_train.engines.deepspeed.json import deepspeed_json
@@ -19,35 +24,25 @@ from cola_train.errors import UserError
 
 pytestmark = pytest.mark.skipif(find_spec("deepspeed") is None, reason="needs the extra deepspeed")
 
-WORKER = Path(__file__).with_name("engine_worker.py")
 ENGINES = ["fsdp", "ZeRO-0", "ZeRO-1", "ZeRO-2", "ZeRO-3"]
 
 
-def worker(mode, place, tiny, tmp_path, processes):
-    """What engine_worker.py wrote; see there."""
-    torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
+def worker(modes, place, tiny, tmp_path, processes):
+    """Mode -> what engine_worker.py found; see there."""
     common = [*tiny, "train.micro_batch_size=2", f"run_dir={tmp_path / 'run'}"]
-    path = f"{REPOSITORY}:{REPOSITORY / 'kernels'}:{WORKER.parent}"
-    run = subprocess.run(
-        [sys.executable, *torchrun, WORKER, mode, place, *common],
-        env=os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
-        timeout=300, capture_output=True, text=True,
-    )  # fmt: skip
-    assert run.returncode == 0, run.stderr[-3000:]
-    last = mode.split(",")[-1]
-    return json.loads(Path(f"{place}-{last}-{processes}.json").read_text())
+    return result_of_worker("engine_worker.py", modes, place, *common, processes=processes)
 
 
 @pytest.fixture(scope="module")
 def results(tiny, tmp_path_factory):
     """What two processes did, each with two micro-batches a step."""
     folder = tmp_path_factory.mktemp("results")
-    skips = worker("curves,skips", folder / "out", tiny, folder, 2)
-    return {"skips": skips, **json.loads((folder / "out-curves-2.json").read_text())}
+    return worker("curves,skips", folder, tiny, folder, 2)
 
 
 def test_ten_steps_of_every_engine_are_those_of_plain_torch(results):
     """Both methods, every recompute policy."""
+    results = results["curves"]
     cases = {"full none", "full full", "cola none", "cola full", "cola cola_m", "cola light"}
     assert set(results["fp32"]) == cases
     for case, of in results["fp32"].items():
@@ -57,6 +52,7 @@ def test_ten_steps_of_every_engine_are_those_of_plain_torch(results):
 
 
 def test_bf16_is_as_near_to_fp32_as_plain_torch_is(results):
+    results = results["curves"]
     assert set(results["bf16"]) == {"full none", "cola cola_m"}
     for case, of in results["bf16"].items():
         fp32 = of.pop("plain")
@@ -88,8 +84,8 @@ def test_every_checkpoint_resumes_under_every_engine_on_any_number_of_processes(
     for mode, processes in (
         ("save", 1), ("save", 2), ("save,resume", 4), ("resume", 2), ("resume", 1),
     ):  # fmt: skip
-        found = worker(mode, folder, uneven, tmp_path, processes)
-        if "resume" in mode:
+        found = worker(mode, folder, uneven, tmp_path, processes).get("resume", {})
+        if found:
             message = found.pop("uneven steps")
             assert "resume" in message and "engine=fsdp" in message
         for source, targets in found.items():
@@ -106,13 +102,8 @@ def deepspeed_launcher(overrides, expect=0):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    run = subprocess.run(
-        [sys.executable, launcher, "--num_gpus=2", f"--master_port={port}", "--module",
-         "cola_train", *overrides],
-        cwd=REPOSITORY, capture_output=True, text=True, timeout=300,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"},
-    )  # fmt: skip
-    assert run.returncode == expect, run.stdout + run.stderr
+    arguments = [f"--master_port={port}", "--module", "cola_train", *overrides]
+    run = run_python(launcher, "--num_gpus=2", *arguments, expect=expect, DS_ACCELERATOR="cpu")
     return run.stdout + run.stderr
 
 

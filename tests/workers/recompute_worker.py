@@ -8,7 +8,7 @@ import json
 import sys
 
 import torch
-from runs import make_config
+from helpers import make_config
 from torch.distributed.tensor import DTensor
 
 from cola_train import distributed

@@ -1,17 +1,15 @@
 """The scripts of launch/ without a cluster: lint, dry runs, what they refuse, and their README."""
 
-import json
 import os
 import re
 import shutil
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
-from runs import REPOSITORY, losses
+from helpers import REPOSITORY, child_environment, finish, losses, read_json, wait_for_step
 
 LAUNCH = REPOSITORY / "launch"
 SCRIPTS = [*sorted(LAUNCH.glob("*.sh")), LAUNCH / "slurm.sbatch"]
@@ -25,30 +23,26 @@ def environment(tmp_path: Path) -> dict[str, str]:
     (tmp_path / "bin").mkdir()
     (tmp_path / "bin/sbatch").write_text(SBATCH)
     (tmp_path / "bin/sbatch").chmod(0o755)
-    return {
-        **os.environ,
-        "PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}",
-        "PYTHON": sys.executable,
-        "PYTHONPATH": f"{REPOSITORY}:{REPOSITORY}/kernels",
-        "GPUS_PER_NODE": "0",
-        "CPUS_PER_PROCESS": "1",
-    }
+    return child_environment(
+        PATH=f"{tmp_path / 'bin'}:{os.environ['PATH']}",
+        PYTHON=sys.executable,
+        GPUS_PER_NODE="0",
+        CPUS_PER_PROCESS="1",
+    )
 
 
 def start(script: str, arguments: list[str], environment: dict[str, str]) -> subprocess.Popen[str]:
     return subprocess.Popen(
         [LAUNCH / script, *arguments],
         env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        start_new_session=True,
     )  # fmt: skip
 
 
 def run(
     script: str, arguments: list[str], environment: dict[str, str], expect: int = 0
 ) -> tuple[str, str]:
-    process = start(script, arguments, environment)
-    output, errors = process.communicate(timeout=120)
-    assert process.returncode == expect, output + errors
-    return output, errors
+    return finish(start(script, arguments, environment), expect)
 
 
 def test_shellcheck():
@@ -154,14 +148,9 @@ def test_torchrun_passes_signals_on_and_exits_with_the_trainers_code(tiny, tmp_p
     run_dir = tmp_path / "run"
     common = [*tiny, "train.steps=4000", "checkpoint.every=0", f"run_dir={run_dir}"]
     process = start("torchrun.sh", common, environment)
-    metrics = run_dir / "metrics.jsonl"
-    deadline = time.monotonic() + 90
-    while not (metrics.exists() and '"step": 5,' in metrics.read_text()):
-        assert process.poll() is None and time.monotonic() < deadline
-        time.sleep(0.02)
+    wait_for_step(run_dir, 5, process)
     process.send_signal(signal.SIGUSR1)
-    output, errors = process.communicate(timeout=60)
-    assert process.returncode == 75, output + errors
-    stopped = json.loads((run_dir / "status.json").read_text())
+    finish(process, expect=75)
+    stopped = read_json(run_dir / "status.json")
     assert (stopped["state"], stopped["step"]) == ("stopped", max(losses(run_dir)))
     assert "SIGUSR1" in next(run_dir.glob("logs/*/attempt_0/0/stderr.log")).read_text()

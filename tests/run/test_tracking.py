@@ -1,13 +1,10 @@
 """W&B offline, for real: what is recorded, and that its failure does not matter."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
-from runs import REPOSITORY, losses
-from test_cli import exit_code_of
+from helpers import exit_code_of, losses, read_json, run_python
 from wandb.proto import wandb_internal_pb2
 
 from cola_train.run.owner import Attempt, SupersededError
@@ -104,9 +101,5 @@ def test_wandb_that_finishes_slowly_is_no_hang(tiny, tmp_path):
         "from cola_train.__main__ import main; main()"
     )
     common = [*tiny, "train.steps=2", "tracking.wandb=offline", f"run_dir={tmp_path}"]
-    done = subprocess.run(
-        [sys.executable, "-c", program, *common, f"train.hang_seconds={SLOW / 3}"],
-        cwd=REPOSITORY, capture_output=True, text=True, timeout=60,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    assert json.loads((tmp_path / "status.json").read_text())["state"] == "done"
+    run_python("-c", program, *common, f"train.hang_seconds={SLOW / 3}")
+    assert read_json(tmp_path / "status.json")["state"] == "done"

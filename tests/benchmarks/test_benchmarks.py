@@ -2,8 +2,6 @@
 
 import json
 import math
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from statistics import median
@@ -11,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from runs import REPOSITORY
+from helpers import run_python
 
 from benchmarks.__main__ import main
 from benchmarks.bigram import Bigram
@@ -69,10 +67,7 @@ def test_recompute_where_little_is_installed(tmp_path: Path) -> None:
         f"import sys; sys.modules.update(dict.fromkeys({blocked})); "
         f"from benchmarks.__main__ import main; sys.exit(main({arguments}))"
     )
-    ran = subprocess.run(
-        [sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True
-    )
-    assert ran.returncode == 0, ran.stdout + ran.stderr
+    run_python("-c", code)
     figures = json.loads(path.read_text())
     cola = figures["contenders"]["cola"]
     assert len(figures["contenders"]) == 4

@@ -2,7 +2,7 @@
 
 import re
 
-from runs import REPOSITORY
+from helpers import REPOSITORY
 
 
 def test_each_row_of_the_table_names_tests_that_exist():

@@ -2,23 +2,9 @@
 
 import shutil
 import signal
-import time
-from pathlib import Path
 
 import pytest
-from runs import launch, losses, run_to_end
-from test_cli import exit_code_of
-
-
-def wait_for_step(run_dir: Path, step: int, process) -> None:
-    """Until metrics.jsonl has a line for `step` (or the process has ended)."""
-    path = run_dir / "metrics.jsonl"
-    deadline = time.monotonic() + 120
-    while process.poll() is None:
-        if path.exists() and f'"step": {step},' in path.read_text():
-            return
-        assert time.monotonic() < deadline, f"step {step} did not come"
-        time.sleep(0.005)
+from helpers import exit_code_of, finish, launch, losses, run_to_end, wait_for_step
 
 
 def test_four_processes_then_two_then_one(tiny, tmp_path):
@@ -48,8 +34,7 @@ def test_signal_saves_and_exits_75(tiny, tmp_path, number):
     process = launch(common)
     wait_for_step(tmp_path / "run", 3, process)
     process.send_signal(number)
-    output, _ = process.communicate(timeout=60)
-    assert process.returncode == 75, output
+    output, _ = finish(process, expect=75)
     assert signal.Signals(number).name in output
     stopped = max(losses(tmp_path / "run"))
     output = run_to_end([*common, f"train.stop_after={stopped + 2}"])

@@ -1,7 +1,6 @@
 """The scripts of launch/ on a real SLURM: requeued, preempted, deserted, and no step differs."""
 
 import functools
-import json
 import os
 import signal
 import sys
@@ -11,8 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from runs import REPOSITORY, losses, run_to_end
-from slurm_cluster import Cluster, unavailable, wait_for
+from helpers import (
+    losses,
+    read_json,
+    run_to_end,
+    wait_for_step,
+    wait_until,
+)
+from slurm_cluster import Cluster, unavailable
 
 STEPS = 4000  # of the schedule; each test ends earlier, at its `train.stop_after`
 
@@ -24,10 +29,8 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     cluster = Cluster(tmp_path_factory.mktemp("slurm"))
     cluster.environment |= {
         "PYTHON": sys.executable,
-        "PYTHONPATH": f"{REPOSITORY}:{REPOSITORY}/kernels",
         "GPUS_PER_NODE": "0",
         "CPUS_PER_PROCESS": "1",
-        "OMP_NUM_THREADS": "1",
         "TIME": "10",
         "SWEEP_LOGS": str(tmp_path_factory.mktemp("sweeps")),
     }
@@ -55,19 +58,12 @@ def undisturbed(
     return losses_of
 
 
-def wait_for_step(run_dir: Path, step: int, seconds: float = 90) -> None:
-    path = run_dir / "metrics.jsonl"
-    wait_for(
-        lambda: path.exists() and f'"step": {step},' in path.read_text(), seconds, f"step {step}"
-    )
-
-
 def status(run_dir: Path) -> dict[str, Any]:
-    return json.loads((run_dir / "status.json").read_text())
+    return read_json(run_dir / "status.json")
 
 
 def attempt(run_dir: Path) -> dict[str, Any]:
-    return json.loads((run_dir / "attempt.json").read_text())
+    return read_json(run_dir / "attempt.json")
 
 
 def pause(process: int) -> None:
@@ -79,7 +75,7 @@ def test_two_nodes(cluster, tiny, tmp_path, undisturbed):
     run_dir = tmp_path / "run"
     common = [*tiny, f"train.steps={STEPS}", "train.stop_after=20", f"run_dir={run_dir}"]
     job = cluster.submit(*common, NODES=2)
-    cluster.wait(job, "COMPLETED", 90)
+    cluster.wait(job, "COMPLETED")
     assert cluster.job(job)["NodeList"] == "n[1-2]"
     assert losses(run_dir) == undisturbed(20, 2)
     assert status(run_dir)["state"] == "done"
@@ -93,7 +89,7 @@ def test_deepspeed_on_two_nodes(cluster, tiny, tmp_path, undisturbed):
     run_dir = tmp_path / "run"
     common = [*tiny, f"train.steps={STEPS}", "train.stop_after=8", f"run_dir={run_dir}"]
     job = cluster.submit(*common, "engine=deepspeed", NODES=2, DS_ACCELERATOR="cpu")
-    cluster.wait(job, "COMPLETED", 120)
+    cluster.wait(job, "COMPLETED")
     # fp32 sums in another order: about 1e-7 a step, which Adam amplifies
     assert losses(run_dir) == pytest.approx(undisturbed(8, 2), rel=2e-5)
 
@@ -105,8 +101,8 @@ def test_a_sweep(cluster, tiny, tmp_path, undisturbed):
     )
     common = [*tiny, f"train.steps={STEPS}", "train.stop_after=6"]
     job = cluster.submit("--sweep", str(sweep), "--at-once", "1", *common)
-    cluster.wait(f"{job}_1", "COMPLETED", 60)
-    cluster.wait(f"{job}_2", "COMPLETED", 60)
+    cluster.wait(f"{job}_1", "COMPLETED")
+    cluster.wait(f"{job}_2", "COMPLETED")
     assert losses(tmp_path / "b") == undisturbed(6, 1) != losses(tmp_path / "a")
     assert "run_name: two words" in (tmp_path / "b/config.yaml").read_text()
 
@@ -118,11 +114,11 @@ def test_time_limit(cluster, tiny, tmp_path, undisturbed):
     job = cluster.submit(*common, "train.stop_after=300", TIME=1, STOP_SECONDS=10)
     wait_for_step(run_dir, 10)
     pause(attempt(run_dir)["pid"])
-    wait_for(lambda: cluster.job(job).get("Restarts") == "1", 90, "a requeue")
+    wait_until(lambda: cluster.job(job).get("Restarts") == "1", "a requeue")
     cluster.run(f"scontrol update JobId={job} TimeLimit=10")
     stopped = status(run_dir)
     assert (stopped["state"], stopped["exit_code"]) == ("stopped", 75)
-    cluster.wait(job, "COMPLETED", 90)
+    cluster.wait(job, "COMPLETED")
     log = (run_dir / "logs/slurm.log").read_text()
     assert "stopped, exit code 75" in log and "done, exit code 0" in log
     assert losses(run_dir) == undisturbed(300, 1)
@@ -142,8 +138,8 @@ def test_preemption(cluster, tiny, tmp_path, undisturbed):
     high = cluster.run(
         "sbatch --parsable -p high -N 2 --exclusive -o /dev/null --wrap true"
     ).strip()
-    cluster.wait(high, "COMPLETED", 60)
-    cluster.wait(low, "COMPLETED", 90)
+    cluster.wait(high, "COMPLETED")
+    cluster.wait(low, "COMPLETED")
     assert cluster.job(low)["Restarts"] == "1"
     assert "SIGTERM" in (run_dir / "logs/rank-0000.log").read_text()
     assert losses(run_dir) == undisturbed(300, 1)
@@ -163,14 +159,14 @@ def test_dead_node_with_two_writers(cluster, tiny, tmp_path, undisturbed):
     try:
         pause(first["pid"])
         cluster.kill_node(node)
-        wait_for(lambda: attempt(run_dir)["pid"] != first["pid"], 120, "the job elsewhere")
+        wait_until(lambda: attempt(run_dir)["pid"] != first["pid"], "the job elsewhere")
         wait_for_step(run_dir, 20)
         os.kill(first["pid"], signal.SIGCONT)
-        cluster.wait(job, "COMPLETED", 90)
+        cluster.wait(job, "COMPLETED")
         assert cluster.job(job)["BatchHost"] != node and cluster.job(job)["Restarts"] == "1"
         second = attempt(run_dir)
         assert second["launch"] == first["launch"] + 1 and second["host"] != first["host"]
-        wait_for(lambda: not Path(f"/proc/{first['pid']}").exists(), 30, "the old process to end")
+        wait_until(lambda: not Path(f"/proc/{first['pid']}").exists(), "the old process's end")
         log = (run_dir / "logs/rank-0000.log").read_text()
         assert f"belongs to a later start of this run (on {second['host']}" in log
         assert losses(run_dir) == undisturbed(100, 1)
@@ -178,4 +174,4 @@ def test_dead_node_with_two_writers(cluster, tiny, tmp_path, undisturbed):
         cluster.start_node(node)
         cluster.run(f"scontrol update NodeName={node} State=RESUME")
         idle = f"sinfo -h -N -p main -n {node} -t idle -o %N"
-        wait_for(lambda: node in cluster.run(idle), 30, f"{node} to come back")
+        wait_until(lambda: node in cluster.run(idle), f"{node}'s return")

@@ -1,14 +1,9 @@
 """Recomputation and kernels: the same training to the bit; FLOPs and bytes as in costs.py."""
 
 import itertools
-import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
-from runs import REPOSITORY, losses, make_config, run_to_end
+from helpers import losses, make_config, result_of_worker, run_to_end
 
 from benchmarks.count import count_block
 from cola_train import costs
@@ -61,23 +56,14 @@ def test_cola_m_keeps_what_the_paper_says():
 
 
 @pytest.mark.parametrize("processes", [1, 2])
-def test_every_policy_and_kernel_trains_the_same(tiny, tmp_path, processes):
+def test_every_policy_and_kernel_trains_the_same(tiny, processes):
     """20 steps: policies agree bit for bit, in losses, weights and moments; Triton (interpreted)
     agrees with torch to fp32 rounding, in losses and in every gradient of the first step."""
     pytest.importorskip("triton")
-    file = tmp_path / "results.json"
-    worker = str(Path(__file__).with_name("recompute_worker.py"))
-    ran = subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", "--standalone",
-         f"--nproc-per-node={processes}", worker, str(file), *tiny,
-         "model.n_layers=1", "train.batch_size=4", "method.activation=both"],
-        cwd=REPOSITORY,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "TRITON_INTERPRET": "1",
-             "PYTHONPATH": os.pathsep.join([str(REPOSITORY), *filter(None, sys.path)])},
-        capture_output=True, text=True,
+    results = result_of_worker(
+        "recompute_worker.py", *tiny, "model.n_layers=1", "train.batch_size=4",
+        "method.activation=both", processes=processes, TRITON_INTERPRET="1",
     )  # fmt: skip
-    assert ran.returncode == 0, ran.stdout + ran.stderr
-    results = json.loads(file.read_text())
     for kernels in ("torch", "triton"):
         kept = results[f"{kernels} none"]
         assert kept["losses"][0] > kept["losses"][-1]

@@ -9,11 +9,9 @@ import shutil
 import signal
 import socket
 import subprocess
-import time
-from collections.abc import Callable
 from pathlib import Path
 
-from runs import REPOSITORY
+from helpers import REPOSITORY, child_environment, wait_until
 
 NODES = ("n1", "n2")
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "unshare")
@@ -79,11 +77,9 @@ class Cluster:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         configuration = folder / "slurm.conf"
-        self.environment = {
-            **os.environ,
-            "PATH": os.environ["PATH"] + ":/usr/sbin:/sbin",
-            "SLURM_CONF": str(configuration),
-        }
+        self.environment = child_environment(
+            PATH=os.environ["PATH"] + ":/usr/sbin:/sbin", SLURM_CONF=str(configuration)
+        )
         self.daemons: dict[str, subprocess.Popen[bytes]] = {}
         ports = free_ports(3)
         configuration.write_text(CONFIGURATION.format(folder=folder, ports=ports))
@@ -103,8 +99,8 @@ class Cluster:
             self._start_on("ctl", "slurmctld", "-D")
             for node in NODES:
                 self.start_node(node)
-            wait_for(lambda: self.run("sinfo -h -N -p main -t idle -o %N").split() == list(NODES),
-                     20, "the nodes to come up")  # fmt: skip
+            idle = "sinfo -h -N -p main -t idle -o %N"
+            wait_until(lambda: self.run(idle).split() == list(NODES), "the nodes are up")
         except BaseException:
             self.stop()
             raise
@@ -140,7 +136,7 @@ class Cluster:
         words = self.run(f"scontrol --oneliner show job {job}").split()
         return dict(word.split("=", 1) for word in words if "=" in word)
 
-    def wait(self, job: str, state: str, seconds: float) -> None:
+    def wait(self, job: str, state: str) -> None:
         """Until the job is in `state`; any other end fails at once."""
         ends = {"COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL"}
 
@@ -149,7 +145,7 @@ class Cluster:
             assert now == state or now not in ends, self.job(job)
             return now == state
 
-        wait_for(reached, seconds, f"job {job} to be {state}")
+        wait_until(reached, f"job {job} is {state}", every=0.1)
 
     def stop(self) -> None:
         if "ctl" in self.daemons:
@@ -190,10 +186,3 @@ def free_ports(count: int) -> list[int]:
     for each in sockets:
         each.close()
     return ports
-
-
-def wait_for(condition: Callable[[], bool], seconds: float, what: str) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, f"waited {seconds} s in vain for {what}"
-        time.sleep(0.05)

@@ -1,8 +1,8 @@
 """Run by test_deepspeed.py under torchrun: every engine beside plain torch, in one process group.
 
-`curves FILE`: losses of 10 steps. `skips FILE`: what a step that is not finite changes.
-`save FOLDER` and `resume FOLDER`: checkpoints of every engine, loaded into every engine. Several
-modes may be given, with commas; the overrides of a tiny run follow. Each writes JSON.
+Arguments: the JSON file to write, modes with commas between them, a folder for checkpoints, the
+overrides of a tiny run. `curves`: losses of 10 steps. `skips`: what a step that is not finite
+changes. `save` and `resume`: checkpoints of every engine, loaded into every engine.
 """
 
 import json
@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from runs import make_config
+from helpers import make_config
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
@@ -268,16 +268,13 @@ def uneven_steps(engine: Engine) -> str:
 
 
 def main() -> None:
-    modes, place, *overrides = sys.argv[1:]
+    result, modes, folder, *overrides = sys.argv[1:]
     torch.set_num_threads(1)
     distributed.start()
-    for mode in modes.split(","):
-        task = {"curves": curves, "skips": skips, "save": save, "resume": resume}[mode]
-        result = task(place, overrides)
-        if distributed.is_main():
-            path = Path(place)
-            path = path.with_name(f"{path.name}-{mode}-{distributed.world_size()}.json")
-            path.write_text(json.dumps(result))
+    tasks = {"curves": curves, "skips": skips, "save": save, "resume": resume}
+    results = {mode: tasks[mode](folder, overrides) for mode in modes.split(",")}
+    if distributed.is_main():
+        Path(result).write_text(json.dumps(results))
     distributed.stop()
 
 

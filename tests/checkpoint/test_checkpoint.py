@@ -6,7 +6,6 @@ import os
 import pickle
 import signal
 import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -14,7 +13,9 @@ import pytest
 import safetensors.torch
 import torch
 import torch.distributed as dist
+from helpers import run_worker
 from torch.distributed.device_mesh import init_device_mesh
+from workers.checkpoint_worker import STATE, assert_same, build, whole
 
 from cola_train.checkpoint.checkpointer import Checkpointer, read_state, verify
 from cola_train.checkpoint.flat_shard import FlatShard
@@ -22,21 +23,7 @@ from cola_train.errors import UserError
 from cola_train.run.owner import Attempt, SupersededError
 from cola_train.run.status import read_json, verdict
 
-sys.path.insert(0, str(Path(__file__).parent))
-from checkpoint_worker import STATE, assert_same, build, whole
-
 pytestmark = pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
-
-WORKER = Path(__file__).with_name("checkpoint_worker.py")
-
-
-def run_worker(*arguments: str | Path, processes: int = 0) -> int:
-    torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
-    return subprocess.run(
-        [sys.executable, *(torchrun if processes else []), WORKER, *arguments],
-        env=os.environ | {"PYTHONPATH": str(WORKER.parents[1]), "OMP_NUM_THREADS": "1"},
-        timeout=120,
-    ).returncode
 
 
 def checkpointer(folder: Path, keep: int = 2, keep_best: bool = False) -> Checkpointer:
@@ -62,7 +49,7 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Checkpoints of 4 processes (fsdp, hsdp, replicate) and of this one (single), with what is
     true of each."""
     folder = tmp_path_factory.mktemp("saved")
-    assert run_worker("save", folder, processes=4) == 0
+    run_worker("checkpoint_worker.py", "save", folder, processes=4)
     single = build(None, seed=1)
     saver = checkpointer(folder / "single")
     saver.save(8, single, STATE)
@@ -84,7 +71,7 @@ def group_of_one() -> Iterator[None]:
 
 
 def test_loads_on_two_processes(saved: Path) -> None:
-    assert run_worker("load", saved, processes=2) == 0
+    run_worker("checkpoint_worker.py", "load", saved, processes=2)
 
 
 @pytest.mark.parametrize("name", ["fsdp", "hsdp", "replicate"])
@@ -220,7 +207,7 @@ def test_keeps_the_newest_and_the_best(tmp_path: Path) -> None:
 
 def test_what_a_crash_leaves_is_ignored_then_deleted(tmp_path: Path) -> None:
     folder = tmp_path / "checkpoints"
-    assert run_worker("die", folder) == -signal.SIGKILL
+    run_worker("checkpoint_worker.py", "die", folder, expect=-signal.SIGKILL)
     names = sorted(path.name for path in folder.iterdir())
     assert [name.endswith(".partial") for name in names] == [True, False]
     saver = checkpointer(folder)

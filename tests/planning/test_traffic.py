@@ -1,18 +1,8 @@
-"""Traffic counted on real processes equals the formula; 512 ranks; a save that blocks little."""
-
-import json
-import os
-import subprocess
-import sys
-import time
-from pathlib import Path
-from statistics import median
+"""Traffic counted on real processes equals the formula, and 512 ranks hold what is planned."""
 
 import pytest
-from runs import REPOSITORY
-from test_plan import measure, without_deepspeed
-
-from benchmarks.scaling import in_group
+from helpers import run_worker
+from measured import measure
 
 SHAPE = [
     "model.n_layers=3", "model.d_model=48", "model.n_heads=4", "model.vocab_size=300",
@@ -48,7 +38,7 @@ def test_counted_traffic_is_the_formula(processes, tmp_path):
     # full, hybrid, replicate and stages 1 to 3 on any number; the rest on 2
     chosen = TRAFFIC_CASES if processes == 2 else TRAFFIC_CASES[:6]
     cases = [case.replace("HALF", str(max(1, processes // 2))) for case in chosen]
-    for found in measure("traffic", processes, SHAPE, without_deepspeed(cases), tmp_path):
+    for found in measure("traffic", processes, SHAPE, cases, tmp_path):
         assert found["counted"] == found["planned"], found["case"]
         # loss, token count, norms: single numbers
         assert sum(found["small"].values()) <= 4, found["case"]
@@ -56,29 +46,4 @@ def test_counted_traffic_is_the_formula(processes, tmp_path):
 
 def test_512_ranks_hold_what_is_planned():
     """7b on the meta device, sharded over a fake process group, at several of its ranks."""
-    started = time.perf_counter()
-    worker = Path(__file__).with_name("fake_ranks_worker.py")
-    ran = subprocess.run(
-        [sys.executable, str(worker)],
-        env={
-            **os.environ,
-            "PYTHONPATH": os.pathsep.join(filter(None, [str(REPOSITORY), *sys.path])),
-        },
-        capture_output=True,
-        text=True,
-    )
-    assert ran.returncode == 0, ran.stdout + ran.stderr
-    found = json.loads(ran.stdout.splitlines()[-1])
-    assert found["ranks"] == [0, 1, 300, 511]
-    assert found["seconds"] < 60 and time.perf_counter() - started < 90
-
-
-@pytest.mark.parametrize("way", ["full", "ZeRO 2", "ZeRO 3"])
-def test_an_asynchronous_save_blocks_little(way, tmp_path):
-    """500 MB of 60m, from the engine's state on, beside real steps."""
-    if way.startswith("ZeRO"):
-        pytest.importorskip("deepspeed")
-    (found,) = in_group(1, tmp_path / "saves.json", "save", way, "4")
-    # the median: on a machine with other work a copy may be held up
-    shares = [b / s for b, s in zip(found["blocked"], found["seconds"], strict=True)]
-    assert median(shares) < 0.1, found
+    run_worker("fake_ranks_worker.py")

@@ -5,8 +5,7 @@ from importlib.util import find_spec
 
 import pytest
 import torch
-from runs import REPOSITORY, make_config
-from test_cli import exit_code_of
+from helpers import REPOSITORY, exit_code_of, make_config
 
 from cola_train.engines.deepspeed.json import deepspeed_json
 

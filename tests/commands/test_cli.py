@@ -1,0 +1,125 @@
+"""The command line: contracts, and what a user's broken files say."""
+
+import gzip
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import yaml
+from helpers import exit_code_of, make_config, run_python, run_to_end
+
+from cola_train.config.fields import field_names
+from cola_train.config.schema import Config
+from cola_train.data import prepare
+
+
+def bad_files(tmp_path: Path, tiny: list[str]) -> dict[str, tuple[list[str], list[str]]]:
+    """Name -> (overrides, what the message must name); makes the files."""
+    few, others = tmp_path / "few.txt", tmp_path / "others.txt"
+    few.write_text("a few words. " * 3)
+    others.write_text("other words. " * 3)
+    objects = tmp_path / "objects.jsonl"
+    objects.write_text(json.dumps({"content": "text"}) + "\n")
+    cut = tmp_path / "cut.json.gz"
+    cut.write_bytes(gzip.compress(json.dumps({"text": "word " * 9999}).encode())[:50])
+    in_the_way = tmp_path / "file"
+    in_the_way.write_text("")
+    binary = tmp_path / "tokenizer.json"
+    binary.write_text("{}")
+    no_text = ["data.text_field", "objects.jsonl", "content"]
+    return {
+        "corpus shorter than a batch": (
+            [f"data.files=[{few}]", f"data.validation_files=[{others}]"], ["train.batch_size"]
+        ),
+        "field missing": ([f"data.files=[{objects}]"], no_text),
+        "gzip cut short": ([f"data.files=[{cut}]"], ["cut.json.gz"]),
+        "folder cannot be made": ([f"run_dir={in_the_way}/run"], ["run_dir", str(in_the_way)]),
+        "no tokenizer": ([f"data.tokenizer={binary}"], ["data.tokenizer", str(binary)]),
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        "corpus shorter than a batch",
+        "field missing",
+        "gzip cut short",
+        "folder cannot be made",
+        "no tokenizer",
+    ],
+)
+def test_bad_files_exit_2(tiny, tmp_path, capsys, case):
+    overrides, named = bad_files(tmp_path, tiny)[case]
+    assert exit_code_of([*tiny, f"run_dir={tmp_path / 'run'}", *overrides]) == 2
+    err = capsys.readouterr().err
+    assert all(word in err for word in named), err
+    assert "Traceback" not in err
+
+
+def test_bad_checkpoints_exit_2(tiny, tmp_path, capsys):
+    common = [*tiny, "train.steps=2", f"run_dir={tmp_path / 'run'}"]
+    assert exit_code_of(common) == 0
+    assert exit_code_of([*common, "resume=never"]) == 2
+    assert "remove the folder" in capsys.readouterr().err
+    assert exit_code_of([*common, "model.d_model=64"]) == 2
+    assert "does not fit" in capsys.readouterr().err
+    assert exit_code_of([*common, "seed=1"]) == 2
+    assert "seed" in capsys.readouterr().err
+
+
+def test_damaged_shard_exits_2(tiny, tmp_path, capsys):
+    config = make_config(*tiny)
+    folder = shutil.copytree(prepare(config.data, config.model.vocab_size), tmp_path / "shards")
+    arguments = [*tiny, "data=tokens", f"data.path={folder}", "train.steps=1", "data.files=[]"]
+    assert exit_code_of([*arguments, f"run_dir={tmp_path / 'good'}"]) == 0
+    shard = folder / "train-00000.tokens.npy"
+    shard.write_bytes(shard.read_bytes()[:-100])
+    assert exit_code_of([*arguments, f"run_dir={tmp_path / 'run'}"]) == 2
+    assert shard.name in capsys.readouterr().err
+
+
+def hydra_command(*arguments: str) -> str:
+    return run_python("-m", "cola_train", *arguments).stdout
+
+
+def test_help_and_cfg():
+    help_text = hydra_command("--help")
+    assert "experiment" in help_text and "paper_60m" in help_text and "60m" in help_text
+    shown = yaml.safe_load(hydra_command("--cfg", "job", "model=60m"))
+    assert shown["model"]["d_model"] == 512
+    assert set(shown) == {name for name in field_names(Config) if "." not in name}
+
+
+def test_multirun(tiny, tmp_path):
+    """Each in a folder of its own, though their overrides differ only past a name's end."""
+    sweep = ["train.steps=1,2", f"run_dir={tmp_path}/${{run_name}}", f"hydra.sweep.dir={tmp_path}"]
+    output = run_to_end(["-m", *tiny, *sweep])
+    folders = sorted(path for path in tmp_path.iterdir() if (path / "metrics.jsonl").exists())
+    assert len(folders) == 2, output
+    steps = {yaml.safe_load((f / "config.yaml").read_text())["train"]["steps"] for f in folders}
+    assert steps == {1, 2}
+
+
+def test_a_runs_folder_and_its_metrics(tiny, tmp_path, capsys):
+    run = tmp_path / "run"
+    arguments = [*tiny, "train.steps=6", "evaluation.every=3", "checkpoint.every=2"]
+    assert exit_code_of([*arguments, "checkpoint.keep=1", f"run_dir={run}"]) == 0
+    out = capsys.readouterr().out
+    assert "perplexity" in out and "--- sample ---" in out and str(run) in out
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    training = [line for line in lines if "loss" in line]
+    validation = [line for line in lines if "val_loss" in line]
+    assert [line["step"] for line in training] == list(range(1, 7))
+    assert [line["step"] for line in validation] == [3, 6]
+    contract = {
+        "step", "tokens", "loss", "lr", "grad_norm", "tokens_per_second", "mfu",
+        "step_seconds", "data_seconds", "peak_memory_bytes",
+    }  # fmt: skip
+    assert all(contract <= set(line) for line in training)
+    assert training[-1]["tokens"] == 6 * 8 * 32
+    assert all({"val_loss", "val_perplexity", "val_tokens"} <= set(line) for line in validation)
+    assert yaml.safe_load((run / "config.yaml").read_text())["train"]["steps"] == 6
+    assert (run / "plots" / "loss.png").read_bytes().startswith(b"\x89PNG")
+    kept = {path.name for path in (run / "checkpoints").iterdir()}
+    assert "step-00000006" in kept and len(kept) <= 2

@@ -1,0 +1,128 @@
+"""`cola-plan`: its answers agree with each other, and its refusals name the fix."""
+
+import json
+import resource
+import subprocess
+
+import pytest
+from helpers import PAPER_PARAMETERS, REPOSITORY, run_python
+
+from cola_train.errors import EXIT_USER_ERROR
+from cola_train.gpus import GIB, GPUS
+
+
+def cola_plan(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return run_python("-m", "cola_train.commands.plan", *arguments, expect=None)
+
+
+def test_command_answers_soon_and_imports_no_engine():
+    code = (
+        "import sys; from cola_train.commands.plan import main\n"
+        "try: main()\n"
+        "except SystemExit as end: assert end.code == 0\n"
+        "bad = [m for m in ('torch', 'deepspeed', 'cola_train.engines') if m in sys.modules]\n"
+        "assert not bad, bad"
+    )
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    ran = run_python("-c", code, "model=7b", "gpus=8", "goal=throughput", "output=json")
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    # of processor time: the machine may be busy with other things
+    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 5
+    answer = json.loads(ran.stdout)  # and nothing else on stdout
+    assert answer["parameters"] == PAPER_PARAMETERS["7b"][1]
+    assert answer["memory"]["total_bytes"] == sum(answer["memory"]["parts_bytes"].values())
+    assert answer["memory"]["fits"]
+    # what it proposes is a config that plans the same
+    again = cola_plan("model=7b", "gpus=8", "output=json", *answer["overrides"])
+    assert again.returncode == 0, again.stderr
+    for key in ("memory", "traffic", "step_time", "micro_batch_size"):
+        assert json.loads(again.stdout)[key] == answer[key]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "keys"),
+    [
+        (["engine=deepspeed", "train.micro_batch_size=4"],
+         {"engine.zero_stage", "recompute", "train.batch_size"}),
+        (["engine.sharding=hybrid", "engine.shard_size=4", "recompute=full"],
+         {"engine", "engine.reshard_after_forward", "train.batch_size", "train.micro_batch_size"}),
+        (["engine=deepspeed", "engine.offload_optimizer=cpu", "train.batch_size=64"],
+         {"engine.zero_stage", "recompute", "train.micro_batch_size"}),
+    ],
+)  # fmt: skip
+def test_a_search_leaves_what_is_named_and_proposes_the_rest(arguments, keys):
+    answer = json.loads(
+        cola_plan("model=7b", "gpus=8", "goal=throughput", "output=json", *arguments).stdout
+    )
+    for overrides in (answer["overrides"], *(other["overrides"] for other in answer["others"])):
+        assert {word.split("=")[0] for word in overrides} == keys
+        if "engine.offload_optimizer=cpu" in arguments:  # which stage 0 cannot
+            assert "engine.zero_stage=0" not in overrides
+    again = cola_plan("model=7b", "gpus=8", "output=json", *arguments, *answer["overrides"])
+    assert json.loads(again.stdout)["memory"] == answer["memory"]
+
+
+def test_largest_micro_batch_is_the_largest(tmp_path):
+    common = ["model=1b", "recompute=cola_m", "gpu=a10", "output=json"]
+    plot = tmp_path / "plan.png"
+    answer = json.loads(cola_plan(*common, f"plot={plot}").stdout)
+    assert plot.stat().st_size > 1000
+    largest = answer["largest_micro_batch_size"]
+    assert largest > 32  # so that the whole batch of 32 fits at once, without accumulation
+    for size, fits in ((largest, True), (largest + 1, False)):
+        ran = cola_plan(*common, f"train.batch_size={size}")
+        assert json.loads(ran.stdout)["memory"]["fits"] is fits, ran.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["model=7b", "method=full", "gpus=1"], ["optimizer", "gpus=2", "method=cola"]),
+        (["model=7b", "method=full", "gpus=8", "engine.sharding=replicate", "gpu=a10"],
+         ["engine.sharding=full"]),
+        (["model=60m", "train.sequence_length=8388608", "gpu=a10"], ["activations", "sequence"]),
+        (["model=60m", "gpux=8"], ["gpux", "did you mean `gpu`"]),
+        (["model=60m", "gpu=h1000"], ["gpu:", "h100-80gb"]),
+        (["model=60m", "gpus=8", "train.batch_size=12"], ["train.batch_size", "multiple of 8"]),
+        (["model=60m", "method=full", "recompute=cola_m"], ["recompute: cola_m"]),
+        (["model=60m", "gpus=12", "engine.sharding=hybrid", "train.batch_size=12"],
+         ["engine.shard_size: 8", "12"]),
+        (["gpus=8", "engine=deepspeed", "engine.zero_stage=3", "engine.offload_optimizer=nvme",
+          "engine.nvme_path=/tmp"], ["engine.offload_optimizer: nvme"]),
+        (["model=7b", "gpu=l40s"], ["gpus=2", "train.batch_size="]),
+        (["engine=deepspeed", "engine.overrides={zero_optimization:{reduce_bucket_size:auto}}"],
+         ["engine.overrides: reduce_bucket_size"]),
+    ],
+)  # fmt: skip
+def test_impossible_questions(arguments, words):
+    ran = cola_plan(*arguments)
+    assert ran.returncode == EXIT_USER_ERROR
+    assert not ran.stdout and "Traceback" not in ran.stderr
+    for word in words:
+        assert word in ran.stderr, ran.stderr
+
+
+def test_the_example_of_the_docs_is_what_is_printed():
+    text = (REPOSITORY / "docs" / "planning.md").read_text()
+    command, *lines = text.split("```text\n$ ")[1].split("```")[0].splitlines()
+    ran = cola_plan(*command.split()[1:])
+    assert ran.stderr.splitlines() == lines
+
+
+def test_what_crosses_nodes_takes_the_network():
+    """Hybrid: shards in a node, replicas on others, also where there are as many as shards."""
+    seconds = []
+    for gpus in (56, 64, 72):
+        answer = cola_plan(
+            "model=7b", "engine.sharding=hybrid", "network_gbit=100", f"gpus={gpus}",
+            f"train.batch_size={8 * gpus}", "output=json",
+        )  # fmt: skip
+        seconds.append(json.loads(answer.stdout)["step_time"]["collectives"])
+    assert seconds[0] < seconds[1] < seconds[2] < 1.1 * seconds[0]
+
+
+def test_every_gpu_of_the_table_can_be_named():
+    from cola_train.commands.plan import PlanConfig
+
+    assert set(PlanConfig.__annotations__["gpu"].__args__) == set(GPUS)
+    assert all(16 * GIB < gpu.memory_bytes < 256 * GIB for gpu in GPUS.values())

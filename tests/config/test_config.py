@@ -1,0 +1,113 @@
+"""What a config refuses, before anything starts, and that every file of configs/ is one."""
+
+import dataclasses
+
+import pytest
+from helpers import exit_code_of, make_config
+
+from cola_train.commands.cli import config_dir
+
+# (overrides after the tiny defaults, what the message must name)
+BAD_OPTIONS = [
+    (["trian.steps=5"], ["trian.steps", "`train.steps`"]),
+    (["lr=1"], ["lr", "`optim.lr`"]),
+    (["model=60"], ["60", "`60m`"]),
+    (["method=colaa"], ["colaa", "`cola`"]),
+    (["experiment=paper_61m"], ["`paper_60m`"]),
+    (["train.steps=many"], ["train.steps", "whole number", "many"]),
+    (["train.steps=0"], ["train.steps", "at least 1"]),
+    (["optim.lr=-1"], ["optim.lr", "more than 0"]),
+    (["optim.betas=[0.9,1.0]"], ["optim.betas", "below 1"]),
+    (["optim.clip=nan"], ["optim.clip", "finite"]),
+    (["method.activation=relu"], ["method.activation", "low_rank, both, full_rank"]),
+    (["method.rank=64"], ["method.rank", "from 1 to", "32"]),
+    (["method.rank_ratio=0.001"], ["method.rank_ratio", "rank of 0"]),
+    (["model.n_heads=5"], ["model.n_heads", "divide", "32"]),
+    (["kernels=cuda"], ["kernels", "auto, torch, triton"]),
+    (["kernels=triton"], ["kernels", "triton cannot run here", "kernels=torch"]),
+    (["method=full", "recompute=cola_m"], ["recompute", "method=cola", "recompute=full"]),
+    (["model.attention=flash"], ["model.attention", "flash"]),
+    (["train.batch_tokens=100"], ["train.batch_size", "exactly one"]),
+    (["train.batch_size=null", "train.batch_tokens=100"], ["train.batch_tokens", "multiple"]),
+    (["train.micro_batch_size=3"], ["train.micro_batch_size", "divide", "8"]),
+    (["optim.warmup_steps=1000000"], ["optim.warmup_steps", "train.steps"]),
+    (["resume=nowhere/at/all"], ["resume", "nowhere/at/all"]),
+    (["data.files=[/nowhere/*.txt]"], ["data.files", "/nowhere/*.txt"]),
+    (["data.tokenizer=/nowhere/tokenizer.json"], ["data.tokenizer", "/nowhere/tokenizer.json"]),
+    (["data.vocab_size=400"], ["vocab_size", "400", "300"]),
+    (["data=tokens"], ["data.path", "missing"]),
+    (["data=tokens", "data.path=/nowhere"], ["data.path", "/nowhere"]),
+    (["data=c4", "data.path=/nowhere", "data.tokenizer=train"], ["data.path", "/nowhere"]),
+    (["train.steps"], ["train.steps", "option=value"]),
+    (["engine.sharding=some"], ["engine.sharding", "full, hybrid, replicate"]),
+    (["run_name=${nothing}"], ["nothing"]),
+    (["+train.extra=1"], ["train.extra"]),
+    (["tracking.progress=maybe"], ["tracking.progress", "true or false"]),
+    (["data.files=text.txt"], ["data.files", "list"]),
+]
+
+
+@pytest.mark.parametrize(("overrides", "named"), BAD_OPTIONS, ids=lambda v: " ".join(v)[:40])
+def test_bad_options_exit_2_before_anything_starts(
+    tiny, tmp_path, capsys, monkeypatch, overrides, named
+):
+    monkeypatch.setattr("cola_train.distributed.start", lambda *_: pytest.fail("started"))
+    assert exit_code_of([*tiny, f"run_dir={tmp_path / 'run'}", *overrides]) == 2
+    out, err = capsys.readouterr()
+    assert all(word in err for word in named), err
+    assert "Traceback" not in err and not out
+    assert not (tmp_path / "run").exists()
+
+
+def test_all_problems_at_once(tiny, tmp_path, capsys):
+    bad = ["train.stepz=1", "optim.lr=0", "model.n_heads=5", "method=colla"]
+    assert exit_code_of([*tiny, f"run_dir={tmp_path / 'run'}", *bad]) == 2
+    err = capsys.readouterr().err
+    assert err.count("error: ") == 4
+    assert all(name in err for name in ("train.steps", "optim.lr", "model.n_heads", "cola"))
+
+
+def test_every_config_group_and_experiment_loads(corpus):
+    """Each YAML file, with no unknown or missing key; the paper's recipe for every size."""
+    recipe = {  # FACTS of the official code: lr, steps, warm-up
+        "60m": (6e-3, 10_000, 2000),
+        "130m": (3e-3, 20_000, 2000),
+        "350m": (3e-3, 60_000, 6000),
+        "1b": (2e-3, 100_000, 10_000),
+        "7b": (1e-3, 150_000, 15_000),
+    }
+    for file in sorted(config_dir().glob("*/*.yaml")):
+        group, name = file.parent.name, file.stem
+        extra = [f"data.files=[{corpus}/*.txt]"] if (group, name) == ("data", "text") else []
+        if group == "experiment":
+            continue
+        if (group, name) != ("data", "tokens"):  # whose folder is looked into
+            make_config(f"{group}={name}", *extra)
+    for size, (lr, steps, warmup) in recipe.items():
+        for method in ("cola", "full"):
+            config = make_config(f"experiment=paper_{size}", f"method={method}")
+            assert (config.model.name, config.method.name) == (size, method)
+            assert (config.optim.lr, config.train.steps, config.optim.warmup_steps) == (
+                lr,
+                steps,
+                warmup,
+            )
+            assert config.optim.betas == [0.9, 0.999] and config.optim.weight_decay == 0.01
+            assert config.optim.clip == 0.5 and config.batch_size == 512
+            assert config.data.packing == "per_document" and config.data.tokenizer == "t5-base"
+    assert make_config("model=130m").rank == 256
+    assert make_config("model=1b", "method.rank_ratio=0.125").rank == 256
+    assert make_config("method.rank=7", "method.rank_ratio=0.5").rank == 7
+    assert make_config("model=350m").method.activation == "low_rank"
+    assert make_config("train.batch_size=null", "train.batch_tokens=1024").batch_size == 4
+
+
+def test_batch_must_divide_among_processes(monkeypatch, tiny, capsys):
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    assert exit_code_of([*tiny]) == 2
+    assert "multiple of 3" in capsys.readouterr().err
+
+
+def test_configs_are_frozen(tiny):
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        make_config(*tiny).seed = 1

@@ -1,0 +1,196 @@
+"""Configs as a user's overrides make them, runs as a user starts them, and waiting for them."""
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import IO, Any
+
+import pytest
+
+from cola_train.commands.cli import check_overrides, compose, run_app
+from cola_train.config.checks import load
+from cola_train.config.schema import Config
+from cola_train.train import train
+
+REPOSITORY = Path(__file__).parents[1]
+WORKERS = REPOSITORY / "tests" / "workers"
+
+# arXiv 2502.10940 and the official code: size -> (full-rank, CoLA) parameters
+PAPER_PARAMETERS = {
+    "60m": (58_073_600, 42_770_944),
+    "130m": (134_105_856, 93_997_824),
+    "350m": (367_969_280, 185_222_144),
+    "1b": (1_339_082_752, 609_310_720),
+    "7b": (6_738_415_616, 2_820_935_680),
+}
+
+
+def make_config(*overrides: str) -> Config:
+    """The config that `cola-train OVERRIDES` would run."""
+    good, problems = check_overrides(list(overrides))
+    return load(compose(good, problems), problems)
+
+
+def exit_code_of(overrides: list[str]) -> int:
+    """`cola-train OVERRIDES` in this process, which costs no start; its exit code."""
+    with pytest.raises(SystemExit) as exit_:
+        run_app(train, overrides)
+    return exit_.value.code
+
+
+def child_environment(**variables: str) -> dict[str, str]:
+    """This process's, in which the checkout, its kernels and these helpers can be imported."""
+    path = [*map(str, (REPOSITORY, REPOSITORY / "kernels", REPOSITORY / "tests"))]
+    path += filter(None, [variables.pop("PYTHONPATH", os.environ.get("PYTHONPATH"))])
+    return {
+        **os.environ,
+        "OMP_NUM_THREADS": "1",
+        "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1",  # else restarts and gloo may hang
+        "PYTHONPATH": os.pathsep.join(path),
+        **variables,
+    }
+
+
+def start_python(
+    *arguments: str | Path,
+    processes: int = 0,
+    restarts: int = 0,
+    output: IO[str] | int = subprocess.PIPE,
+    errors: IO[str] | int = subprocess.STDOUT,
+    **variables: str,
+) -> subprocess.Popen[str]:
+    """`python ARGUMENTS`, under torchrun for 1 or more processes, in a process group of its own.
+
+    restarts: of all its processes by torchrun when one has died. variables: of the environment.
+    """
+    torchrun = [
+        "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}",
+        f"--max-restarts={restarts}",
+    ]  # fmt: skip
+    return subprocess.Popen(
+        [sys.executable, *(torchrun if processes else []), *arguments],
+        cwd=REPOSITORY,
+        env=child_environment(**variables),
+        stdout=output,
+        stderr=errors,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def run_python(
+    *arguments: str | Path,
+    processes: int = 0,
+    expect: int | None = 0,
+    seconds: float = 300,
+    **variables: str,
+) -> subprocess.CompletedProcess[str]:
+    """`python ARGUMENTS` to its end, with exit code `expect`; stdout and stderr apart."""
+    process = start_python(*arguments, processes=processes, errors=subprocess.PIPE, **variables)
+    output, errors = finish(process, expect, seconds)
+    return subprocess.CompletedProcess(process.args, process.returncode, output, errors)
+
+
+def finish(
+    process: subprocess.Popen[str], expect: int | None = 0, seconds: float = 300
+) -> tuple[str, str]:
+    """stdout and stderr of a process that must end with exit code `expect`; if it hangs, it ends
+    here, with all that it has started."""
+    try:
+        output, errors = process.communicate(timeout=seconds)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        output, errors = process.communicate()
+        raise AssertionError(f"no end after {seconds} s\n{output}{errors or ''}") from None
+    assert expect in (None, process.returncode), f"{process.returncode}\n{output}{errors or ''}"
+    return output, errors
+
+
+def run_worker(name: str, *arguments: str | Path, **options: Any) -> None:
+    """A script of workers/; options as of `run_python`."""
+    run_python(WORKERS / name, *arguments, **options)
+
+
+def result_of_worker(name: str, *arguments: str | Path, **options: Any) -> Any:
+    """What a script of workers/ writes as JSON to the file that is its first argument."""
+    with tempfile.TemporaryDirectory() as folder:
+        result = Path(folder) / "result.json"
+        run_worker(name, result, *arguments, **options)
+        return json.loads(result.read_text())
+
+
+def launch(overrides: list[str], processes: int = 0, **options: Any) -> subprocess.Popen[str]:
+    """Start `python -m cola_train OVERRIDES`; options as of `start_python`."""
+    module = ["-m", "cola_train"]
+    return start_python(*module, *overrides, processes=processes, **options)
+
+
+def run_to_end(overrides: list[str], processes: int = 0, expect: int = 0) -> str:
+    """The output of a run that must end with exit code `expect`."""
+    return finish(launch(overrides, processes), expect)[0]
+
+
+def wait_until(
+    condition: Callable[[], bool],
+    what: str,
+    process: subprocess.Popen[Any] | None = None,
+    seconds: float = 120,
+    every: float = 0.01,
+) -> None:
+    """Until `condition` holds; fails when `process` has ended without, or after `seconds`, which
+    are there to end a test that hangs: a busy machine must not come near them."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        if process is not None and process.poll() is not None and not condition():
+            raise AssertionError(f"ended with {process.returncode} before {what}")
+        assert time.monotonic() < deadline, f"waited {seconds} s in vain for {what}"
+        time.sleep(every)
+
+
+def wait_for_step(
+    run_dir: Path, step: int, process: subprocess.Popen[Any] | None = None, seconds: float = 120
+) -> None:
+    """Until metrics.jsonl has a line for `step`."""
+    path = run_dir / "metrics.jsonl"
+    wait_until(
+        lambda: path.exists() and f'"step": {step},' in path.read_text(),
+        f"step {step}", process, seconds,
+    )  # fmt: skip
+
+
+def ranks_of(agent: int) -> dict[int, int]:
+    """Rank -> process id of the processes that a torchrun has started."""
+    found = {}
+    for child in children_of(agent):
+        with contextlib.suppress(OSError):  # it is ending
+            variables = Path(f"/proc/{child}/environ").read_bytes().split(b"\0")
+            found |= {int(v[5:]): child for v in variables if v.startswith(b"RANK=")}
+    return found
+
+
+def children_of(process: int) -> list[int]:
+    """Its child processes; those of all its threads."""
+    found = []
+    for file in Path(f"/proc/{process}/task").glob("*/children"):
+        with contextlib.suppress(OSError):
+            found += [int(child) for child in file.read_text().split()]
+    return found
+
+
+def losses(run_dir: Path) -> dict[int, float]:
+    """Step to training loss, from metrics.jsonl; a step logged twice fails."""
+    lines = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+    steps = [line["step"] for line in lines if "loss" in line]
+    assert len(steps) == len(set(steps))
+    return {line["step"]: line["loss"] for line in lines if "loss" in line}
+
+
+def read_json(path: Path) -> Any:
+    return json.loads(path.read_text())

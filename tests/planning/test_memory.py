@@ -1,0 +1,60 @@
+"""The planner's memory against the measured peaks of real runs."""
+
+import json
+
+import pytest
+from measured import measure
+
+from cola_train.planning import memory, zero
+
+SHAPE = [
+    "model.n_layers=4", "model.d_model=256", "model.d_ff=688", "model.n_heads=4",
+    "model.vocab_size=4096", "data.vocab_size=4096", "train.sequence_length=64",
+    "data.document_mask=false", "tracking=local", "train.precision=bf16",
+]  # fmt: skip
+ZERO = "engine=deepspeed engine.overrides={zero_optimization:{reduce_bucket_size:400000}}"
+MEMORY_CASES = {
+    1: [
+        "method=full train.batch_size=8",
+        "recompute=cola_m train.batch_size=32 train.micro_batch_size=16",
+        "recompute=full train.precision=fp32 train.batch_size=8",
+    ],
+    2: [
+        "method=full engine.reshard_after_forward=false train.batch_size=16",
+        "recompute=light train.batch_size=32",
+        "method=full recompute=full train.batch_size=4",
+        "engine.sharding=replicate train.batch_size=16",
+        "engine.sync_every_micro_batch=false train.batch_size=8 train.micro_batch_size=1",
+        f"{ZERO} engine.zero_stage=0 train.batch_size=8",
+        f"{ZERO} engine.zero_stage=1 recompute=cola_m train.batch_size=16",
+        f"{ZERO} engine.zero_stage=2 method=full train.batch_size=16",
+        f"{ZERO} engine.zero_stage=3 train.batch_size=32",
+    ],
+}
+
+
+@pytest.mark.parametrize("processes", MEMORY_CASES)
+def test_memory_is_within_a_tenth_of_measured_peaks(processes, tmp_path):
+    for found in measure("memory", processes, SHAPE, MEMORY_CASES[processes], tmp_path):
+        about = json.dumps(found)
+        assert found["planned"] == pytest.approx(found["peak"], rel=0.1), about
+        if "deepspeed" in found["case"]:
+            continue
+        # weights alone, after building; weights and moments between steps: to the small buffers
+        weights = found["largest"]["optimizer"] // 2
+        assert found["built"] == pytest.approx(weights, rel=0.02), about
+        assert found["between"] == pytest.approx(3 * weights, rel=0.02), about
+
+
+def test_the_planners_constants_are_the_models():
+    from cola_train.model import loss
+
+    assert (memory.CHUNK_BYTES, memory.SOFTMAX_BYTES) == (loss.CHUNK_BYTES, loss.SOFTMAX_BYTES)
+
+
+def test_the_planners_constants_are_deepspeeds():
+    config = pytest.importorskip("deepspeed.runtime.zero.config")
+    fields = config.DeepSpeedZeroConfig.model_fields
+    by_alias = {field.alias or name: field.default for name, field in fields.items()}
+    for name, value in zero.DEFAULTS.items():
+        assert by_alias[name] == value
