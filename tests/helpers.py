@@ -13,10 +13,13 @@ from pathlib import Path
 from typing import IO, Any
 
 import pytest
+import torch
 
 from cola_train.commands.cli import check_overrides, compose, run_app
 from cola_train.config.checks import load
 from cola_train.config.schema import Config
+from cola_train.methods.base import build_method
+from cola_train.model.llama import Llama, build_model
 from cola_train.train import train
 
 REPOSITORY = Path(__file__).parents[1]
@@ -36,6 +39,18 @@ def make_config(*overrides: str) -> Config:
     """The config that `cola-train OVERRIDES` would run."""
     good, problems = check_overrides(list(overrides))
     return load(compose(good, problems), problems)
+
+
+def meta_model(config: Config) -> Llama:
+    """Its model, unsharded, on the meta device, with the kernels of a CPU."""
+    return build_model(config, build_method(config, torch.device("cpu")))
+
+
+def real_model(config: Config) -> Llama:
+    """Its model, unsharded, with its initial weights."""
+    model = meta_model(config).to_empty(device="cpu")
+    model.init_weights(config.seed)
+    return model
 
 
 def exit_code_of(overrides: list[str]) -> int:

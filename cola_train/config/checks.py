@@ -207,7 +207,7 @@ def load(
     for check in checks:
         try:
             problems += check(config, topology)
-        except (TypeError, AttributeError):  # it needs a field that is INVALID
+        except (TypeError, AttributeError, KeyError):  # it needs a field that is INVALID
             if fields_are_right:
                 raise
     problems = [*(also or []), *problems]

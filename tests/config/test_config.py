@@ -14,6 +14,8 @@ BAD_OPTIONS = [
     (["model=60"], ["60", "`60m`"]),
     (["method=colaa"], ["colaa", "`cola`"]),
     (["experiment=paper_61m"], ["`paper_60m`"]),
+    (["data.source=wikipedia"], ["data.source", "stdlib, text, c4, tokens"]),
+    (["data=stdlib"], ["data.files", "data=text", "data=stdlib"]),
     (["train.steps=many"], ["train.steps", "whole number", "many"]),
     (["train.steps=0"], ["train.steps", "at least 1"]),
     (["optim.lr=-1"], ["optim.lr", "more than 0"]),
@@ -69,7 +71,7 @@ def test_all_problems_at_once(tiny, tmp_path, capsys):
 
 def test_every_config_group_and_experiment_loads(corpus):
     """Each YAML file, with no unknown or missing key; the paper's recipe for every size."""
-    recipe = {  # FACTS of the official code: lr, steps, warm-up
+    recipe = {  # arXiv 2502.10940's official code: lr, steps, warm-up
         "60m": (6e-3, 10_000, 2000),
         "130m": (3e-3, 20_000, 2000),
         "350m": (3e-3, 60_000, 6000),
@@ -95,11 +97,17 @@ def test_every_config_group_and_experiment_loads(corpus):
             assert config.optim.betas == [0.9, 0.999] and config.optim.weight_decay == 0.01
             assert config.optim.clip == 0.5 and config.batch_size == 512
             assert config.data.packing == "per_document" and config.data.tokenizer == "t5-base"
-    assert make_config("model=130m").rank == 256
-    assert make_config("model=1b", "method.rank_ratio=0.125").rank == 256
-    assert make_config("method.rank=7", "method.rank_ratio=0.5").rank == 7
-    assert make_config("model=350m").method.activation == "low_rank"
+    assert rank_of("model=130m") == 256
+    assert rank_of("model=1b", "method.rank_ratio=0.125") == 256
+    assert rank_of("method.rank=7", "method.rank_ratio=0.5") == 7
+    config = make_config("model=350m")
+    assert config.method.placement(config.model) == "low_rank"
     assert make_config("train.batch_size=null", "train.batch_tokens=1024").batch_size == 4
+
+
+def rank_of(*overrides: str) -> int:
+    config = make_config(*overrides)
+    return config.method.bottleneck(config.model)
 
 
 def test_batch_must_divide_among_processes(monkeypatch, tiny, capsys):

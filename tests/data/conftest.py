@@ -7,30 +7,20 @@ from typing import Any
 import pytest
 from corpora import some_texts
 
-from cola_train.config.schema import DataConfig
 from cola_train.data import Tokenizer
+from cola_train.data.options import SOURCES, DataOptions
 
 DEFAULTS: dict[str, Any] = {
-    "source": "text",
-    "path": None,
-    "files": [],
-    "validation_files": [],
-    "validation_fraction": 0.1,
-    "text_field": "text",
-    "max_files": None,
-    "tokenizer": "train",
-    "vocab_size": 300,
-    "packing": "packed",
-    "document_mask": None,
+    "source": "text", "validation_fraction": 0.1, "tokenizer": "train", "vocab_size": 300,
     "workers": 1,
-    "verify": True,
-}
+}  # fmt: skip
 
 
 @pytest.fixture
-def data_config(tmp_path: Path) -> Callable[..., DataConfig]:
-    def make(**changes: Any) -> DataConfig:
-        return DataConfig(**{**DEFAULTS, "cache_dir": str(tmp_path / "cache"), **changes})
+def data_config(tmp_path: Path) -> Callable[..., DataOptions]:
+    def make(**changes: Any) -> DataOptions:
+        values = {**DEFAULTS, "cache_dir": str(tmp_path / "cache"), **changes}
+        return SOURCES[values["source"]](**values)
 
     return make
 

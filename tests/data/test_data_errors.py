@@ -13,12 +13,12 @@ import pytest
 from corpora import some_texts, t5_like, write_jsonl
 from tokenizers import Tokenizer, models
 
-from cola_train.config.schema import DataConfig
 from cola_train.data import TokenDataset, jobs, open_data, prepare, problems
 from cola_train.data.loader import BatchLoader, evaluation_batches
+from cola_train.data.options import DataOptions
 from cola_train.errors import UserError
 
-MakeConfig = Callable[..., DataConfig]
+MakeConfig = Callable[..., DataOptions]
 
 
 def text_file(name: str, content: bytes) -> Callable[[Path], dict[str, Any]]:
@@ -69,7 +69,6 @@ GZ = gzip.compress(b'{"text": "a"}\n' * 1000)
 
 # What is wrong, and what the message says of it: found before anything is read ...
 CONFIGURATION: list[tuple[Callable[[Path], dict[str, Any]], list[str]]] = [
-    (lambda d: {"source": "wikipedia"}, ["data.source=wikipedia", "stdlib, text, c4, tokens"]),
     (lambda d: {"files": []}, ["data.files: empty"]),
     (lambda d: {"files": [f"{d}/no*.txt"]}, ["data.files: no file matches", "no*.txt"]),
     (
@@ -100,7 +99,6 @@ CONFIGURATION: list[tuple[Callable[[Path], dict[str, Any]], list[str]]] = [
         lambda d: {"source": "c4", "path": str(d), "vocab_size": 100},
         ["no file c4-train.*.json.gz", "no file c4-validation.*.json.gz"],
     ),
-    (lambda d: {"source": "tokens"}, ["data.path: empty", "cola-prepare"]),
     (lambda d: {"source": "tokens", "path": str(d)}, ["no manifest.json there"]),
     (tokens_with("{"), ["not a readable manifest", "data.path"]),
     (tokens_with('{"format": 99}'), ["format 99", "data.path"]),

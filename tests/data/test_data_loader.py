@@ -11,9 +11,9 @@ import torch
 from corpora import some_texts, write_jsonl
 from tokenizers import Tokenizer
 
-from cola_train.config.schema import DataConfig
 from cola_train.data import TokenDataset, open_data
 from cola_train.data.loader import IGNORE_INDEX, Batch, BatchLoader, evaluation_batches
+from cola_train.data.options import DataOptions
 from cola_train.errors import UserError
 
 T = 16
@@ -22,7 +22,10 @@ SHARDS = 3
 
 @pytest.fixture
 def corpus(
-    tmp_path: Path, tokenizer_json: Path, data_config: Callable[..., DataConfig], small_shards: None
+    tmp_path: Path,
+    tokenizer_json: Path,
+    data_config: Callable[..., DataOptions],
+    small_shards: None,
 ) -> tuple[TokenDataset, list[list[int]], int]:
     """A training split of three shards, its documents' ids, and the id that ends each."""
     texts = [some_texts(40, seed) for seed in range(SHARDS)]

@@ -3,7 +3,6 @@
 from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import torch.distributed as dist
@@ -11,8 +10,8 @@ import torch.multiprocessing as mp
 from corpora import some_texts, write_jsonl
 
 import cola_train.data
-from cola_train.config.schema import DataConfig
 from cola_train.data import open_data
+from cola_train.data.options import DataOptions, TextOptions
 from cola_train.errors import UserError
 
 
@@ -20,7 +19,7 @@ def in_a_group(rank: int, folder: str, good: dict[str, Any], bad: dict[str, Any]
     store = dist.FileStore(f"{folder}/store", 2)
     dist.init_process_group("gloo", store=store, rank=rank, world_size=2, timeout=timedelta(0, 60))
     cola_train.data.HEARTBEAT_SECONDS = 0.0
-    opened = open_data(SimpleNamespace(**good), 300, progress=False)
+    opened = open_data(TextOptions(**good), 300, progress=False)
     lines = [opened.train.fingerprint]
     cases = {
         "preparing": (bad, 300),
@@ -28,7 +27,7 @@ def in_a_group(rank: int, folder: str, good: dict[str, Any], bad: dict[str, Any]
     }
     for name, (config, vocab_size) in cases.items():
         try:
-            open_data(SimpleNamespace(**config), vocab_size, progress=False)
+            open_data(TextOptions(**config), vocab_size, progress=False)
         except UserError as error:
             lines.append(f"{name}: {error}")
     Path(folder, f"said-{rank}").write_text("\n".join(lines))
@@ -37,7 +36,7 @@ def in_a_group(rank: int, folder: str, good: dict[str, Any], bad: dict[str, Any]
 
 
 def test_all_processes_open_the_same_data_or_fail_alike(
-    tmp_path: Path, data_config: Callable[..., DataConfig]
+    tmp_path: Path, data_config: Callable[..., DataOptions]
 ) -> None:
     write_jsonl(tmp_path / "good.jsonl", some_texts(50))
     (tmp_path / "bad.txt").write_bytes(b"caf\xe9")

@@ -14,11 +14,11 @@ import pytest
 from corpora import some_texts, t5_like, write_jsonl
 from helpers import children_of, finish, run_python, start_python, wait_until
 
-from cola_train.config.schema import DataConfig
 from cola_train.data import TokenDataset, Tokenizer, open_data, prepare
+from cola_train.data.options import DataOptions
 from cola_train.errors import UserError
 
-MakeConfig = Callable[..., DataConfig]
+MakeConfig = Callable[..., DataOptions]
 
 
 def decoded(dataset: TokenDataset, tokenizer: Tokenizer) -> list[str]:
@@ -134,11 +134,11 @@ def test_any_number_of_processes_writes_the_same_bytes(
 
 SCRIPT = """
 import sys
-from types import SimpleNamespace
+from cola_train.data.options import TextOptions
 from cola_train.data import preparation
 if __name__ == "__main__":
     preparation.SMALL_FILE_BYTES = 1
-    print(preparation.prepare(SimpleNamespace(**eval(sys.argv[1])), progress=False), flush=True)
+    print(preparation.prepare(TextOptions(**eval(sys.argv[1])), progress=False), flush=True)
 """
 
 

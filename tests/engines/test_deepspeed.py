@@ -21,6 +21,7 @@ from helpers import (
 from cola_train.engines.deepspeed.engine import check_json
 from cola_train.engines.deepspeed.json import deepspeed_json
 from cola_train.errors import UserError
+from cola_train.parallel.topology import Topology
 
 pytestmark = pytest.mark.skipif(find_spec("deepspeed") is None, reason="needs the extra deepspeed")
 
@@ -127,7 +128,8 @@ def test_an_override_that_deepspeed_refuses_is_named(tiny):
     import deepspeed
 
     wrong = "engine.overrides={zero_optimization:{reduce_bucket_sizes:5,overlap_comm:perhaps}}"
-    content = deepspeed_json(make_config(*tiny, "engine=deepspeed", wrong), torch.float32)
+    config = make_config(*tiny, "engine=deepspeed", wrong)
+    content = deepspeed_json(config, Topology(1, 1), torch.float32, pin_memory=False)
     with pytest.raises(UserError) as error:
         check_json(deepspeed, content)
     for word in ("engine.overrides", "reduce_bucket_sizes", "overlap_comm"):

@@ -5,9 +5,10 @@ from importlib.util import find_spec
 
 import pytest
 import torch
-from helpers import REPOSITORY, exit_code_of, make_config
+from helpers import exit_code_of, make_config
 
 from cola_train.engines.deepspeed.json import deepspeed_json
+from cola_train.parallel.topology import Topology
 
 # (overrides after engine=deepspeed, what the message must name)
 REFUSED = [
@@ -39,7 +40,7 @@ def test_wrong_combinations_exit_2_before_deepspeed_is_imported(
 ):
     monkeypatch.setattr("cola_train.distributed.start", lambda *_: pytest.fail("started"))
     monkeypatch.setitem(sys.modules, "deepspeed", None)  # an import fails
-    monkeypatch.setattr("cola_train.config.checks.find_spec", lambda name: True)
+    monkeypatch.setattr("cola_train.engines.deepspeed.options.find_spec", lambda name: True)
     arguments = [*tiny, f"run_dir={tmp_path / 'run'}", "engine=deepspeed", *overrides]
     assert exit_code_of(arguments) == 2
     error = capsys.readouterr().err
@@ -48,7 +49,7 @@ def test_wrong_combinations_exit_2_before_deepspeed_is_imported(
 
 
 def test_optimizer_state_on_nvme_is_for_one_process(tiny, capsys, monkeypatch):
-    monkeypatch.setattr("cola_train.config.checks.find_spec", lambda name: True)
+    monkeypatch.setattr("cola_train.engines.deepspeed.options.find_spec", lambda name: True)
     monkeypatch.setenv("WORLD_SIZE", "2")
     nvme = ["engine.zero_stage=3", "engine.offload_optimizer=nvme", "engine.nvme_path=/mnt"]
     assert exit_code_of([*tiny, "engine=deepspeed", *nvme]) == 2
@@ -61,7 +62,7 @@ def test_zero_options_are_not_fsdps(tiny, capsys):
 
 
 def test_without_deepspeed_it_says_how_to_install_it(tiny, capsys, monkeypatch):
-    monkeypatch.setattr("cola_train.config.checks.find_spec", lambda name: None)
+    monkeypatch.setattr("cola_train.engines.deepspeed.options.find_spec", lambda name: None)
     assert exit_code_of([*tiny, "engine=deepspeed"]) == 2
     error = capsys.readouterr().err
     assert "pip install" in error and "[deepspeed]" in error and "engine=fsdp" in error
@@ -76,7 +77,7 @@ def test_the_json_is_made_from_the_config(tiny):
         *tiny, "engine=deepspeed", "engine.zero_stage=3", "engine.offload_parameters=cpu",
         "train.micro_batch_size=2", "optim.clip=0.25", overrides,
     )  # fmt: skip
-    content = deepspeed_json(config, torch.bfloat16)
+    content = deepspeed_json(config, Topology(1, 1), torch.bfloat16, pin_memory=False)
     assert content["train_micro_batch_size_per_gpu"] == 2
     assert content["gradient_accumulation_steps"] == 4
     assert content["gradient_clipping"] == 0.25 and content["bf16"]["enabled"]
@@ -85,11 +86,3 @@ def test_the_json_is_made_from_the_config(tiny):
     zero = content["zero_optimization"]
     assert zero["offload_param"]["device"] == "cpu" and "offload_optimizer" not in zero
     assert (zero["stage"], zero["reduce_bucket_size"]) == (3, 100)
-
-
-def test_the_loop_and_the_model_name_no_engine():
-    package = REPOSITORY / "cola_train"
-    files = [package / "train.py", package / "evaluate.py", package / "inference" / "generate.py"]
-    for file in [*files, *sorted((package / "model").glob("*.py"))]:
-        words = file.read_text().lower()
-        assert not any(name in words for name in ("fsdp", "deepspeed", "zero_stage")), file

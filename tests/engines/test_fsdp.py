@@ -5,15 +5,11 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from helpers import make_config
+from helpers import make_config, real_model
 
 from cola_train import distributed
-from cola_train.engines.base import build_engine
-from cola_train.methods.base import build_method
-from cola_train.model.llama import build_model
 from cola_train.model.loss import IGNORE_INDEX
-from cola_train.parallel.compile import compile_blocks
-from cola_train.parallel.recompute import apply_recompute
+from cola_train.train import build
 
 
 @pytest.fixture(autouse=True)
@@ -25,14 +21,7 @@ def one_thread():
 
 
 def engine_of(overrides):
-    config = make_config(*overrides)
-    device = distributed.start()
-    method = build_method(config)
-    model = build_model(config, method)
-    apply_recompute(model, config.recompute)
-    if config.train.compile:
-        compile_blocks(model)
-    return build_engine(config, model, method, device)
+    return build(make_config(*overrides), distributed.start())
 
 
 def batches_of(count, rows, seed=0, pad=False):
@@ -100,8 +89,7 @@ def test_one_step_is_adamw_with_clipping(tiny):
     overrides = [*tiny, "optim.clip=0.25", "optim.weight_decay=0.1", "optim.eps=1e-3"]
     config = make_config(*overrides)
     _, norms, engine = trained(overrides, steps=3, count=1, rows=4)
-    model = build_model(config, build_method(config)).to_empty(device="cpu")
-    model.init_weights(config.seed)
+    model = real_model(config)
     optim = config.optim
     reference = torch.optim.AdamW(
         model.parameters(), 1e-2, tuple(optim.betas), optim.eps, optim.weight_decay

@@ -5,30 +5,22 @@ import math
 import pytest
 import torch
 from cola_kernels import composed
-from helpers import PAPER_PARAMETERS
+from helpers import PAPER_PARAMETERS, meta_model, real_model
 from torch.utils.flop_counter import FlopCounterMode
 
 from cola_train import costs
-from cola_train.methods.base import build_method
 from cola_train.model.attention import document_lengths
 from cola_train.model.linear import AutoEncoders
-from cola_train.model.llama import Llama, build_model
 from cola_train.model.mlp import MLP, AutoEncoderMLP
 
 TINY = ("model.d_model=32", "model.d_ff=40", "model.n_layers=2", "model.vocab_size=300")
-
-
-def real_model(config) -> Llama:
-    model = build_model(config, build_method(config)).to_empty(device="cpu")
-    model.init_weights(config.seed)
-    return model
 
 
 @pytest.mark.parametrize("size", PAPER_PARAMETERS)
 @pytest.mark.parametrize("method", ["full", "cola"])
 def test_parameters_are_the_papers(config_of, size, method):
     config = config_of(f"model={size}", f"method={method}")
-    model = build_model(config, build_method(config))
+    model = meta_model(config)
     expected = PAPER_PARAMETERS[size][method == "cola"]
     assert sum(p.numel() for p in model.parameters()) == expected
     assert costs.parameters(config) == expected
@@ -38,7 +30,7 @@ def test_parameters_are_the_papers(config_of, size, method):
 @pytest.mark.parametrize("method", ["full", "cola"])
 def test_flops_are_those_counted(config_of, size, method):
     config = config_of(f"model={size}", f"method={method}")
-    model = build_model(config, build_method(config))
+    model = meta_model(config)
     tokens = torch.zeros(1, config.train.sequence_length, dtype=torch.long, device="meta")
     with FlopCounterMode(display=False) as counter:
         model(tokens).sum().backward()
@@ -125,7 +117,7 @@ def test_init_is_the_official_codes(config_of):
 @pytest.mark.parametrize("method", ["full", "cola"])
 def test_init_fills_everything(config_of, method):
     config = config_of(f"method={method}", *TINY)
-    model = build_model(config, build_method(config)).to_empty(device="cpu")
+    model = meta_model(config).to_empty(device="cpu")
     tensors = [*model.parameters(), *model.buffers()]
     for tensor in tensors:
         tensor.data.fill_(math.nan)

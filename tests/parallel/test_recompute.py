@@ -18,10 +18,10 @@ def assert_counted(config, fused: bool) -> None:
     if fused:
         ops = pytest.importorskip("cola_kernels.fused")
     counted = count_block(config, ops)
-    forward = 2 * costs.linear_parameters(config) + 4 * 256 * config.model.d_model
-    assert counted.forward_flops == forward
-    assert counted.backward_flops == costs.block_backward_flops_per_token(config, fused)
-    assert counted.saved_bytes == costs.block_saved_bytes_per_token(config, fused, element=4)
+    cost = costs.block_cost(config, fused)
+    assert counted.forward_flops == cost.forward_flops
+    assert counted.backward_flops == cost.backward_flops + cost.recomputed_flops
+    assert counted.saved_bytes == cost.saved_bytes(4)
     if config.recompute.name in ("none", "full"):
         assert counted.hooked_bytes == counted.saved_bytes
 
@@ -49,10 +49,10 @@ def test_flops_and_bytes_of_full_rank(size):
 
 
 def test_cola_m_keeps_what_the_paper_says():
-    """FACTS: 2 n d + 7 n r elements a block."""
+    """2 n d + 7 n r elements a block (arXiv 2502.10940's official code, its checkpoints)."""
     config = make_config("model=1b", "recompute=cola_m")
     for fused in (False, True):
-        assert costs.block_saved_bytes_per_token(config, fused, 2) == 2 * (2 * 2048 + 7 * 512)
+        assert costs.block_cost(config, fused).saved_bytes(2) == 2 * (2 * 2048 + 7 * 512)
 
 
 @pytest.mark.parametrize("processes", [1, 2])

@@ -24,7 +24,7 @@ TRAFFIC_CASES = [
     f"{UNEVEN} engine=deepspeed engine.zero_stage=1 train.micro_batch_size=1",
     f"{UNEVEN} engine=deepspeed engine.zero_stage=2 train.micro_batch_size=1",
     f"{EVEN} engine=deepspeed engine.zero_stage=3 train.micro_batch_size=1",
-    f"{UNEVEN} method=full",
+    "model.d_ff=91 method=full",
     f"{UNEVEN} train.micro_batch_size=1 engine.sync_every_micro_batch=false",
     f"{UNEVEN} engine.reshard_after_forward=false train.precision=fp32",
     f"{UNEVEN} engine=deepspeed engine.zero_stage=0",

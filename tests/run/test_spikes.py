@@ -9,7 +9,7 @@ from helpers import exit_code_of, losses
 
 from cola_train.data.loader import BatchLoader
 from cola_train.engines.base import StepResult
-from cola_train.engines.fsdp import FSDPEngine
+from cola_train.engines.fsdp.engine import FSDPEngine
 from cola_train.run.state import Progress
 from cola_train.train import skip_message
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from helpers import make_config
+from helpers import make_config, real_model
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
@@ -22,11 +22,9 @@ from cola_train.checkpoint.checkpointer import Checkpointer
 from cola_train.checkpoint.flat_shard import FlatShard
 from cola_train.config.schema import Config
 from cola_train.data.loader import Batch
-from cola_train.engines.base import Engine, build_engine
+from cola_train.engines.base import Engine
 from cola_train.errors import UserError
-from cola_train.methods.base import build_method
-from cola_train.model.llama import build_model
-from cola_train.parallel.recompute import apply_recompute
+from cola_train.train import build
 
 ROWS, LR, SAVED_AT, STEPS = 8, 1e-2, 3, 10
 PROCESSES = [1, 2, 4]
@@ -71,10 +69,7 @@ def micro_batches(step: int) -> list[Batch]:
 
 
 def engine_of(config: Config) -> Engine:
-    method = build_method(config)
-    model = build_model(config, method)
-    apply_recompute(model, config.recompute)
-    return build_engine(config, model, method, distributed.device())
+    return build(config, distributed.device())
 
 
 def discard(engine: Any) -> None:
@@ -85,9 +80,7 @@ def discard(engine: Any) -> None:
 
 def plain(config: Config, steps: int = STEPS, dtype: torch.dtype = torch.float32) -> list[float]:
     """Losses by the model, torch's AdamW and nothing else; fp32 master weights, `dtype` compute."""
-    method = build_method(config)
-    model = build_model(config, method).to_empty(device="cpu")
-    model.init_weights(config.seed)
+    model = real_model(config)
     masters = [p.detach().clone().requires_grad_() for p in model.parameters()]
     for parameter in model.parameters():
         parameter.data = parameter.data.to(dtype)

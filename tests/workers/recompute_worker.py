@@ -13,11 +13,7 @@ from torch.distributed.tensor import DTensor
 
 from cola_train import distributed
 from cola_train.data.loader import Batch
-from cola_train.engines.base import build_engine
-from cola_train.methods.base import build_method
-from cola_train.model.llama import build_model
-from cola_train.parallel.recompute import apply_recompute
-from cola_train.train import set_determinism
+from cola_train.train import build, set_determinism
 
 STEPS, ROWS = 20, 4
 
@@ -39,10 +35,7 @@ def run(overrides: list[str]) -> tuple[dict[str, object], dict[str, torch.Tensor
     of the first step, as AdamW's first moments have them."""
     config = make_config(*overrides)
     set_determinism(config)
-    method = build_method(config)
-    model = build_model(config, method)
-    apply_recompute(model, config.recompute)
-    engine = build_engine(config, model, method, distributed.device())
+    engine = build(config, distributed.device())
     losses = [engine.train_step([batch(0)], 1e-2).loss]
     gradients = {
         name: whole(tensor).clone()

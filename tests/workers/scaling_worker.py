@@ -17,8 +17,9 @@ from benchmarks.trainer import random_batches, trainer_step
 from cola_train import distributed
 from cola_train.config.schema import Config
 from cola_train.model import attention
+from cola_train.parallel.topology import Topology
 from cola_train.planning.memory import memory
-from cola_train.planning.run import Job
+from cola_train.planning.run import Run
 from cola_train.planning.traffic import traffic
 
 
@@ -32,31 +33,31 @@ def main() -> None:
     for case in cases:
         config = make_config(*json.loads(common), *case.split())
         processes = distributed.world_size()
-        job = Job(config, processes, processes, on_cpu=True)
+        plan = Run(config, Topology(processes, processes), on_cpu=True)
         measure = {"memory": peak_memory, "traffic": counted_traffic}[what]
-        results.append({"case": case, "processes": processes, **measure(config, job)})
+        results.append({"case": case, "processes": processes, **measure(config, plan)})
     if distributed.is_main():
         with open(path, "w") as file:
             json.dump(results, file)
     distributed.stop()
 
 
-def build(config: Config, job: Job):
-    batches = random_batches(config)[: job.accumulation]
+def build(config: Config, plan: Run):
+    batches = random_batches(config)[: plan.accumulation]
     return trainer_step(config, distributed.device(), batches)
 
 
-def peak_memory(config: Config, job: Job):
+def peak_memory(config: Config, plan: Run):
     """The second step's peak, which finds the optimizer's state allocated."""
     gc.collect()  # what the case before left is not freed in this one
     with PeakMemory() as measured:
         with measured.phase("build"):
-            step = build(config, job)
+            step = build(config, plan)
         with measured.phase("first"):
             step()
         with measured.phase("second"):
             step()
-    planned = memory(job)
+    planned = memory(plan)
     return {
         "peak": measured.peak["second"],
         "between": measured.left["second"],
@@ -68,15 +69,15 @@ def peak_memory(config: Config, job: Job):
     }
 
 
-def counted_traffic(config: Config, job: Job):
+def counted_traffic(config: Config, plan: Run):
     """The third step's bytes by kind; before it DeepSpeed records the order of modules."""
-    step = build(config, job)
+    step = build(config, plan)
     step()
     step()
     with Collectives() as counted:
         step()
     planned: dict[str, int] = {}
-    for collective in traffic(job):
+    for collective in traffic(plan):
         planned[collective.kind] = planned.get(collective.kind, 0) + collective.bytes
     return {
         "counted": dict(counted.bytes),
