@@ -7,6 +7,7 @@ import pytest
 from benchmarks.scaling import in_group
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("way", ["full", "ZeRO 2", "ZeRO 3"])
 def test_an_asynchronous_save_blocks_little(way, tmp_path):
     """500 MB of 60m, from the engine's state on, beside real steps."""
