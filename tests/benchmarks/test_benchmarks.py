@@ -51,7 +51,6 @@ def test_train_step(tmp_path: Path, config_of: Callable[..., Config]) -> None:
             method["tokens_per_second"] * method["flops_per_token"]
         )
         assert method["peak_memory_bytes"] > 4 * 4 * method["parameters"]
-    assert figures["machine"]["threads"] >= 1
     assert figures["command"][:4] == ["python", "-m", "benchmarks", "train_step"]
 
 
@@ -73,7 +72,7 @@ def test_recompute_where_little_is_installed(tmp_path: Path) -> None:
     assert len(figures["contenders"]) == 4
     for name, of in figures["contenders"].items():
         assert of["faster_than_cola"] == pytest.approx(paired_ratio(cola, of))
-        assert of["peak_memory_bytes"] > 0, name
+        assert of["peak_memory_bytes"] > 2**27, name  # bytes: torch alone takes more
     kept = {name: of["blocks_keep_bytes"] for name, of in figures["contenders"].items()}
     assert kept["cola, cola_m"] < kept["cola, light"] < kept["cola"]
     assert kept["cola, cola_m"] == 2 * 32 * 4 * (2 * 256 + 7 * 64)

@@ -67,7 +67,7 @@ def unavailable() -> str | None:
     path = os.environ["PATH"] + ":/usr/sbin:/sbin"
     missing = [name for name in PROGRAMS if shutil.which(name, path=path) is None]
     if missing:
-        return f"SLURM is not installed ({', '.join(missing)} missing); see tests/install_slurm.sh"
+        return f"no {', '.join(missing)}; tests/install_slurm.sh (root, Debian) installs SLURM"
     return None if os.geteuid() == 0 else "needs root, for SLURM's daemons"
 
 

@@ -47,7 +47,7 @@ def run(
 
 def test_shellcheck():
     if shutil.which("shellcheck") is None:
-        pytest.skip("shellcheck is not installed; see tests/install_slurm.sh")
+        pytest.skip("no shellcheck; tests/install_slurm.sh (root, Debian) installs it")
     subprocess.run(["shellcheck", "-x", *SCRIPTS, "tests/install_slurm.sh"], check=True,
                    cwd=REPOSITORY)  # fmt: skip
 
@@ -143,6 +143,7 @@ def test_sweep_lines_must_differ_in_their_folder(tiny, tmp_path, environment):
     assert "give each a run_name" in errors
 
 
+@pytest.mark.slow
 def test_torchrun_passes_signals_on_and_exits_with_the_trainers_code(tiny, tmp_path, environment):
     """USR1 to the script: the run saves, and the script says 75, though torchrun does not."""
     run_dir = tmp_path / "run"

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 from helpers import (
+    exit_code_of,
     losses,
     read_json,
     run_to_end,
@@ -21,7 +22,11 @@ from slurm_cluster import Cluster, unavailable
 
 STEPS = 4000  # of the schedule; each test ends earlier, at its `train.stop_after`
 
-pytestmark = pytest.mark.skipif(unavailable() is not None, reason=str(unavailable()))
+pytestmark = [
+    pytest.mark.skipif(unavailable() is not None, reason=str(unavailable())),
+    pytest.mark.slow,
+    pytest.mark.xdist_group("slurm"),  # one cluster
+]
 
 
 @pytest.fixture(scope="session")
@@ -49,7 +54,11 @@ def undisturbed(
         run_dir = tmp_path_factory.mktemp("undisturbed")
         stop = 300 if processes == 1 else 20
         command = [*tiny, f"train.steps={STEPS}", f"train.stop_after={stop}"]
-        run_to_end([*command, f"run_dir={run_dir}"], 0 if processes == 1 else processes)
+        command.append(f"run_dir={run_dir}")
+        if processes == 1:
+            assert exit_code_of(command) == 0
+        else:
+            run_to_end(command, processes)
         return losses(run_dir)
 
     def losses_of(steps: int, processes: int) -> dict[int, float]:

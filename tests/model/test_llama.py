@@ -33,9 +33,11 @@ def test_flops_are_those_counted(config_of, size, method):
     model = meta_model(config)
     tokens = torch.zeros(1, config.train.sequence_length, dtype=torch.long, device="meta")
     with FlopCounterMode(display=False) as counter:
-        model(tokens).sum().backward()
-    per_token = counter.get_total_flops() / tokens.numel()
-    assert per_token == costs.training_flops_per_token(config)
+        logits = model(tokens)
+        forward = counter.get_total_flops()
+        logits.sum().backward()
+    assert forward == tokens.numel() * costs.forward_flops_per_token(config)
+    assert counter.get_total_flops() == tokens.numel() * costs.training_flops_per_token(config)
 
 
 def test_full_rank_equals_transformers(config_of):

@@ -33,7 +33,7 @@ MEMORY_CASES = {
 }
 
 
-@pytest.mark.parametrize("processes", MEMORY_CASES)
+@pytest.mark.parametrize("processes", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_memory_is_within_a_tenth_of_measured_peaks(processes, tmp_path):
     for found in measure("memory", processes, SHAPE, MEMORY_CASES[processes], tmp_path):
         about = json.dumps(found)

@@ -7,6 +7,7 @@ import signal
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
 from helpers import launch, losses, ranks_of, read_json, run_to_end, wait_until
 
 STEPS = 200
@@ -96,6 +97,7 @@ def send(number: signal.Signals, processes) -> None:
             continue
 
 
+@pytest.mark.slow
 def test_ten_kills_in_one_run(tiny, tmp_path, record_property):
     seed = int(os.environ.get("CHAOS_SEED", random.randrange(10**6)))
     choose = random.Random(seed)

@@ -25,7 +25,7 @@ STEPS = "train.steps=40"
 @pytest.fixture(scope="module")
 def undisturbed(tiny: list[str], tmp_path_factory: pytest.TempPathFactory) -> dict[int, float]:
     run_dir = tmp_path_factory.mktemp("undisturbed")
-    run_to_end([*tiny, STEPS, f"run_dir={run_dir}"])
+    assert exit_code_of([*tiny, STEPS, f"run_dir={run_dir}"]) == 0
     return losses(run_dir)
 
 
@@ -45,6 +45,7 @@ def remount(folder: Path, option: str) -> None:
     subprocess.run(["mount", "-o", f"remount,{option}", folder], check=True)
 
 
+@pytest.mark.slow
 def test_full_disk_stops_the_run_and_loses_no_step(tiny, small_disk, undisturbed):
     run_dir = small_disk / "run"
     common = [*tiny, STEPS, "checkpoint.keep=1", f"run_dir={run_dir}"]
@@ -57,6 +58,7 @@ def test_full_disk_stops_the_run_and_loses_no_step(tiny, small_disk, undisturbed
     assert losses(run_dir) == undisturbed
 
 
+@pytest.mark.slow
 def test_read_only_folder_is_named(tiny, small_disk, undisturbed):
     run_dir = small_disk / "run"
     common = [*tiny, STEPS, "checkpoint.keep=1", f"run_dir={run_dir}"]
@@ -77,6 +79,7 @@ time.time = lambda: now() + random.choice([-1, 1]) * 86400 * 365
 """
 
 
+@pytest.mark.slow
 def test_a_clock_that_jumps_changes_nothing(tiny, tmp_path, undisturbed, monkeypatch):
     """Time jumps by two years at each look, and the older checkpoint's files are the newer."""
     (tmp_path / "clock").mkdir()
@@ -113,6 +116,7 @@ def silent_server() -> Iterator[str]:
         yield f"http://127.0.0.1:{server.getsockname()[1]}"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["unreachable", "slow"])
 def test_wandb_that_does_not_answer(tiny, tmp_path, undisturbed, monkeypatch, silent_server, kind):
     """The run goes on, and W&B's record is there to be synchronised later."""
@@ -147,6 +151,6 @@ def test_a_data_worker_that_dies_is_named_and_its_work_done_again(tmp_path, tiny
     os.kill(workers()[0], signal.SIGKILL)
     output, _ = finish(process, expect=2)
     assert "a process that tokenises died" in output
-    run_to_end(common)
+    assert exit_code_of(common) == 0
     assert list(losses(tmp_path / "run")) == [1, 2]
     assert read_json(tmp_path / "run/status.json")["state"] == "done"

@@ -7,29 +7,31 @@ import pytest
 from helpers import exit_code_of, finish, launch, losses, run_to_end, wait_for_step
 
 
+@pytest.mark.slow
 def test_four_processes_then_two_then_one(tiny, tmp_path):
     """The same run on another number of processes differs by rounding alone."""
     common = [*tiny, "train.steps=18", "train.micro_batch_size=2", f"run_dir={tmp_path / 'moved'}"]
     run_to_end([*common, "train.stop_after=6"], processes=4)
     run_to_end([*common, "train.stop_after=12"], processes=2)
-    run_to_end(common)
-    run_to_end([*tiny, "train.steps=18", f"run_dir={tmp_path / 'one'}"])
+    assert exit_code_of(common) == 0
+    assert exit_code_of([*tiny, "train.steps=18", f"run_dir={tmp_path / 'one'}"]) == 0
     moved, one = losses(tmp_path / "moved"), losses(tmp_path / "one")
     assert list(moved) == list(one) == list(range(1, 19))
     # fp32 sums in another order: about 1e-7 a step, which 18 Adam steps amplify
     assert moved == pytest.approx(one, rel=2e-5)
 
 
-@pytest.mark.parametrize("sharding", ["hybrid", "replicate"])
-def test_sharding_strategies_agree(tiny, tmp_path, sharding):
+@pytest.mark.slow
+@pytest.mark.parametrize(("sharding", "processes"), [("hybrid", 4), ("replicate", 2)])
+def test_sharding_strategies_agree(tiny, tmp_path, sharding, processes):
     common = [*tiny, "train.steps=6", "engine.shard_size=2"]
-    run_to_end([*common, f"run_dir={tmp_path / 'one'}"])
-    run_to_end([*common, f"engine.sharding={sharding}", f"run_dir={tmp_path / 's'}"], processes=4)
+    assert exit_code_of([*common, f"run_dir={tmp_path / 'one'}"]) == 0
+    run_to_end([*common, f"engine.sharding={sharding}", f"run_dir={tmp_path / 's'}"], processes)
     assert losses(tmp_path / "s") == pytest.approx(losses(tmp_path / "one"), rel=1e-5)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
-def test_signal_saves_and_exits_75(tiny, tmp_path, number):
+def test_signal_saves_and_exits_75(tiny, tmp_path, capsys, number):
     common = [*tiny, "train.steps=400", "checkpoint.every=0", f"run_dir={tmp_path / 'run'}"]
     process = launch(common)
     wait_for_step(tmp_path / "run", 3, process)
@@ -37,33 +39,39 @@ def test_signal_saves_and_exits_75(tiny, tmp_path, number):
     output, _ = finish(process, expect=75)
     assert signal.Signals(number).name in output
     stopped = max(losses(tmp_path / "run"))
-    output = run_to_end([*common, f"train.stop_after={stopped + 2}"])
-    assert f"resuming from {tmp_path / 'run' / 'checkpoints' / f'step-{stopped:08d}'}" in output
+    assert exit_code_of([*common, f"train.stop_after={stopped + 2}"]) == 0
+    said = capsys.readouterr().err
+    assert f"resuming from {tmp_path / 'run' / 'checkpoints' / f'step-{stopped:08d}'}" in said
     assert list(losses(tmp_path / "run")) == list(range(1, stopped + 3))
 
 
-def test_damaged_checkpoint_is_passed_over(tiny, tmp_path):
+def test_damaged_checkpoint_is_passed_over(tiny, tmp_path, capsys):
     common = [*tiny, "train.steps=30", f"run_dir={tmp_path / 'run'}"]
-    run_to_end([*common, "train.stop_after=12"])
+    assert exit_code_of([*common, "train.stop_after=12"]) == 0
     newest = tmp_path / "run" / "checkpoints" / "step-00000012"
     tensors = max(newest.glob("*.safetensors"), key=lambda path: path.stat().st_size)
     content = bytearray(tensors.read_bytes())
     content[len(content) // 2] ^= 1
     tensors.write_bytes(content)
-    output = run_to_end([*common, "train.stop_after=14"])
-    assert tensors.name in output and "resuming from" in output and "step-00000010" in output
-    run_to_end([*tiny, "train.steps=30", "train.stop_after=14", f"run_dir={tmp_path / 'one'}"])
+    capsys.readouterr()
+    assert exit_code_of([*common, "train.stop_after=14"]) == 0
+    said = capsys.readouterr().err
+    assert tensors.name in said and "resuming from" in said and "step-00000010" in said
+    one = [*tiny, "train.steps=30", "train.stop_after=14", f"run_dir={tmp_path / 'one'}"]
+    assert exit_code_of(one) == 0
     assert losses(tmp_path / "run") == losses(tmp_path / "one")
 
 
-def test_started_again_after_the_end_trains_no_further(tiny, tmp_path):
+def test_started_again_after_the_end_trains_no_further(tiny, tmp_path, capsys):
     common = [*tiny, "train.steps=3", f"run_dir={tmp_path / 'run'}"]
-    run_to_end(common)
+    assert exit_code_of(common) == 0
     before = (tmp_path / "run" / "checkpoints" / "step-00000003").stat().st_mtime_ns
     lines = (tmp_path / "run" / "metrics.jsonl").read_text()
-    output = run_to_end(common)
+    capsys.readouterr()
+    assert exit_code_of(common) == 0
     assert (tmp_path / "run" / "metrics.jsonl").read_text() == lines
-    assert "resuming" in output and "perplexity" in output
+    said = capsys.readouterr()
+    assert "resuming" in said.err and "perplexity" in said.out
     assert (tmp_path / "run" / "checkpoints" / "step-00000003").stat().st_mtime_ns == before
 
 

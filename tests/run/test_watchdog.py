@@ -4,6 +4,7 @@ import os
 import re
 import signal
 
+import pytest
 from helpers import (
     WORKERS,
     finish,
@@ -18,6 +19,7 @@ from helpers import (
 )
 
 
+@pytest.mark.slow
 def test_a_stopped_rank_is_named_and_the_run_goes_on(tiny, tmp_path):
     """SIGSTOP to rank 1: rank 0 speaks, ends with 75, and torchrun starts both again."""
     common = [*tiny, "train.steps=120", "train.hang_seconds=4"]

@@ -1,7 +1,7 @@
 """Run by test_deepspeed.py under torchrun: every engine beside plain torch, in one process group.
 
 Arguments: the JSON file to write, modes with commas between them, a folder for checkpoints, the
-overrides of a tiny run. `curves`: losses of 10 steps. `skips`: what a step that is not finite
+overrides of a tiny run. `curves`: losses of 5 steps. `skips`: what a step that is not finite
 changes. `save` and `resume`: checkpoints of every engine, loaded into every engine.
 """
 
@@ -26,7 +26,7 @@ from cola_train.engines.base import Engine
 from cola_train.errors import UserError
 from cola_train.train import build
 
-ROWS, LR, SAVED_AT, STEPS = 8, 1e-2, 3, 10
+ROWS, LR, SAVED_AT, STEPS = 8, 1e-2, 3, 5
 PROCESSES = [1, 2, 4]
 
 # All parameters of a tiny model are below the size from which ZeRO-3 shards them, and one
@@ -51,10 +51,11 @@ OFFLOAD = {
 }  # fmt: skip
 ALL_PAIRS = bool(os.environ.get("ALL_PAIRS"))
 TRAVELLING = ENGINES | OFFLOAD if ALL_PAIRS else ENGINES  # what saves and resumes checkpoints
-POLICIES = [
-    ("full", "none"), ("full", "full"),
-    ("cola", "none"), ("cola", "full"), ("cola", "cola_m"), ("cola", "light"),
-]  # fmt: skip
+# What a method or a policy can meet of an engine is that weights come and go: all of them under
+# the engines that shard weights, one policy of each method under the others.
+SHARDING = ["fsdp", "ZeRO-3"]
+EVERYWHERE = [("full", "none"), ("cola", "cola_m")]
+POLICIES = [*EVERYWHERE, ("full", "full"), ("cola", "none"), ("cola", "full"), ("cola", "light")]
 
 
 def rows(step: int) -> Tensor:
@@ -110,10 +111,14 @@ def curves(_: str, overrides: list[str]) -> dict[str, Any]:
     results: dict[str, Any] = {"fp32": {}, "bf16": {}}
     for method, policy in POLICIES:
         case = [*overrides, f"method={method}", f"recompute={policy}"]
-        engines = ENGINES | (OFFLOAD if policy == "cola_m" else {})
         for precision in ("fp32", "bf16"):
+            engines = {name: ENGINES[name] for name in SHARDING}
+            if policy == "cola_m":
+                engines = ENGINES | OFFLOAD
+            elif (method, policy) in EVERYWHERE and precision == "fp32":
+                engines = ENGINES
             if precision == "bf16":
-                if (method, policy) not in (("full", "none"), ("cola", "cola_m")):
+                if (method, policy) not in EVERYWHERE:
                     continue
                 # a large eps keeps Adam from amplifying the rounding of gradients near zero
                 case = [*case, "optim.eps=1e-3"]
