@@ -41,7 +41,7 @@ TABLE: dict[str, dict[str, dict[str, Config]]] = {
         "sm_90": {
             "wide": Config(128, 256, 64, 8, 3),
             "narrow": Config(128, 128, 64, 8, 4),
-            "fp32": Config(128, 64, 16, 8, 3),
+            "fp32": Config(128, 64, 16, 8, 2),
         },
     },
     "gated_up": {

@@ -3,7 +3,8 @@
 `python -m cola_kernels.tools.compile_report --arch sm_90 [--json FILE]` builds the launches that
 the models make, with meta tensors, and compiles each as Triton would at launch. It fails (exit 1)
 on a register spill, on more shared memory than the chip has, on a 16-bit GEMM for sm_90 without
-wgmma, and on a row of the table that no launch reached.
+wgmma, and on a row of the table that no launch reached. `--brief` compiles each kernel once for
+each row of the table and each of its modes, instead of once for each width it is specialised to.
 """
 
 import argparse
@@ -34,7 +35,7 @@ SIGNATURES = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp3
 
 @dataclass(frozen=True)
 class Row:
-    """One compiled kernel. Spills and shared memory in bytes."""
+    """One compiled kernel. Spills (a thread's stack frame) and shared memory in bytes."""
 
     kernel: str
     variant: str
@@ -64,7 +65,7 @@ def launches(
     """(variant, launch) of every kernel launch of one block of a model; values are random."""
     from cola_kernels.gated import gated_up_backward_launch, gated_up_launch
     from cola_kernels.gemm import empty_aligned
-    from cola_kernels.ops.down import down_launch, stack
+    from cola_kernels.ops.down import down_launch
     from cola_kernels.ops.up import up_add_launch, up_backward_launches, up_launches
 
     like = torch.empty(0, dtype=dtype, device=device)
@@ -75,11 +76,15 @@ def launches(
     def new(rows: int, columns: int) -> Tensor:
         return filled(like.new_empty(rows, columns))
 
+    def aligned(rows: int, columns: int) -> Tensor:
+        return filled(empty_aligned(like, rows, columns))
+
     n, d, d_ff, r = shape.n, shape.d, shape.d_ff, shape.r
-    p, dp, dg, du = (filled(empty_aligned(like, n, d_ff)) for _ in range(4))
+    p, dp, dg, du = (aligned(n, d_ff) for _ in range(4))
     gate, up = new(d_ff, r), new(d_ff, r)
-    yield "down", down_launch(new(n, d), stack([new(r, d)] * 3), new(n, 3 * r), arch)
-    yield "down", down_launch(p, stack([new(r, d_ff)]), new(n, r), arch)
+    # weights as `ops.down.stack` lays them out
+    yield "down", down_launch(new(n, d), aligned(3 * r, d), new(n, 3 * r), arch)
+    yield "down", down_launch(p, aligned(r, d_ff), new(n, r), arch)
     yield "up", up_launches(new(n, r), [new(d, r)], [new(n, d)], arch)[0]
     yield "up_add", up_add_launch(new(n, r), new(d, r), new(n, d), new(n, d), arch)
     for activation in (True, False):
@@ -128,31 +133,26 @@ def compilation(launch: Launch) -> Hashable:
 
 
 def compile_row(variant: str, shape: str, launch: Launch, arch: str) -> Row:
-    """Compile one launch for `arch` and read what the assembler says of it."""
+    """Compile one launch for `arch` and read what the machine code takes."""
     import triton
     from triton.backends.compiler import GPUTarget
-    from triton.backends.nvidia.compiler import get_ptxas
 
-    number = int(arch.removeprefix("sm_"))
     config = launch.config
     start = time.perf_counter()
     compiled = triton.compile(
         source_of(launch),
-        target=GPUTarget("cuda", number, 32),
+        target=GPUTarget("cuda", int(arch.removeprefix("sm_")), 32),
         options={"num_warps": config.warps, "num_stages": config.stages},
     )
     seconds = time.perf_counter() - start
-    ptx = compiled.asm["ptx"]
-    target = re.search(r"\.target\s+([^\s,]+)", ptx)
-    assert target is not None
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder, "kernel.ptx")
-        path.write_text(ptx)
-        command = [get_ptxas(number).path, "-v", f"-arch={target[1]}", str(path), "-o", os.devnull]
-        said = subprocess.run(command, capture_output=True, text=True, check=True).stderr
-    spills = re.findall(r"(\d+) bytes spill (?:stores|loads)", said)
-    registers = re.search(r"Used (\d+) registers", said)
-    assert registers is not None and spills, said
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(compiled.asm["cubin"])
+        file.flush()
+        command = [triton.knobs.nvidia.cuobjdump.path, "-res-usage", file.name]
+        said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    # arrays of a thread's own would be in the stack frame too, but the kernels have none
+    usage = re.search(r"REG:(\d+) STACK:(\d+)", said)
+    assert usage is not None, said
     dtype = next(a.dtype for a in launch.arguments.values() if isinstance(a, Tensor))
     return Row(
         kernel=launch.kernel.__name__,
@@ -160,28 +160,48 @@ def compile_row(variant: str, shape: str, launch: Launch, arch: str) -> Row:
         shape=shape,
         dtype=SIGNATURES[dtype],
         config=config,
-        registers=int(registers[1]),
-        spills=sum(map(int, spills)),
+        registers=int(usage[1]),
+        spills=int(usage[2]),
         shared=compiled.metadata.shared,
-        wgmma=ptx.count("wgmma.mma_async"),
+        wgmma=compiled.asm["ptx"].count("wgmma.mma_async"),
         seconds=seconds,
     )
 
 
-def report(arch: str, rank: int | None = None) -> Iterator[Row]:
+def mode(launch: Launch) -> Hashable:
+    """Kernel, row of the table and the switches written in the kernel: not what widths decide."""
+    switches = {
+        name: value
+        for name, value in launch.arguments.items()
+        if isinstance(value, (bool, str)) and not name.startswith("EVEN_")
+    }
+    return launch.kernel.__name__, launch.config, tuple(switches.items())
+
+
+def report(arch: str, rank: int | None = None, brief: bool = False) -> Iterator[Row]:
     """Each distinct compilation once: the widths differ between models, most kernels do not.
 
     rank: in place of the models' own.
+    brief: of each mode only the compilation with the most masks.
     """
-    seen = set()
     for dtype in (torch.bfloat16, torch.float32):  # float16 takes bfloat16's rows
+        distinct: dict[Hashable, tuple[str, str, Launch]] = {}
         for name, shape in ALL_SHAPES.items():
             if rank is not None:
                 shape = replace(shape, r=rank)
             for variant, launch in launches(shape, dtype, arch):
-                if compilation(launch) not in seen:
-                    seen.add(compilation(launch))
-                    yield compile_row(variant, name, launch, arch)
+                distinct.setdefault(compilation(launch), (variant, name, launch))
+        chosen = list(distinct.values())
+        if brief:
+            chosen.sort(key=lambda of: masks(of[2]))
+            chosen = list({mode(of[2]): of for of in chosen}.values())
+        for variant, name, launch in chosen:
+            yield compile_row(variant, name, launch, arch)
+
+
+def masks(launch: Launch) -> int:
+    """How many of the kernel's axes do not fill their tiles."""
+    return sum(launch.arguments.get(name) is False for name in ("EVEN_N", "EVEN_K"))
 
 
 def unreached(arch: str, rows: list[Row]) -> list[str]:
@@ -200,6 +220,7 @@ def main() -> int:
     parser.add_argument("--arch", choices=ARCHITECTURES, required=True)
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the rows there too")
     parser.add_argument("--rank", type=int, help="in place of the models' own ranks")
+    parser.add_argument("--brief", action="store_true", help="each mode of a kernel once")
     options = parser.parse_args()
     if options.json and not options.json.parent.is_dir():
         parser.error(f"--json: the folder {options.json.parent} does not exist; make it first")
@@ -216,7 +237,7 @@ def main() -> int:
               "| spills (B) | shared (KiB) | wgmma | compile (s) |")  # fmt: skip
         print("|---|---|---|---|---|---|---|---|---|---|", flush=True)
         rows = []
-        for row in report(options.arch, options.rank):
+        for row in report(options.arch, options.rank, options.brief):
             rows.append(row)
             c = row.config
             print(
