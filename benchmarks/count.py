@@ -15,7 +15,8 @@ from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, 
 
 from cola_train.config.schema import Config
 from cola_train.methods.base import build_method
-from cola_train.model.attention import attention_documents
+from cola_train.model import cpu
+from cola_train.model.context import AttentionContext
 from cola_train.model.llama import Llama
 from cola_train.parallel.recompute import apply_recompute
 
@@ -83,10 +84,12 @@ def count_block(
     with FakeTensorMode():
         with default_dtype(dtype):
             model = Llama(config.model, method, T)
-        apply_recompute(model, config.recompute)
-        block, rotary = model.layers[0], model.rotary.float()
+        cpu.specialise(model, dtype, compiled=False)
+        apply_recompute(model, config.recompute.name, method.kept_ops)
+        block = model.layers[0]
         x = torch.empty(B, T, config.model.d_model, dtype=dtype, requires_grad=True)
-        documents = attention_documents(None, config.model.attention, x)
+        context = AttentionContext(model.rotary.float(), model.make_mask(None, x))
+        own = [*model.parameters(), *model.buffers(), context.rotary]
         packed: dict[int, Tensor] = {}
 
         def pack(tensor: Tensor) -> Tensor:
@@ -98,9 +101,9 @@ def count_block(
             LiveStorages() as live,
             torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor),
         ):
-            y = block(x, rotary, documents)
-        saved = x.nbytes + live.bytes(x, y, rotary, *model.parameters())
-        others = {t.untyped_storage()._cdata for t in (y, rotary, *model.parameters())}
+            y = block(x, context)
+        saved = x.nbytes + live.bytes(x, y, *own)
+        others = {t.untyped_storage()._cdata for t in (y, *own)}
         hooked = sum(t.untyped_storage().nbytes() for at, t in packed.items() if at not in others)
         packed.clear()
         with flops() as backward:

@@ -6,7 +6,6 @@ policy is only another `forward` on the same modules.
 
 import argparse
 from collections.abc import Callable, Sequence
-from types import SimpleNamespace
 from typing import Any
 
 import cola_kernels
@@ -20,10 +19,11 @@ from benchmarks.report import Benchmark, Report, table
 from benchmarks.timing import Timing, alternate, precision_name, product_step
 from cola_train import costs, distributed, hardware
 from cola_train.config.schema import Config
+from cola_train.data.loader import Batch
 from cola_train.engines.base import Engine, build_engine
 from cola_train.errors import UserError
-from cola_train.methods.base import build_method
-from cola_train.model.llama import build_model
+from cola_train.methods.base import Method, build_method
+from cola_train.model.llama import Llama, build_model
 from cola_train.parallel.compile import compile_blocks
 from cola_train.parallel.recompute import apply_recompute
 
@@ -144,8 +144,8 @@ def build_steps(configs: dict[str, Config], device: torch.device) -> dict[str, S
         of_method = {n: c for n, c in configs.items() if c.method.name == method_name}
         config = next(iter(of_method.values()))
         method = build_method(config, device)
-        model = build_model(config, method)
-        forwards = {name: take_policy(model.layers, c, model) for name, c in of_method.items()}
+        model = build_model(config, method, device)
+        forwards = {name: take_policy(c, model, method) for name, c in of_method.items()}
         engine = build_engine(config, model, method, device)
         for name in of_method:
             steps[name] = policy_step(engine, model.layers, forwards[name], config)
@@ -156,12 +156,14 @@ HOOKS = ("forward", "attend", "feed_forward")  # what a policy or compilation pu
 Forwards = list[dict[str, Callable[..., Any]]]
 
 
-def take_policy(blocks: nn.ModuleList, config: Config, model: Any) -> Forwards:
+def take_policy(config: Config, model: Llama, method: Method) -> Forwards:
     """What `config`'s policy puts on each block, taken off again."""
-    apply_recompute(model, config.recompute)
+    apply_recompute(model, config.recompute.name, method.kept_ops)
     if config.train.compile:
         compile_blocks(model)
-    return [{k: block.__dict__.pop(k) for k in HOOKS if k in block.__dict__} for block in blocks]
+    return [
+        {k: block.__dict__.pop(k) for k in HOOKS if k in block.__dict__} for block in model.layers
+    ]
 
 
 def policy_step(engine: Engine, blocks: nn.ModuleList, forwards: Forwards, config: Config) -> Step:
@@ -178,14 +180,12 @@ def policy_step(engine: Engine, blocks: nn.ModuleList, forwards: Forwards, confi
     return step
 
 
-def random_batch(config: Config) -> Any:
+def random_batch(config: Config) -> Batch:
     """Random tokens; no documents, so that each attention kernel can run at its best."""
     generator = torch.Generator().manual_seed(config.seed)
     shape = (config.batch_size, config.train.sequence_length + 1)
     window = torch.randint(config.model.vocab_size, shape, generator=generator)
-    return SimpleNamespace(
-        inputs=window[:, :-1].contiguous(), targets=window[:, 1:].contiguous(), documents=None
-    )
+    return Batch(window[:, :-1].contiguous(), window[:, 1:].contiguous(), None)
 
 
 def kept_bytes(config: Config, fused: bool, device: torch.device) -> float:

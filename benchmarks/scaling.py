@@ -180,13 +180,13 @@ def save(folder: str, way: str, saves: str) -> list[dict[str, Any]]:
     checkpointer = Checkpointer(
         Path(config.run_dir) / "checkpoints", keep=int(saves), keep_best=False, asynchronous=True
     )  # deletes none, which would take time too
-    checkpointer.reserve(engine.tensors())
+    checkpointer.reserve(engine.state_dict())
     for _ in range(2):
         engine.train_step(batches, config.optim.lr)
     starts, copied, ends = [], [], []
     for step in range(int(saves)):
         starts.append(time.perf_counter())
-        whole = checkpointer.save(step, engine.tensors(), {})
+        whole = checkpointer.save(step, engine.state_dict(), {})
         copied.append(time.perf_counter())
         whole.add_done_callback(lambda _: ends.append(time.perf_counter()))
         while distributed.any_rank(not whole.done()):

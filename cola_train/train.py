@@ -71,13 +71,13 @@ def run(config: Config, device: torch.device, attempt: Attempt, watchdog: Watchd
         progress = resume(checkpointer, path, engine, loader)
     saved_step = attempt.step = progress.step
     if config.checkpoint.every:
-        checkpointer.reserve(engine.tensors())
+        checkpointer.reserve(engine.state_dict())
     tracker = Tracker(config, progress.step, facts(config, device), attempt.check)
     tracker.say(headline(config, device, path))
 
     def save(loss: float | None) -> None:
         nonlocal saved_step
-        checkpointer.save(progress.step, engine.tensors(), state(progress, loader), loss)
+        checkpointer.save(progress.step, engine.state_dict(), state(progress, loader), loss)
         saved_step = progress.step
         watchdog.advance(f"step {progress.step + 1}, after a save")
 
@@ -163,8 +163,8 @@ def run(config: Config, device: torch.device, attempt: Attempt, watchdog: Watchd
 def build(config: Config, device: torch.device) -> Engine:
     """The model of `config`, built as its method says, recomputed, compiled and sharded."""
     method = build_method(config, device)
-    model = build_model(config, method)
-    apply_recompute(model, config.recompute)
+    model = build_model(config, method, device)
+    apply_recompute(model, config.recompute.name, method.kept_ops)
     if config.train.compile:
         compile_blocks(model)
     return build_engine(config, model, method, device)
@@ -229,9 +229,9 @@ def starting_point(checkpointer: Checkpointer, option: str) -> Path | None:
 
 def resume(checkpointer: Checkpointer, path: Path, engine: Engine, loader: BatchLoader) -> Progress:
     """Load the checkpoint at `path` into engine, loader and generators."""
-    tensors = engine.tensors()
-    saved = checkpointer.load(path, tensors)
-    engine.take(tensors)
+    state = engine.state_dict()
+    saved = checkpointer.load(path, state)
+    engine.load_state_dict(state)
     loader.load_state_dict(saved["loader"])
     set_rng_state(saved["rng"])
     return Progress(**saved["progress"])

@@ -19,6 +19,7 @@ from cola_train.commands.cli import check_overrides, compose, run_app
 from cola_train.config.checks import load
 from cola_train.config.schema import Config
 from cola_train.methods.base import build_method
+from cola_train.model.init import initialise
 from cola_train.model.llama import Llama, build_model
 from cola_train.train import train
 
@@ -43,13 +44,14 @@ def make_config(*overrides: str) -> Config:
 
 def meta_model(config: Config) -> Llama:
     """Its model, unsharded, on the meta device, with the kernels of a CPU."""
-    return build_model(config, build_method(config, torch.device("cpu")))
+    device = torch.device("cpu")
+    return build_model(config, build_method(config, device), device)
 
 
 def real_model(config: Config) -> Llama:
     """Its model, unsharded, with its initial weights."""
     model = meta_model(config).to_empty(device="cpu")
-    model.init_weights(config.seed)
+    initialise(model, config.seed)
     return model
 
 

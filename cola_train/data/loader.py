@@ -32,6 +32,15 @@ class Batch:
     targets: Tensor
     documents: Tensor | None
 
+    def to(self, device: torch.device) -> "Batch":
+        """The same there; a copy from pinned memory goes on in the background."""
+        documents = self.documents
+        return Batch(
+            self.inputs.to(device, non_blocking=True),
+            self.targets.to(device, non_blocking=True),
+            None if documents is None else documents.to(device, non_blocking=True),
+        )
+
 
 def packed_sample(dataset: TokenDataset, index: int, length: int) -> tuple[np.ndarray, np.ndarray]:
     """Inputs and targets, (T,) each: the split as one stream, cut every T tokens."""

@@ -1,25 +1,25 @@
-"""How a step runs on one process or many. The loop sees only this protocol.
+"""The step that all engines share, and what the loop sees of them.
 
-A new engine is one module here, one entry in ENGINES, one YAML file, one test.
+An engine shards a (meta) model, gives it weights and pairs it with its optimizer; it adds two
+calls to the step, `backward` and `update`.
 """
 
 import math
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import torch
-from torch import Tensor
+import torch.distributed as dist
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from cola_train.checkpoint.flat_shard import FlatShard
-from cola_train.methods.base import implementation
-
-if TYPE_CHECKING:
-    from cola_train.config.schema import Config
-    from cola_train.data.loader import Batch
-    from cola_train.methods.base import Method
-    from cola_train.model.llama import Llama
+from cola_train.config.schema import Config
+from cola_train.data.loader import Batch
+from cola_train.methods.base import Method, Weights, implementation
+from cola_train.model.llama import Llama
+from cola_train.model.loss import IGNORE_INDEX
 
 
 @dataclass(frozen=True)
@@ -30,48 +30,160 @@ class StepResult:
     grad_norm: float  # global, before clipping
     tokens: int  # predicted tokens of the global batch
     skipped: bool  # not finite, or a spike: weights and optimizer state are untouched
+    stop: bool = False  # some process has asked for the end of the run
+    metrics: dict[str, float] = field(default_factory=dict)  # of the method, means over processes
 
 
-class Engine(Protocol):
-    """Owns the sharded model and its optimizer."""
+class Engine(ABC):
+    """Owns the sharded model and its optimizer. All processes make each call together.
 
-    def __init__(
-        self, config: "Config", model: "Llama", method: "Method", device: torch.device
-    ) -> None:
-        """Shard the (meta) model, give it weights, and pair it with its optimizer. Collective."""
-        ...
+    model: the modules; module: what is called for a forward pass.
+    """
 
-    def train_step(
-        self, batches: "list[Batch]", lr: float, max_loss: float = math.inf
-    ) -> StepResult:
-        """One optimizer step over this process's micro-batches of the global batch; skipped if
-        loss or gradient are not finite, or the loss is above `max_loss`."""
-        ...
+    model: Llama
+    module: nn.Module
+    optimizer: Optimizer
+    method: Method
+    device: torch.device
 
-    def after_step(self, step: int) -> None:
-        """What the method does between steps."""
-        ...
+    @abstractmethod
+    def __init__(self, config: Config, model: Llama, method: Method, device: torch.device) -> None:
+        """Shard the (meta) model, give it weights, and pair it with its optimizer."""
 
-    def evaluate(self, batch: "Batch") -> tuple[Tensor, int]:
-        """Summed loss (fp32 scalar, nats) and number of predicted tokens of a local batch."""
-        ...
+    @abstractmethod
+    def backward(self, loss: Tensor, accept: Tensor | None) -> None:
+        """Add a micro-batch's gradients, whose mean over processes is the step's.
 
-    def logits(self, tokens_BT: Tensor) -> Tensor:
-        """(B, T, V) logits. All processes call it together, with the same tokens."""
-        ...
+        accept: with the last micro-batch: whether the step's loss may be learnt from (bool, on the
+            device).
+        """
 
-    def tensors(self) -> Mapping[str, Tensor | FlatShard]:
+    @abstractmethod
+    def update(self, lr: float, figures: Tensor) -> tuple[list[float], float, bool]:
+        """Clip and update, unless the step is not accepted or its gradients are not finite.
+
+        figures: float64, on the device; the first is `accept`.
+
+        Returns:
+            `figures` on the host, the gradient norm before clipping, and whether it has updated.
+        """
+
+    @abstractmethod
+    def weights(self) -> Weights:
+        """The fp32 masters, for the method to work on between steps."""
+
+    @abstractmethod
+    def state_dict(self) -> Mapping[str, Tensor | FlatShard]:
         """Model and optimizer state by name, for a checkpoint to save or to fill in place.
 
         Named and shaped the same under every engine: `model.<parameter>` the fp32 weight,
-        `optimizer.<parameter>.<key>` its state. The parts of each process as they lie, no copies
-        where that can be: training stands still meanwhile. Collective.
+        `model.<buffer>` a persistent buffer, `optimizer.<parameter>.<key>` the state of what is
+        trained. The parts of each process as they lie, no copies where that can be: training
+        stands still meanwhile.
         """
-        ...
 
-    def take(self, tensors: Mapping[str, Tensor | FlatShard]) -> None:
-        """Go on from `tensors()` that a checkpoint has filled. Collective."""
-        ...
+    @abstractmethod
+    def load_state_dict(self, state: Mapping[str, Tensor | FlatShard]) -> None:
+        """Go on from a `state_dict()` that a checkpoint has filled."""
+
+    def train_step(
+        self,
+        batches: Sequence[Batch],
+        lr: float,
+        max_loss: float = math.inf,
+        stop: bool = False,
+    ) -> StepResult:
+        """One optimizer step over this process's micro-batches of the global batch; skipped if
+        loss or gradient are not finite, or the loss is above `max_loss`.
+
+        stop: this process asks for the end of the run; the result says whether any does.
+
+        What is counted and decided stays on the device; its one transfer to the host is the
+        result's.
+        """
+        batches = [batch.to(self.device) for batch in batches]
+        predicted = [(batch.targets != IGNORE_INDEX).sum() for batch in batches]
+        tokens = sum_over_ranks(torch.stack(predicted).sum().double())
+        # Engines average gradients over processes; the loss is a mean over the global batch.
+        scale = (world_size() / tokens.clamp(min=1)).float()
+        loss_sum = torch.zeros((), device=self.device)
+        for i, batch in enumerate(batches):
+            accept: Tensor | None = None
+            loss = self.loss(batch)
+            loss_sum += loss.detach()
+            if i == len(batches) - 1:
+                sums, names = self._sums(loss_sum, stop)
+                mean = sums[0] / tokens.clamp(min=1)
+                accept = mean.isfinite() & (mean <= max_loss)
+            self.backward(loss * scale, accept)
+        assert accept is not None, "a step needs a batch"
+        figures = torch.stack([accept.double(), mean, tokens, *sums[1:]])
+        (_, loss_mean, count, stops, *metrics), norm, updated = self.update(lr, figures)
+        return StepResult(
+            loss=loss_mean,
+            grad_norm=norm,
+            tokens=int(count),
+            skipped=not updated,
+            stop=stops > 0,
+            metrics={
+                name: total / world_size() for name, total in zip(names, metrics, strict=True)
+            },
+        )
+
+    def _sums(self, loss_sum: Tensor, stop: bool) -> tuple[Tensor, list[str]]:
+        """Over processes: the loss, who asks for the end, the method's metrics; their names."""
+        metrics = self.method.metrics()
+        names = sorted(metrics)
+        asked = torch.tensor(float(stop), dtype=torch.float64).to(self.device, non_blocking=True)
+        values = [loss_sum.double(), asked, *(metrics[name].double() for name in names)]
+        return sum_over_ranks(torch.stack(values)), names
+
+    def set_learning_rate(self, lr: float) -> None:
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr * group.get("lr_scale", 1.0)
+
+    def after_step(self, step: int) -> None:
+        """What the method does between steps."""
+        self.method.after_step(self.weights(), step)
+
+    def eval_model(self) -> nn.Module:
+        """What maps tokens (B, T) on this device to logits (B, T, V), under torch.no_grad(). All
+        processes call it together."""
+        return self.module
+
+    @torch.no_grad()
+    def evaluate(self, batch: Batch) -> tuple[Tensor, int]:
+        """Summed loss (fp32 scalar, nats) and number of predicted tokens of a local batch."""
+        return self.loss(batch.to(self.device)), int((batch.targets != IGNORE_INDEX).sum())
+
+    def loss(self, batch: Batch) -> Tensor:
+        """Summed over a batch on the device."""
+        loss: Tensor = self.module(batch.inputs, batch.targets, batch.documents)
+        return loss
+
+
+def world_size() -> int:
+    return dist.get_world_size()
+
+
+def sum_over_ranks(values: Tensor) -> Tensor:
+    """Element-wise sums over processes, on the device, in place."""
+    if world_size() > 1:
+        dist.all_reduce(values)
+    return values
+
+
+def trainable(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
+    """Parameters that are trained, by name; frozen ones have no gradients and no state."""
+    return ((name, p) for name, p in model.named_parameters() if p.requires_grad)
+
+
+def persistent_buffers(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Buffers that a checkpoint holds, by name; every process holds them whole."""
+    for prefix, module in model.named_modules():
+        for name, buffer in module.named_buffers(recurse=False):
+            if name not in module._non_persistent_buffers_set:
+                yield f"{prefix}.{name}" if prefix else name, buffer
 
 
 def zero_state(optimizer: Optimizer, parameters: Iterable[Tensor]) -> None:
@@ -82,9 +194,7 @@ def zero_state(optimizer: Optimizer, parameters: Iterable[Tensor]) -> None:
                 value.zero_()
 
 
-def build_engine(
-    config: "Config", model: "Llama", method: "Method", device: torch.device
-) -> Engine:
+def build_engine(config: Config, model: Llama, method: Method, device: torch.device) -> Engine:
     """Shard the (meta) model, give it weights, and pair it with its optimizer."""
     engine: Engine = implementation(config.engine.implementation)(config, model, method, device)
     return engine

@@ -5,6 +5,7 @@ import torch
 from cola_train.engines.base import Engine
 
 
+@torch.no_grad()
 def sample(
     engine: Engine,
     prompt: list[int],
@@ -22,10 +23,11 @@ def sample(
     `vocab_size` (the tokenizer's) are drawn.
     """
     generator = torch.Generator().manual_seed(seed)
+    model = engine.eval_model()
     tokens = list(prompt)
     for _ in range(new_tokens):
-        context = torch.tensor([tokens[-max_length:]])
-        logits = engine.logits(context)[0, -1, :vocab_size].float().cpu() / temperature
+        context = torch.tensor([tokens[-max_length:]], device=engine.device)
+        logits = model(context)[0, -1, :vocab_size].float().cpu() / temperature
         top = logits.topk(min(top_k, vocab_size))
         choice = torch.multinomial(top.values.softmax(-1), 1, generator=generator)
         tokens.append(int(top.indices[choice]))

@@ -1,14 +1,16 @@
 """A method as the model, the engine and the loop see it."""
 
+from collections.abc import Mapping
 from importlib import import_module
-from typing import Any
+from typing import Any, ClassVar, Protocol
 
 import cola_kernels
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from cola_train.config.schema import Config
+from cola_train.model.linear import Ops
 from cola_train.optim import OptimOptions
 
 
@@ -18,11 +20,35 @@ def implementation(name: str) -> Any:
     return getattr(import_module(module), attribute)
 
 
+class Weights(Protocol):
+    """The fp32 masters of a model's parameters, by name, whichever engine holds them.
+
+    What is assigned is what the next step computes with. Collective: every process calls.
+    """
+
+    def full(self, name: str) -> Tensor:
+        """The whole parameter, fp32, on every process."""
+        ...
+
+    def assign(self, name: str, whole: Tensor) -> None:
+        """Give the parameter the values of `whole`, which are the same on every process."""
+        ...
+
+    def reset_state(self, name: str) -> None:
+        """Zero the parameter's optimizer state, but for counters of steps."""
+        ...
+
+
 class Method:
-    """Builds the linears and MLPs of a block (see `model.llama.Layers`), and the optimizer."""
+    """Builds the linears and MLPs of a block (see `model.llama.Layers`), and the optimizer.
+
+    kept_ops: of each recompute policy that the method brings: names of the ops whose outputs stay.
+    """
+
+    kept_ops: ClassVar[Mapping[str, frozenset[str]]] = {}
 
     def __init__(self, config: Config, device: torch.device) -> None:
-        self.ops = cola_kernels.select(config.kernels, device)
+        self.ops: Ops = cola_kernels.select(config.kernels, device)
 
     def projections(self, d_in: int, d_outs: dict[str, int]) -> nn.Module:
         raise NotImplementedError
@@ -31,12 +57,20 @@ class Method:
         raise NotImplementedError
 
     def optimizer(self, model: nn.Module, options: OptimOptions) -> Optimizer:
-        """The optimizer of the (sharded) model's trainable parameters."""
+        """The optimizer of the (sharded) model's trainable parameters.
+
+        A group's `lr_scale` multiplies the learning rate of every step.
+        """
         trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
         optimizer: Optimizer = implementation(options.implementation)(trainable, options)
         return optimizer
 
-    def after_step(self, model: nn.Module, optimizer: Optimizer, step: int) -> None:
+    def metrics(self) -> dict[str, Tensor]:
+        """Numbers worth logging of the forward passes of this step, by name, one for each process
+        (scalars on the device, the same names everywhere): their mean is logged."""
+        return {}
+
+    def after_step(self, weights: Weights, step: int) -> None:
         """What the method does between steps (merging, resampling, ...); often nothing."""
 
 

@@ -10,15 +10,24 @@ from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import torch
-import torch.nn.functional as F
-from cola_kernels import composed
 from torch import Tensor, nn
+
+from cola_train.model.init import Fill, normal
+from cola_train.model.tap import tap
+
+INIT_STD = 0.02  # of everything but auto-encoders
 
 Projections = Callable[[int, dict[str, int]], nn.Module]  # (d_in, name to d_out) -> a module here
 
 
-class LowRankOps(Protocol):
-    """The low-rank layers' ops: what `cola_kernels.select` returns."""
+class Ops(Protocol):
+    """What the layers compute with: what `cola_kernels.select` returns, or what wraps it."""
+
+    def linear(
+        self, x: Tensor, weights: Sequence[Tensor], residual: Tensor | None
+    ) -> tuple[Tensor, ...]: ...
+
+    def gated(self, g: Tensor, u: Tensor, gate_silu: bool) -> Tensor: ...
 
     def down(self, x: Tensor, weights: Sequence[Tensor]) -> Tensor: ...
 
@@ -40,10 +49,10 @@ class LowRankOps(Protocol):
 class Linears(nn.Module):
     """Full-rank linears without bias that share their input: y_i = W_i x."""
 
-    def __init__(self, d_in: int, d_outs: dict[str, int]) -> None:
+    def __init__(self, d_in: int, d_outs: dict[str, int], ops: Ops) -> None:
         """`d_outs` maps each projection's name to its width; its weight is the parameter `name`."""
         super().__init__()
-        self.d_in, self.d_outs = d_in, dict(d_outs)
+        self.d_in, self.d_outs, self.ops = d_in, dict(d_outs), ops
         for name, d_out in d_outs.items():
             self.register_parameter(name, nn.Parameter(torch.empty(d_out, d_in)))
 
@@ -52,15 +61,10 @@ class Linears(nn.Module):
 
         `residual`, (..., d_out), is added to the output of a single projection.
         """
-        weights = [getattr(self, name) for name in self.d_outs]
-        if len(weights) == 1:
-            y = F.linear(x, weights[0])
-            return (y if residual is None else residual + y,)
-        return composed.down(x, weights).split(list(self.d_outs.values()), dim=-1)
+        return self.ops.linear(x, [getattr(self, name) for name in self.d_outs], residual)
 
-    def init_std(self, parameter: str) -> float:
-        """Standard deviation of a parameter's normal init."""
-        return 0.02
+    def init(self, name: str) -> Fill:
+        return normal(INIT_STD)
 
     def extra_repr(self) -> str:
         return f"d_in={self.d_in}, d_outs={self.d_outs}"
@@ -73,7 +77,7 @@ class AutoEncoders(nn.Module):
     """
 
     def __init__(
-        self, d_in: int, d_outs: dict[str, int], rank: int, activation: bool, ops: LowRankOps
+        self, d_in: int, d_outs: dict[str, int], rank: int, activation: bool, ops: Ops
     ) -> None:
         """Parameters `<name>_A` (rank, d_in) and `<name>_B` (d_out, rank) for each projection.
 
@@ -91,14 +95,13 @@ class AutoEncoders(nn.Module):
 
         `residual`, (..., d_out), is added to the output of a single projection.
         """
-        z = self.ops.down(x, [getattr(self, f"{name}_A") for name in self.d_outs])
+        z = tap("z", self.ops.down(x, [getattr(self, f"{name}_A") for name in self.d_outs]))
         weights = [getattr(self, f"{name}_B") for name in self.d_outs]
         return self.ops.up(z, weights, residual, self.activation)
 
-    def init_std(self, parameter: str) -> float:
-        """See `auto_encoder_std`."""
-        d_out = self.d_outs[parameter.removesuffix("_A").removesuffix("_B")]
-        return auto_encoder_std(self.rank, self.d_in, d_out)
+    def init(self, name: str) -> Fill:
+        d_out = self.d_outs[name.removesuffix("_A").removesuffix("_B")]
+        return normal(auto_encoder_std(self.rank, self.d_in, d_out))
 
     def extra_repr(self) -> str:
         return (

@@ -12,7 +12,6 @@ from torch.autograd.function import FunctionCtx, once_differentiable
 
 IGNORE_INDEX = -100
 CHUNK_BYTES = 128 * 2**20  # logits held at a time, in the inputs' dtype: rows enough for full GEMMs
-SOFTMAX_BYTES = 8 * 2**20  # fp32 copies held at a time on a CPU: what its caches hold
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
@@ -20,7 +19,12 @@ class _LinearCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: FunctionCtx, h_ND: Tensor, w_VD: Tensor, targets_N: Tensor, gradients: bool
+        ctx: FunctionCtx,
+        h_ND: Tensor,
+        w_VD: Tensor,
+        targets_N: Tensor,
+        gradients: bool,
+        softmax_bytes: int | None,
     ) -> Tensor:
         losses = []
         dh_ND = torch.empty_like(h_ND if gradients else h_ND[:0])
@@ -28,7 +32,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         rows = max(1, CHUNK_BYTES // (h_ND.element_size() * w_VD.shape[0]))
         for h, target in zip(h_ND.split(rows), targets_N.split(rows), strict=True):
             logits = F.linear(h, w_VD)
-            losses.append(_cross_entropy_(logits, target, gradients))
+            losses.append(_cross_entropy_(logits, target, gradients, softmax_bytes))
             if gradients:  # logits now hold their gradient
                 first = rows * (len(losses) - 1)
                 torch.mm(logits, w_VD, out=dh_ND[first : first + rows])
@@ -45,16 +49,18 @@ class _LinearCrossEntropy(torch.autograd.Function):
     def backward(ctx: FunctionCtx, dloss: Tensor) -> tuple[Tensor | None, ...]:
         dh_ND, dw_VD = ctx.saved_tensors  # type: ignore[attr-defined]
         dw = torch.empty_like(dw_VD, dtype=ctx.dtype)  # type: ignore[attr-defined]
-        return dh_ND * dloss.to(dh_ND.dtype), torch.mul(dw_VD, dloss, out=dw), None, None
+        return dh_ND * dloss.to(dh_ND.dtype), torch.mul(dw_VD, dloss, out=dw), None, None, None
 
 
-def _cross_entropy_(logits: Tensor, targets: Tensor, gradients: bool) -> Tensor:
+def _cross_entropy_(
+    logits: Tensor, targets: Tensor, gradients: bool, softmax_bytes: int | None
+) -> Tensor:
     """The summed loss of one chunk (fp32), computed in fp32; overwrites `logits` with its gradient
     if `gradients`."""
     losses = []
     rows = len(logits)
-    if not logits.is_cuda:
-        rows = max(1, SOFTMAX_BYTES // (4 * logits.shape[1]))
+    if softmax_bytes is not None:
+        rows = max(1, softmax_bytes // (4 * logits.shape[1]))
     for part, target in zip(logits.split(rows), targets.split(rows), strict=True):
         valid = target != IGNORE_INDEX
         row, column = torch.arange(len(target), device=target.device), target.clamp(min=0)
@@ -68,16 +74,21 @@ def _cross_entropy_(logits: Tensor, targets: Tensor, gradients: bool) -> Tensor:
     return torch.stack(losses).sum()
 
 
-def linear_cross_entropy(h: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
+def linear_cross_entropy(
+    h: Tensor, weight: Tensor, targets: Tensor, softmax_bytes: int | None = None
+) -> Tensor:
     """Summed cross-entropy of `softmax(h @ weight.T)` against `targets`.
 
     Args:
         h: (..., D), any floating dtype.
         weight: (V, D), of h's dtype.
         targets: (...), int64 in [0, V) or IGNORE_INDEX.
+        softmax_bytes: fp32 copies held at a time; None: of a whole chunk.
 
     Returns:
         The fp32 sum over the targets that are not ignored, in nats.
     """
     gradients = torch.is_grad_enabled() and (h.requires_grad or weight.requires_grad)
-    return _LinearCrossEntropy.apply(h.flatten(0, -2), weight, targets.flatten(), gradients)
+    return _LinearCrossEntropy.apply(
+        h.flatten(0, -2), weight, targets.flatten(), gradients, softmax_bytes
+    )

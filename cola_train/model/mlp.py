@@ -4,25 +4,28 @@ Shapes: B sequences, T positions, D = d_model, F = d_ff, r the bottleneck width.
 """
 
 import torch
-from cola_kernels.composed import gated
 from torch import Tensor, nn
 
-from cola_train.model.linear import LowRankOps, Projections, auto_encoder_std
+from cola_train.model.init import Fill, normal
+from cola_train.model.linear import Ops, Projections, auto_encoder_std
+from cola_train.model.tap import tap
 
 
 class MLP(nn.Module):
     """residual + down(f(gate(x)) * up(x)), f = SiLU (SwiGLU) or identity."""
 
-    def __init__(self, d_model: int, d_ff: int, silu: bool, projections: Projections) -> None:
+    def __init__(
+        self, d_model: int, d_ff: int, silu: bool, projections: Projections, ops: Ops
+    ) -> None:
         """`projections(d_in, d_outs)` builds the linears."""
         super().__init__()
-        self.silu = silu
+        self.silu, self.ops = silu, ops
         self.gate_up = projections(d_model, {"gate": d_ff, "up": d_ff})
         self.down = projections(d_ff, {"down": d_model})
 
     def forward(self, x_BTD: Tensor, residual_BTD: Tensor) -> Tensor:
         gate_BTF, up_BTF = self.gate_up(x_BTD)
-        return self.down(gated(gate_BTF, up_BTF, self.silu), residual_BTD)[0]
+        return self.down(self.ops.gated(gate_BTF, up_BTF, self.silu), residual_BTD)[0]
 
 
 class AutoEncoderMLP(nn.Module):
@@ -38,7 +41,7 @@ class AutoEncoderMLP(nn.Module):
         rank: int,
         activation: bool,
         gate_silu: bool,
-        ops: LowRankOps,
+        ops: Ops,
     ) -> None:
         """`activation` puts SiLU on the rank-r vectors, `gate_silu` on the gate."""
         super().__init__()
@@ -52,15 +55,16 @@ class AutoEncoderMLP(nn.Module):
         self.down_B = nn.Parameter(torch.empty(d_model, rank))
 
     def forward(self, x_BTD: Tensor, residual_BTD: Tensor) -> Tensor:
-        z_BTR = self.ops.down(x_BTD, [self.gate_A, self.up_A])
+        z_BTR = tap("z", self.ops.down(x_BTD, [self.gate_A, self.up_A]))
         z_BTR = self.ops.gated_down(
             z_BTR, self.gate_B, self.up_B, self.down_A, self.activation, self.gate_silu
         )
+        z_BTR = tap("z", z_BTR)
         return self.ops.up(z_BTR, [self.down_B], residual_BTD, self.activation)[0]
 
-    def init_std(self, parameter: str) -> float:
-        """See `auto_encoder_std`: all three projections join the same two widths."""
-        return auto_encoder_std(self.rank, self.d_model, self.d_ff)
+    def init(self, name: str) -> Fill:
+        # all three projections join the same two widths
+        return normal(auto_encoder_std(self.rank, self.d_model, self.d_ff))
 
     def extra_repr(self) -> str:
         return (

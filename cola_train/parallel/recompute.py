@@ -3,11 +3,10 @@
 docs/recomputation.md has the picture, and what each policy costs.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
-from cola_kernels.names import RANK_R_OPS, RESIDUAL_OPS
 from torch import Tensor
 from torch.utils.checkpoint import (
     CheckpointPolicy,
@@ -15,39 +14,23 @@ from torch.utils.checkpoint import (
     create_selective_checkpoint_contexts,
 )
 
-from cola_train.config.schema import RecomputeConfig
 from cola_train.model.llama import Llama
 
-# Names of the ops whose outputs are kept; all others of a block run again.
-ATTENTION = {
-    "aten::_scaled_dot_product_flash_attention",
-    "aten::_scaled_dot_product_flash_attention_for_cpu",
-    "aten::_scaled_dot_product_efficient_attention",
-    "aten::_scaled_dot_product_cudnn_attention",
-    "flash_attn::_flash_attn_forward",
-    "flash_attn::_flash_attn_varlen_forward",
-}
-COLA_M = RANK_R_OPS | RESIDUAL_OPS  # the residual stream: it is kept anyway, as the next input
-KEPT = {"cola_m": COLA_M, "light": COLA_M | ATTENTION}
 
-
-def apply_recompute(model: Llama, config: RecomputeConfig) -> None:
+def apply_recompute(model: Llama, policy: str, kept_ops: Mapping[str, frozenset[str]]) -> None:
     """Change the blocks' forward in place: same modules, same state dict, same losses.
 
-    `none` keeps everything. `full` keeps each block's input and recomputes the rest. `cola_m`
-    keeps the residual stream before each half of a block and the rank-r vectors (arXiv
-    2502.10940, section 4); `light` keeps the attention's output too, and so does not run
-    attention twice.
+    policy: `none` keeps everything, `full` each block's input, and the rest is recomputed; another
+        is the method's own, and keeps the residual stream before each half of a block and the
+        outputs of `kept_ops[policy]`.
     """
-    if config.name == "none":
+    if policy == "none":
         return
     for block in model.layers:
-        if config.name == "full":
+        if policy == "full":
             block.forward = _checkpointed(block.forward)
             continue
-        contexts = partial(
-            create_selective_checkpoint_contexts, partial(_policy, KEPT[config.name])
-        )
+        contexts = partial(create_selective_checkpoint_contexts, partial(_policy, kept_ops[policy]))
         for half in ("attend", "feed_forward"):
             setattr(block, half, _checkpointed(getattr(block, half), context_fn=contexts))
 

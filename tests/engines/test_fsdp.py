@@ -1,13 +1,13 @@
 """The engine on one process: accumulation, precision, recomputation, steps that must not count."""
 
 import math
-from types import SimpleNamespace
 
 import pytest
 import torch
 from helpers import make_config, real_model
 
 from cola_train import distributed
+from cola_train.data.loader import Batch
 from cola_train.model.loss import IGNORE_INDEX
 from cola_train.train import build
 
@@ -33,7 +33,7 @@ def batches_of(count, rows, seed=0, pad=False):
         targets[torch.arange(32)[None] > torch.arange(count * rows)[:, None] * 3 + 4] = IGNORE_INDEX
     documents = (torch.arange(32) >= 11).int().expand_as(inputs)
     return [
-        SimpleNamespace(inputs=i.contiguous(), targets=t.contiguous(), documents=d)
+        Batch(i.contiguous(), t.contiguous(), d)
         for i, t, d in zip(
             inputs.split(rows), targets.split(rows), documents.split(rows), strict=True
         )
@@ -77,7 +77,7 @@ def test_compiled_is_eager_to_rounding(tiny, policy):
 def test_bf16_keeps_fp32_weights_and_follows_fp32(tiny):
     losses, _, _ = trained(tiny, count=2, rows=4)
     in_bf16, _, engine = trained([*tiny, "train.precision=bf16"], count=2, rows=4)
-    assert {t.dtype for t in engine.tensors().values()} == {torch.float32}
+    assert {t.dtype for t in engine.state_dict().values()} == {torch.float32}
     # bf16 has 8 bits: a loss of about 6 moves by some 2^-9 of itself
     assert in_bf16 == pytest.approx(losses, rel=2**-8)
     assert in_bf16 != losses
@@ -103,7 +103,7 @@ def test_one_step_is_adamw_with_clipping(tiny):
         assert norm > 0.25  # or the test would not see the clipping
         reference.step()
         reference.zero_grad()
-    ours = engine.tensors()
+    ours = engine.state_dict()
     for name, weight in model.named_parameters():
         torch.testing.assert_close(
             ours[f"model.{name}"].full_tensor(), weight.detach(), rtol=1e-4, atol=1e-5
@@ -114,10 +114,10 @@ def test_one_step_is_adamw_with_clipping(tiny):
 def test_a_step_that_is_not_finite_touches_nothing(tiny, monkeypatch, where):
     _, _, engine = trained(tiny, steps=2, count=1, rows=4)
     before = {name: t.full_tensor().clone() if hasattr(t, "full_tensor") else t.clone()
-              for name, t in engine.tensors().items()}  # fmt: skip
-    real = engine._loss
+              for name, t in engine.state_dict().items()}  # fmt: skip
+    real = engine.loss
     if where == "loss":
-        monkeypatch.setattr(engine, "_loss", lambda batch: real(batch) * math.nan)
+        monkeypatch.setattr(engine, "loss", lambda batch: real(batch) * math.nan)
     else:  # a finite loss whose gradient overflows
 
         def overflowing(batch):
@@ -125,10 +125,10 @@ def test_a_step_that_is_not_finite_touches_nothing(tiny, monkeypatch, where):
             loss.register_hook(lambda gradient: gradient * math.inf)
             return loss
 
-        monkeypatch.setattr(engine, "_loss", overflowing)
+        monkeypatch.setattr(engine, "loss", overflowing)
     result = engine.train_step(batches_of(1, 4), 1e-2)
     assert result.skipped
-    for name, tensor in engine.tensors().items():
+    for name, tensor in engine.state_dict().items():
         now = tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
         assert torch.equal(now, before[name]), name
     monkeypatch.undo()
@@ -137,7 +137,7 @@ def test_a_step_that_is_not_finite_touches_nothing(tiny, monkeypatch, where):
 
 def test_allocating_optimizer_state_changes_no_weight(tiny):
     engine, fresh = engine_of(tiny), engine_of(tiny)
-    tensors = engine.tensors()
+    tensors = engine.state_dict()
     for name, parameter in fresh.model.named_parameters():
         assert torch.equal(tensors[f"model.{name}"].full_tensor(), parameter.full_tensor())
     assert sum(name.startswith("optimizer.") for name in tensors) == 3 * sum(
@@ -147,7 +147,7 @@ def test_allocating_optimizer_state_changes_no_weight(tiny):
 
 def test_evaluation_leaves_the_checkpoint_as_it_was(tiny):
     _, _, engine = trained([*tiny, "train.precision=bf16"], steps=1, count=1, rows=4)
-    before = {name: (type(t), t.dtype, t.data_ptr()) for name, t in engine.tensors().items()}
+    before = {name: (type(t), t.dtype, t.data_ptr()) for name, t in engine.state_dict().items()}
     engine.evaluate(batches_of(1, 4)[0])
     engine.logits(torch.zeros(1, 5, dtype=torch.long))
-    assert before == {n: (type(t), t.dtype, t.data_ptr()) for n, t in engine.tensors().items()}
+    assert before == {n: (type(t), t.dtype, t.data_ptr()) for n, t in engine.state_dict().items()}

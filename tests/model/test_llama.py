@@ -9,7 +9,8 @@ from helpers import PAPER_PARAMETERS, meta_model, real_model
 from torch.utils.flop_counter import FlopCounterMode
 
 from cola_train import costs
-from cola_train.model.attention import document_lengths
+from cola_train.model.context import document_starts
+from cola_train.model.init import initialise
 from cola_train.model.linear import AutoEncoders
 from cola_train.model.mlp import MLP, AutoEncoderMLP
 
@@ -123,7 +124,7 @@ def test_init_fills_everything(config_of, method):
     tensors = [*model.parameters(), *model.buffers()]
     for tensor in tensors:
         tensor.data.fill_(math.nan)
-    model.init_weights(0)
+    initialise(model, 0)
     assert all(torch.isfinite(tensor).all() for tensor in tensors)
 
 
@@ -150,16 +151,16 @@ def test_packed_documents_do_not_see_each_other(config_of, method):
     assert not torch.allclose(model(tokens)[0, 5:], alone[0, 5:], atol=1e-4)
 
 
-def test_document_lengths_for_flash():
+def test_document_starts_for_flash():
     documents = torch.tensor([[0, 0, 1, 1, 1], [0, 1, 1, 2, 2]])
-    lengths, longest = document_lengths(documents)
-    assert lengths.tolist() == [0, 2, 5, 6, 8, 10]
-    assert lengths.dtype == torch.int32 and longest == 5
+    starts = document_starts(documents)
+    assert starts.tolist() == [0, 2, 5, 6, 8, 10] and starts.dtype == torch.int32
 
 
 def test_mlp_takes_any_projections():
     """Over auto-encoders, the plain MLP is CoLA's fused one."""
-    plain = MLP(8, 12, True, lambda d_in, d_outs: AutoEncoders(d_in, d_outs, 3, True, composed))
+    projections = lambda d_in, d_outs: AutoEncoders(d_in, d_outs, 3, True, composed)  # noqa: E731
+    plain = MLP(8, 12, True, projections, composed)
     fused = AutoEncoderMLP(8, 12, 3, activation=True, gate_silu=True, ops=composed)
     for name, weight in plain.named_parameters():
         torch.nn.init.normal_(weight, generator=torch.Generator().manual_seed(len(name)))

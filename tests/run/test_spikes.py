@@ -19,7 +19,7 @@ class Faults:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, batches: range, factor: float) -> None:
         self.here = False
-        next_batches, loss = BatchLoader.next, FSDPEngine._loss
+        next_batches, loss = BatchLoader.next, FSDPEngine.loss
 
         def watched(loader: BatchLoader):
             self.here = loader.samples // 8 in batches
@@ -29,7 +29,7 @@ class Faults:
             return loss(engine, batch) * (factor if self.here else 1.0)
 
         monkeypatch.setattr(BatchLoader, "next", watched)
-        monkeypatch.setattr(FSDPEngine, "_loss", faulty)
+        monkeypatch.setattr(FSDPEngine, "loss", faulty)
 
 
 def run(tiny: list[str], run_dir: Path, *overrides: str) -> dict[int, float]:

@@ -75,8 +75,8 @@ def engine_of(config: Config) -> Engine:
 
 def discard(engine: Any) -> None:
     """DeepSpeed's hooks keep an engine alive."""
-    if hasattr(engine, "engine"):
-        engine.engine.destroy()
+    if hasattr(engine.module, "destroy"):
+        engine.module.destroy()
 
 
 def plain(config: Config, steps: int = STEPS, dtype: torch.dtype = torch.float32) -> list[float]:
@@ -137,7 +137,7 @@ def curves(_: str, overrides: list[str]) -> dict[str, Any]:
 def whole(engine: Engine) -> dict[str, Tensor]:
     """Its state, every tensor whole and a copy."""
     tensors = {}
-    for name, tensor in engine.tensors().items():
+    for name, tensor in engine.state_dict().items():
         if isinstance(tensor, FlatShard):
             full = torch.zeros(tensor.shape)
             full.view(-1)[tensor.start : tensor.start + len(tensor.local)] = tensor.local
@@ -150,7 +150,7 @@ def whole(engine: Engine) -> dict[str, Tensor]:
 
 def steps_counted(engine: Engine) -> list[float]:
     """The optimizer's counts of its steps, one for each parameter: the values that occur."""
-    steps = {t.item() for name, t in engine.tensors().items() if name.endswith(".step")}
+    steps = {t.item() for name, t in engine.state_dict().items() if name.endswith(".step")}
     return sorted(steps)
 
 
@@ -166,7 +166,7 @@ def skips(_: str, overrides: list[str]) -> dict[str, Any]:
             counted = [steps_counted(engine)]  # a save before the first step is no step
             engine.train_step(micro_batches(0), LR)
             counted.append(steps_counted(engine))
-            usual = engine._loss
+            usual = engine.loss
             for fault in ("loss", "gradient", "spike"):
 
                 def faulty(batch: Batch, fault: str = fault, usual: Any = usual) -> Tensor:
@@ -178,10 +178,10 @@ def skips(_: str, overrides: list[str]) -> dict[str, Any]:
                     return loss
 
                 before = whole(engine)
-                engine._loss = faulty
+                engine.loss = faulty
                 limit = 1.0 if fault == "spike" else torch.inf
                 skipped = engine.train_step(micro_batches(1), LR, limit)
-                engine._loss = usual
+                engine.loss = usual
                 after = whole(engine)
                 results[f"{name} {precision} {fault}"] = {
                     "skipped": skipped.skipped,
@@ -204,7 +204,7 @@ def save(folder: str, overrides: list[str]) -> dict[str, Any]:
         for step in range(SAVED_AT):
             engine.train_step(micro_batches(step), LR)
         target = checkpointer(Path(folder) / f"{name} x {distributed.world_size()}")
-        target.save(SAVED_AT, engine.tensors(), {"step": SAVED_AT})
+        target.save(SAVED_AT, engine.state_dict(), {"step": SAVED_AT})
         target.close()
         discard(engine)
     return {}
@@ -234,10 +234,10 @@ def resume(folder: str, overrides: list[str]) -> dict[str, Any]:
         engine = engine_of(make_config(*overrides, *choice))
         for source in sources(name):
             loader = checkpointer(Path(folder) / source)
-            tensors = engine.tensors()
+            tensors = engine.state_dict()
             path = Path(folder) / source / f"step-{SAVED_AT:08d}"
             step = loader.load(path, tensors)["step"]
-            engine.take(tensors)
+            engine.load_state_dict(tensors)
             loader.close()
             engine.train_step(micro_batches(step), LR)  # from the weights ...
             loss = mean_loss(engine, step + 1)  # ... and from the moments
@@ -256,10 +256,10 @@ def mean_loss(engine: Engine, step: int) -> float:
 
 def uneven_steps(engine: Engine) -> str:
     """The message for a checkpoint whose parameters have taken different numbers of steps."""
-    tensors = engine.tensors()
+    tensors = engine.state_dict()
     tensors[next(key for key in tensors if key.endswith(".step"))] += 1
     try:
-        engine.take(tensors)
+        engine.load_state_dict(tensors)
     except UserError as error:
         return str(error)
     return "accepted"

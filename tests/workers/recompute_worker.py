@@ -40,12 +40,12 @@ def run(overrides: list[str]) -> tuple[dict[str, object], dict[str, torch.Tensor
     losses = [engine.train_step([batch(0)], 1e-2).loss]
     gradients = {
         name: whole(tensor).clone()
-        for name, tensor in engine.tensors().items()
+        for name, tensor in engine.state_dict().items()
         if name.endswith("exp_avg")
     }
     losses += [engine.train_step([batch(step)], 1e-2).loss for step in range(1, STEPS)]
     digest = hashlib.sha256()
-    for name, tensor in engine.tensors().items():
+    for name, tensor in engine.state_dict().items():
         digest.update(name.encode() + whole(tensor).numpy().tobytes())
     return {"losses": losses, "weights": digest.hexdigest()}, gradients
 

@@ -16,7 +16,7 @@ from benchmarks.peak import PeakMemory
 from benchmarks.trainer import random_batches, trainer_step
 from cola_train import distributed
 from cola_train.config.schema import Config
-from cola_train.model import attention
+from cola_train.model import cpu
 from cola_train.parallel.topology import Topology
 from cola_train.planning.memory import memory
 from cola_train.planning.run import Run
@@ -28,7 +28,7 @@ def main() -> None:
     distributed.start()
     torch.set_num_threads(1)
     # A plan is for GPUs: not the attention that CPUs alone prefer in bf16.
-    attention.PRODUCTS_LENGTH = 0
+    cpu.PRODUCTS_LENGTH = 0
     results = []
     for case in cases:
         config = make_config(*json.loads(common), *case.split())

@@ -1,17 +1,29 @@
 """CoLA: every linear of a block becomes an auto-encoder `B silu(A x)` (arXiv 2502.10940)."""
 
+from collections.abc import Mapping
+from typing import ClassVar
+
 import torch
+from cola_kernels.names import RANK_R_OPS, RESIDUAL_OPS
 from torch import nn
 
 from cola_train.config.schema import Config
 from cola_train.methods.base import Method
 from cola_train.methods.cola.options import ColaOptions
+from cola_train.model.context import ATTENTION_OPS
 from cola_train.model.linear import AutoEncoders
 from cola_train.model.mlp import AutoEncoderMLP
 
 
 class Cola(Method):
     """Auto-encoders of rank r, on the ops that `kernels` selects."""
+
+    # CoLA-M (arXiv 2502.10940, section 4) keeps the rank-r vectors; light attention's output too,
+    # and so does not run attention twice. The residual stream is kept anyway, as the next input.
+    kept_ops: ClassVar[Mapping[str, frozenset[str]]] = {
+        "cola_m": RANK_R_OPS | RESIDUAL_OPS,
+        "light": RANK_R_OPS | RESIDUAL_OPS | ATTENTION_OPS,
+    }
 
     def __init__(self, config: Config, device: torch.device) -> None:
         super().__init__(config, device)

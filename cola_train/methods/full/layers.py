@@ -11,7 +11,7 @@ class FullRank(Method):
     """Plain linears and SwiGLU."""
 
     def projections(self, d_in: int, d_outs: dict[str, int]) -> nn.Module:
-        return Linears(d_in, d_outs)
+        return Linears(d_in, d_outs, self.ops)
 
     def mlp(self, d_model: int, d_ff: int) -> nn.Module:
-        return MLP(d_model, d_ff, silu=True, projections=self.projections)
+        return MLP(d_model, d_ff, silu=True, projections=self.projections, ops=self.ops)

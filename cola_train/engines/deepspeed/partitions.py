@@ -1,0 +1,254 @@
+"""The fp32 weights and their optimizer state where DeepSpeed's ZeRO keeps them.
+
+Each process holds a run of elements of each parameter's master, cut without regard to rows. What
+ZeRO leaves out of its partitions, frozen parameters, has its fp32 masters here.
+"""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any, cast
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from cola_train.checkpoint.flat_shard import FlatShard
+from cola_train.engines.base import persistent_buffers, trainable, zero_state
+from cola_train.errors import UserError
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where this process keeps its part of a parameter's fp32 weight; its state lies likewise."""
+
+    master: Tensor  # what the optimizer updates
+    begin: int  # of the part in `master`, flattened
+    start: int  # of the part in the parameter, flattened
+    length: int
+    sub_group: int | None = None  # of stage 3
+
+
+class Partitions:
+    """The masters of a model that DeepSpeed has initialised; also `methods.base.Weights`.
+
+    deepspeed: the module; zero: its ZeRO optimizer, or `optimizer` itself where it has none.
+    Every method is collective.
+    """
+
+    def __init__(
+        self, deepspeed: Any, model: nn.Module, optimizer: Optimizer, zero: Any, stage: int
+    ) -> None:
+        self.deepspeed, self.model, self.stage = deepspeed, model, stage
+        self.optimizer, self.zero = optimizer, zero
+        self.parameters = dict(model.named_parameters())
+        trained = [parameter for _, parameter in trainable(model)]
+        find = {0: self._places_0, 3: self._places_3}.get(stage, self._places_1_2)
+        self.places: dict[nn.Parameter, Place] = find(trained)
+        for parameter in self.parameters.values():
+            if parameter not in self.places:  # frozen
+                start, length = share_of(_shape(parameter).numel())
+                master = torch.zeros(length, dtype=torch.float32, device=parameter.device)
+                self.places[parameter] = Place(master, 0, start, length)
+
+    # What methods do between steps.
+
+    def full(self, name: str) -> Tensor:
+        parameter = self.parameters[name]
+        if not parameter.requires_grad:
+            shard = self._shard(parameter)
+            whole = torch.zeros(shard.shape, device=shard.local.device)
+            whole.view(-1)[shard.start : shard.start + len(shard.local)] = shard.local
+            dist.all_reduce(whole)
+            return whole
+        if self.stage == 0:
+            return self.places[parameter].master.detach().view(_shape(parameter)).clone()
+        return self.deepspeed.utils.safe_get_full_fp32_param(parameter)
+
+    def assign(self, name: str, whole: Tensor) -> None:
+        parameter = self.parameters[name]
+        with self._sub_group_in_memory(self.places[parameter].sub_group, changed=True):
+            shard = self._shard(parameter)
+            shard.local.copy_(whole.reshape(-1)[shard.start :][: len(shard.local)])
+            self._share(parameter)
+        self._compute_with(parameter, whole)
+
+    def reset_state(self, name: str) -> None:
+        parameter = self.parameters[name]
+        keys, _ = self._state_keys()
+        with self._sub_group_in_memory(self.places[parameter].sub_group, changed=True):
+            for key in keys:
+                self._shard(parameter, key).local.zero_()
+                self._share(parameter, key)
+
+    # What checkpoints hold.
+
+    def state_dict(self) -> dict[str, Tensor | FlatShard]:
+        if not self.optimizer.state:
+            self._allocate_optimizer_state()
+        keys, counters = self._state_keys()
+        state: dict[str, Tensor | FlatShard] = {
+            f"model.{name}": buffer for name, buffer in persistent_buffers(self.model)
+        }
+        for name, parameter, swapped_in in self._in_memory():
+            for key in [None, *(keys if parameter.requires_grad else [])]:
+                shard = self._shard(parameter, key)
+                if swapped_in:  # into a buffer, that others are swapped into next
+                    shard = replace(shard, local=shard.local.clone())
+                state[_name(name, key)] = shard
+            for key, value in counters.items() if parameter.requires_grad else ():
+                state[_name(name, key)] = value.detach().cpu().clone()
+        return state
+
+    def load_state_dict(self, state: Mapping[str, Tensor | FlatShard]) -> None:
+        keys, counters = self._state_keys()
+        trained = [name for name, _ in trainable(self.model)]
+        for key in counters:
+            values = {cast(Tensor, state[_name(name, key)]).item() for name in trained}
+            if len(values) > 1:
+                raise UserError(
+                    f"resume: the checkpoint's parameters differ in the optimizer's `{key}` "
+                    f"({', '.join(map(str, sorted(values)))}), of which ZeRO keeps one for all; "
+                    "resume it with engine=fsdp"
+                )
+            for of_master in self.optimizer.state.values():
+                of_master[key].fill_(values.copy().pop())
+        for name, parameter, swapped_in in self._in_memory(changed=True):
+            for each in [None, *(keys if parameter.requires_grad else [])]:
+                if swapped_in:  # else it was filled in place
+                    filled = cast(FlatShard, state[_name(name, each)])
+                    self._shard(parameter, each).local.copy_(filled.local)
+                self._share(parameter, each)
+        for name, parameter in self.parameters.items():
+            self._compute_with(parameter, self.full(name))
+
+    # Where it all is.
+
+    def _places_0(self, trained: list[Any]) -> dict[nn.Parameter, Place]:
+        """Whole on each process, which saves its share."""
+        parameters, masters = trained, trained
+        if self.zero is not self.optimizer:  # bf16
+            masters = [master for group in self.zero.fp32_groups for master in group]
+            parameters = [parameter for group in self.zero.fp16_groups for parameter in group]
+        places = {}
+        for parameter, master in zip(parameters, masters, strict=True):
+            start, length = share_of(master.numel())
+            places[parameter] = Place(master, start, start, length)
+        return places
+
+    def _places_1_2(self, trained: list[Any]) -> dict[nn.Parameter, Place]:
+        masters = [master for group in self.optimizer.param_groups for master in group["params"]]
+        places = {}
+        for parameter in trained:
+            mapped = parameter._hp_mapping
+            if mapped is None:  # all of it is another process's
+                places[parameter] = Place(masters[0], 0, 0, 0)
+                continue
+            here, start = mapped.hp_fragment_address, mapped.lp_fragment_address.start
+            master = masters[mapped.param_group_index]
+            places[parameter] = Place(master, here.start, start, here.numel)
+        return places
+
+    def _places_3(self, trained: list[Any]) -> dict[nn.Parameter, Place]:
+        places = {}
+        for parameter in trained:
+            group, begin, size = self.zero.grad_position[self.zero.get_param_id(parameter)]
+            start, length = share_of(parameter.ds_numel)
+            assert length <= size, "not the partitions of ZeRO-3"
+            master = self.zero.fp32_partitioned_groups_flat[group]
+            places[parameter] = Place(master, begin, start, length, group)
+        return places
+
+    def _shard(self, parameter: nn.Parameter, key: str | None = None) -> FlatShard:
+        """This process's part of the fp32 weight, or of its state. Not a copy."""
+        place = self.places[parameter]
+        flat = place.master if key is None else self.optimizer.state[place.master][key]
+        local = flat.detach().view(-1)[place.begin : place.begin + place.length]
+        return FlatShard(_shape(parameter), place.start, local)
+
+    def _in_memory(self, changed: bool = False) -> Iterator[tuple[str, nn.Parameter, bool]]:
+        """Each parameter while `_shard` of it is in memory, and whether it was swapped in from
+        NVMe, back to which it goes if it is `changed`."""
+        for k in dict.fromkeys(self.places[p].sub_group for p in self.parameters.values()):
+            with self._sub_group_in_memory(k, changed) as swapped_in:
+                for name, parameter in self.parameters.items():
+                    if self.places[parameter].sub_group == k:
+                        yield name, parameter, swapped_in
+
+    @contextmanager
+    def _sub_group_in_memory(self, k: int | None, changed: bool) -> Iterator[bool]:
+        on_nvme = k is not None and self.zero._swappable_optimizer_subgroup(k)
+        if on_nvme:
+            self.zero._optimizer_states_and_gradient_swap_in(k)
+        yield on_nvme
+        if on_nvme and changed:
+            self.zero._optimizer_states_and_gradient_swap_out(k)
+        elif on_nvme:
+            self.zero._release_swap_buffers(k)
+
+    def _share(self, parameter: nn.Parameter, key: str | None = None) -> None:
+        """Stage 0, where all processes hold the whole: give them this one's part."""
+        if self.stage == 0 and parameter.requires_grad:
+            place = self.places[parameter]
+            whole = place.master if key is None else self.optimizer.state[place.master][key]
+            flat = whole.detach().view(-1)
+            flat[: place.begin] = 0
+            flat[place.begin + place.length :] = 0
+            dist.all_reduce(flat)
+
+    def _compute_with(self, parameter: nn.Parameter, whole: Tensor) -> None:
+        """Give the model this weight."""
+        gathered = self.deepspeed.zero.GatheredParameters
+        with gathered([parameter], modifier_rank=0, enabled=self.stage == 3):
+            parameter.data.copy_(whole)
+
+    def _state_keys(self) -> tuple[list[str], dict[str, Tensor]]:
+        """The optimizer's state: keys of what has the weights' shape, and its counters."""
+        master, state = next(iter(self.optimizer.state.items()))
+        tensors = {key: value for key, value in state.items() if isinstance(value, Tensor)}
+        counters = {k: value for k, value in tensors.items() if value.shape != master.shape}
+        return [key for key in tensors if key not in counters], counters
+
+    def _allocate_optimizer_state(self) -> None:
+        """A step of size zero makes the optimizer allocate its state, for a checkpoint to fill."""
+        groups = self.optimizer.param_groups
+        usual = [group["params"] for group in groups]
+        for group in groups:
+            group["lr"], group["params"] = 0.0, []
+        for group, params in zip(groups, usual, strict=True):
+            self._allocate(group, params)
+        if self.stage == 3:  # which gives the optimizer one sub-group at a time
+            for k, of in self.zero.sub_group_to_group_id.items():
+                with self._sub_group_in_memory(k, changed=True):
+                    self._allocate(groups[of], [self.zero.fp32_partitioned_groups_flat[k]])
+        for group, params in zip(groups, usual, strict=True):
+            group["params"] = params
+
+    def _allocate(self, group: dict[str, Any], masters: list[Tensor]) -> None:
+        gradients = [master.grad for master in masters]  # with offload, buffers of DeepSpeed's
+        for master in masters:
+            master.grad = torch.zeros_like(master)
+        group["params"] = masters
+        self.optimizer.step()
+        group["params"] = []
+        zero_state(self.optimizer, masters)
+        for master, gradient in zip(masters, gradients, strict=True):
+            master.grad = gradient
+
+
+def share_of(elements: int) -> tuple[int, int]:
+    """Start and length of this process's part: equal ones, but for the last that get any."""
+    size = -(-elements // dist.get_world_size())
+    start = min(dist.get_rank() * size, elements)
+    return start, min(size, elements - start)
+
+
+def _shape(parameter: nn.Parameter) -> torch.Size:
+    """Its whole shape, also where stage 3 has cut it."""
+    shape: torch.Size = getattr(parameter, "ds_shape", parameter.shape)
+    return shape
+
+
+def _name(parameter: str, key: str | None) -> str:
+    return f"model.{parameter}" if key is None else f"optimizer.{parameter}.{key}"
