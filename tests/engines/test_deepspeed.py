@@ -41,7 +41,6 @@ def results(tiny, tmp_path_factory):
 
 
 @pytest.mark.slow
-@pytest.mark.xdist_group("curves")
 def test_every_engine_trains_as_plain_torch_does(results):
     """Both methods, every recompute policy under the engines that shard weights."""
     results = results["curves"]
@@ -55,7 +54,6 @@ def test_every_engine_trains_as_plain_torch_does(results):
 
 
 @pytest.mark.slow
-@pytest.mark.xdist_group("curves")
 def test_bf16_is_as_near_to_fp32_as_plain_torch_is(results):
     results = results["curves"]
     assert set(results["bf16"]) == {"full none", "cola cola_m"}
@@ -68,7 +66,6 @@ def test_bf16_is_as_near_to_fp32_as_plain_torch_is(results):
 
 
 @pytest.mark.slow
-@pytest.mark.xdist_group("curves")
 def test_a_skipped_step_changes_nothing_on_any_process(results):
     """One process's loss or gradient is not finite, or the loss is a spike."""
     skips = results["skips"]
