@@ -12,7 +12,9 @@ from cola_train.config.schema import Config
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    items.sort(key=lambda item: "slow" not in item.keywords)  # first: processes end together
+    items.sort(
+        key=lambda item: "slow" not in item.keywords
+    )  # first, so that both processes end together
     if not torch.cuda.is_available():
         for item in items:
             if "gpu" in item.keywords:

@@ -64,7 +64,12 @@ def test_recomputation_changes_nothing_at_full_rank(tiny):
     assert (losses, norms) == again[:2]
 
 
-@pytest.mark.parametrize("policy", ["none", "cola_m", "light"])
+SLOW = pytest.mark.slow
+
+
+@pytest.mark.parametrize(
+    "policy", [pytest.param("none", marks=SLOW), "cola_m", pytest.param("light", marks=SLOW)]
+)
 def test_compiled_is_eager_to_rounding(tiny, policy):
     tiny = [*tiny, "method.activation=both"]
     losses, norms, _ = trained(tiny, steps=2, count=1, rows=4)

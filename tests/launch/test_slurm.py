@@ -25,7 +25,6 @@ STEPS = 4000  # of the schedule; each test ends earlier, at its `train.stop_afte
 pytestmark = [
     pytest.mark.skipif(unavailable() is not None, reason=str(unavailable())),
     pytest.mark.slow,
-    pytest.mark.xdist_group("slurm"),  # one cluster
 ]
 
 

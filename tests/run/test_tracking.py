@@ -10,8 +10,6 @@ from wandb.proto import wandb_internal_pb2
 from cola_train.run.owner import Attempt, SupersededError
 from cola_train.run.tracking import Tracker
 
-SLOW = 6.0  # seconds
-
 
 def offline_records(path: Path) -> list[wandb_internal_pb2.Record]:
     """The records of a .wandb file: LevelDB's log format after a header of 7 bytes."""
@@ -93,13 +91,34 @@ def test_a_launch_that_has_lost_the_folder_leaves_its_config_alone(
     assert (tmp_path / "config.yaml").read_text() == "seed: 5\n"
 
 
+# W&B finishes when the watchdog has ended: at once, or, where it goes on watching, never.
+FINISHES_LATE = """
+import threading
+from unittest.mock import MagicMock
+
+import wandb
+
+from cola_train.__main__ import main
+
+watchdogs = set()
+
+def log(*_, **__):
+    watchdogs.update(thread for thread in threading.enumerate() if thread.name == "watchdog")
+
+def finish(**_):
+    (watchdog,) = watchdogs
+    watchdog.join()
+    print("nothing watches")
+
+wandb.init = MagicMock()
+wandb.init.return_value.log, wandb.init.return_value.finish = log, finish
+main()
+"""
+
+
 def test_wandb_that_finishes_slowly_is_no_hang(tiny, tmp_path):
     """The watchdog would end the process, so the run has one of its own."""
-    program = (
-        "import time, wandb; from unittest.mock import MagicMock; wandb.init = MagicMock(); "
-        f"wandb.init().finish = lambda **_: time.sleep({SLOW}); "
-        "from cola_train.__main__ import main; main()"
-    )
     common = [*tiny, "train.steps=2", "tracking.wandb=offline", f"run_dir={tmp_path}"]
-    run_python("-c", program, *common, f"train.hang_seconds={SLOW / 3}")
+    ran = run_python("-c", FINISHES_LATE, *common, "train.hang_seconds=30")
+    assert "nothing watches" in ran.stdout
     assert read_json(tmp_path / "status.json")["state"] == "done"

@@ -7,13 +7,13 @@ import signal
 import pytest
 from helpers import (
     WORKERS,
+    exit_code_of,
     finish,
     launch,
     losses,
     ranks_of,
     read_json,
     run_python,
-    run_to_end,
     wait_for_step,
     wait_until,
 )
@@ -22,7 +22,8 @@ from helpers import (
 @pytest.mark.slow
 def test_a_stopped_rank_is_named_and_the_run_goes_on(tiny, tmp_path):
     """SIGSTOP to rank 1: rank 0 speaks, ends with 75, and torchrun starts both again."""
-    common = [*tiny, "train.steps=120", "train.hang_seconds=4"]
+    # a step takes milliseconds, but the plot at the end seconds where the machine is busy
+    common = [*tiny, "train.steps=60", "train.hang_seconds=12"]
     run_dir = tmp_path / "run"
     process = launch([*common, f"run_dir={run_dir}"], 2, restarts=1)
     status = run_dir / "status.json"
@@ -38,8 +39,9 @@ def test_a_stopped_rank_is_named_and_the_run_goes_on(tiny, tmp_path):
     assert re.search(rf"rank 0: step {said['step'] + 1},.* collective \w+, at ", said["message"])
     assert said["message"] in output
     assert "Thread" in (run_dir / "logs/hang-00001/rank-00000.stacks.txt").read_text()
-    run_to_end([*common, f"run_dir={tmp_path / 'undisturbed'}"], 2)
-    assert losses(run_dir) == losses(tmp_path / "undisturbed")
+    assert exit_code_of([*common, f"run_dir={tmp_path / 'undisturbed'}"]) == 0
+    # of one process: sums in another order, through Adam (to the bit: test_chaos.py)
+    assert losses(run_dir) == pytest.approx(losses(tmp_path / "undisturbed"), rel=2e-5)
 
 
 def test_the_rank_outside_the_collective_is_named(tmp_path):
