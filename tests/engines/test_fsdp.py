@@ -154,5 +154,6 @@ def test_evaluation_leaves_the_checkpoint_as_it_was(tiny):
     _, _, engine = trained([*tiny, "train.precision=bf16"], steps=1, count=1, rows=4)
     before = {name: (type(t), t.dtype, t.data_ptr()) for name, t in engine.state_dict().items()}
     engine.evaluate(batches_of(1, 4)[0])
-    engine.logits(torch.zeros(1, 5, dtype=torch.long))
+    with torch.no_grad():
+        engine.eval_model()(torch.zeros(1, 5, dtype=torch.long))
     assert before == {n: (type(t), t.dtype, t.data_ptr()) for n, t in engine.state_dict().items()}
