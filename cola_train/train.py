@@ -1,10 +1,7 @@
 """Pre-train a model: config -> data -> model -> method -> recompute -> compile -> shard -> loop."""
 
-import dataclasses
 import math
 import os
-import sys
-import time
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -25,14 +22,13 @@ from cola_train.model.llama import build_model
 from cola_train.parallel.compile import compile_blocks
 from cola_train.parallel.recompute import apply_recompute
 from cola_train.run.folder import record_config, refuse_to_mix_runs
-from cola_train.run.owner import Attempt
+from cola_train.run.owner import Owner
 from cola_train.run.plots import plot_loss
 from cola_train.run.signals import StopSignal
-from cola_train.run.state import Progress, rng_state, set_rng_state
+from cola_train.run.speed import Speed
+from cola_train.run.state import Progress, RunState
 from cola_train.run.tracking import Tracker
 from cola_train.run.watchdog import Watchdog
-
-MAX_ROLLBACKS = 10  # in one run
 
 
 def train(config: Config) -> int:
@@ -44,13 +40,13 @@ def train(config: Config) -> int:
     device = distributed.start(config.engine.timeout_seconds)
     hardware.tune_process(config.train.threads, distributed.topology().local_world)
     refuse_to_mix_runs(config)
-    attempt = Attempt(Path(config.run_dir))  # ours, until a later start claims the folder
-    with Watchdog(config.train.hang_seconds, attempt) as watchdog:
-        return attempt.record(partial(run, config, device, attempt, watchdog))
+    owner = Owner(Path(config.run_dir))  # this start, until a later one claims the folder
+    with Watchdog(config.train.hang_seconds, owner) as watchdog:
+        return owner.record(partial(run, config, device, owner, watchdog))
 
 
-def run(config: Config, device: torch.device, attempt: Attempt, watchdog: Watchdog) -> int:
-    """The run itself, in a folder that is ours and on processes that have joined."""
+def run(config: Config, device: torch.device, owner: Owner, watchdog: Watchdog) -> int:
+    """The run itself, in a folder that is its own and on processes that have joined."""
     record_config(config)
     # The pipeline.
     data = open_data(config.data, config.model.vocab_size)
@@ -58,95 +54,65 @@ def run(config: Config, device: torch.device, attempt: Attempt, watchdog: Watchd
     engine = build(config, device)
     loader = build_loader(config, data)
 
-    # Where it stands.
+    # Where it is.
     checkpointer = Checkpointer(
         Path(config.run_dir) / "checkpoints",
         keep=config.checkpoint.keep,
         keep_best=config.checkpoint.keep_best,
         asynchronous=config.checkpoint.asynchronous,
-        still_ours=attempt.check,
+        owner=owner,
     )
-    progress = Progress()
-    if (path := starting_point(checkpointer, config.resume)) is not None:
-        progress = resume(checkpointer, path, engine, loader)
-    saved_step = attempt.step = progress.step
+    state = RunState(engine, loader, checkpointer, owner, watchdog)
+    resumed = state.begin(config.resume)
     if config.checkpoint.every:
         checkpointer.reserve(engine.state_dict())
-    tracker = Tracker(config, progress.step, facts(config, device), attempt.check)
-    tracker.say(headline(config, device, path))
-
-    def save(loss: float | None) -> None:
-        nonlocal saved_step
-        checkpointer.save(progress.step, engine.state_dict(), state(progress, loader), loss)
-        saved_step = progress.step
-        watchdog.advance(f"step {progress.step + 1}, after a save")
+    tracker = Tracker(config, state.step, facts(config, device), owner)
+    tracker.say(headline(config, device, resumed))
 
     # The loop.
     last_step = min(config.train.steps, config.train.stop_after or config.train.steps)
-    flops = costs.training_flops_per_token(config)
-    peak = hardware.peak_flops(device, hardware.compute_dtype(config.train.precision, device))
+    speed = Speed(config, device)
     stopping = False
-    while progress.step < last_step and not stopping:
-        start = time.perf_counter()
+    while state.step < last_step and not stopping:
+        speed.begin_step()
         batches = loader.next()
-        data_seconds = time.perf_counter() - start
+        speed.data_is_there()
 
-        lr = config.method.learning_rate(config.optim, progress.step + 1, config.train.steps)
-        max_loss = progress.max_loss(config.train.spike_deviations)
-        result = engine.train_step(batches, lr, max_loss)
-        progress.count(result)
-        attempt.step = progress.step
-        engine.after_step(progress.step)
-        seconds = time.perf_counter() - start
+        lr = config.method.learning_rate(config.optim, state.step + 1, config.train.steps)
+        max_loss = state.progress.max_loss(config.train.spike_deviations)
+        result = engine.train_step(batches, lr, max_loss, stop_signal.received)
+        state.count(result)
+        engine.after_step(state.step)
 
-        at_end = progress.step == last_step
-        if due(progress.step, config.train.log_every) or at_end or result.skipped:
-            speed = result.tokens / seconds
-            tracker.training(
-                {
-                    "step": progress.step,
-                    "tokens": progress.tokens,
-                    "loss": result.loss,
-                    "lr": lr,
-                    "grad_norm": result.grad_norm,
-                    "tokens_per_second": speed,
-                    "mfu": speed * flops / (peak * distributed.world_size()) if peak else None,
-                    "step_seconds": seconds,
-                    "data_seconds": data_seconds,
-                    "peak_memory_bytes": hardware.peak_memory_bytes(device),
-                    "skipped": progress.skipped,
-                }
-            )
+        at_end, stopping = state.step == last_step, result.stop
+        if due(state.step, config.train.log_every) or at_end or result.skipped:
+            tracker.training(step_metrics(state.progress, result, lr) | speed.metrics(result))
         tracker.advance()
         if result.skipped:
-            tracker.say(skip_message(progress, result, max_loss))
-            watchdog.advance(f"step {progress.step}, which was skipped")
-            if fault := divergence(config, progress):
+            tracker.say(skip_message(state.progress, result, max_loss))
+            if fault := divergence(config, state.progress):
                 checkpointer.close()
                 raise TrainingError(fault)
-            if progress.skipped_in_a_row == config.train.rollback_after:
-                progress = roll_back(checkpointer, engine, loader, progress)
-                saved_step = attempt.step = progress.step
-                tracker.roll_back(progress.step)
+            if state.progress.skipped_in_a_row == config.train.rollback_after:
+                state.roll_back()
+                tracker.roll_back(state.step)
 
-        stopping = distributed.any_rank(stop_signal.received)
-        watchdog.advance(f"step {progress.step + 1}")
         loss = None
-        if due(progress.step, config.evaluation.every) and not at_end and not stopping:
-            loss = validate(config, engine, data, tracker, progress, watchdog).loss
-        if (due(progress.step, config.checkpoint.every) and not at_end) or stopping:
-            save(loss)
+        if due(state.step, config.evaluation.every) and not at_end and not stopping:
+            loss = validate(config, data, state, tracker).loss
+        if (due(state.step, config.checkpoint.every) and not at_end) or stopping:
+            state.save(loss)
 
     # The end.
     if stopping:
         tracker.say(
-            f"stopped by {stop_signal.name or 'a signal'} at step {progress.step}, checkpoint "
+            f"stopped by {stop_signal.name or 'a signal'} at step {state.step}, checkpoint "
             "saved; the same command goes on from there"
         )
     else:
-        validation = validate(config, engine, data, tracker, progress, watchdog)
-        if saved_step < progress.step:
-            save(validation.loss)
+        validation = validate(config, data, state, tracker)
+        if state.saved_step < state.step:
+            state.save(validation.loss)
         text = sample_text(config, engine, data)
         tracker.sample(text)
         print_summary(config, validation, text)
@@ -155,7 +121,7 @@ def run(config: Config, device: torch.device, attempt: Attempt, watchdog: Watchd
     checkpointer.close()
     watchdog.end()  # what is left is W&B's, which may be slow
     exit_code = EXIT_STOPPED_BY_SIGNAL if stopping else EXIT_DONE
-    attempt.end(exit_code)
+    owner.end(exit_code)
     tracker.close(exit_code)
     return exit_code
 
@@ -207,71 +173,11 @@ def build_loader(config: Config, data: PreparedData) -> BatchLoader:
     )
 
 
-def state(progress: Progress, loader: BatchLoader) -> dict[str, Any]:
-    """What a checkpoint holds beside tensors."""
-    return {
-        "progress": dataclasses.asdict(progress),
-        "loader": loader.state_dict(),
-        "rng": rng_state(),
-    }
-
-
-def starting_point(checkpointer: Checkpointer, option: str) -> Path | None:
-    """The checkpoint to go on from, by the option `resume`. A path is where a new run begins: once
-    the run has a good checkpoint of its own, a restart goes on from that."""
-    if option in ("auto", "never"):
-        return checkpointer.find(option)
-    own = checkpointer.find("auto")
-    if own is not None and distributed.is_main():
-        print(f"resume={option} is where this run began; it goes on from {own}", file=sys.stderr)
-    return own or checkpointer.find(option)
-
-
-def resume(checkpointer: Checkpointer, path: Path, engine: Engine, loader: BatchLoader) -> Progress:
-    """Load the checkpoint at `path` into engine, loader and generators."""
-    state = engine.state_dict()
-    saved = checkpointer.load(path, state)
-    engine.load_state_dict(state)
-    loader.load_state_dict(saved["loader"])
-    set_rng_state(saved["rng"])
-    return Progress(**saved["progress"])
-
-
-def roll_back(
-    checkpointer: Checkpointer, engine: Engine, loader: BatchLoader, progress: Progress
-) -> Progress:
-    """Back to the newest checkpoint, but on with the data: the batches that led here are left out.
-
-    Raises TrainingError if there is no checkpoint, or if this has not helped before.
-    """
-    path = checkpointer.find("auto")
-    if path is None or progress.rollbacks >= MAX_ROLLBACKS:
-        checkpointer.close()
-        why = "there is no checkpoint yet" if path is None else f"{MAX_ROLLBACKS} did not help"
-        raise TrainingError(
-            f"{progress.skipped_in_a_row} steps in a row were skipped, and the run cannot be "
-            f"rolled back (train.rollback_after): {why}; a lower optim.lr may help"
-        )
-    position = loader.state_dict()
-    earlier = resume(checkpointer, path, engine, loader)
-    loader.load_state_dict(position)
-    return dataclasses.replace(
-        earlier, skipped=progress.skipped, skipped_in_a_row=0, rollbacks=progress.rollbacks + 1
-    )
-
-
 def due(step: int, every: int) -> bool:
     return every > 0 and step % every == 0
 
 
-def validate(
-    config: Config,
-    engine: Engine,
-    data: PreparedData,
-    tracker: Tracker,
-    progress: Progress,
-    watchdog: Watchdog,
-) -> Validation:
+def validate(config: Config, data: PreparedData, state: RunState, tracker: Tracker) -> Validation:
     """Validation loss, logged."""
     batches = evaluation_batches(
         data.validation,
@@ -283,19 +189,32 @@ def validate(
         with_documents=uses_documents(config),
         max_tokens=config.evaluation.tokens,
     )
-    watched = watchdog.each(batches, f"evaluation after step {progress.step}")
-    validation = evaluate(engine, watched)
-    watchdog.advance(f"step {progress.step + 1}, after an evaluation")
+    watched = state.watchdog.each(batches, f"evaluation after step {state.step}")
+    validation = evaluate(state.engine, watched)
+    state.watchdog.advance(f"step {state.step + 1}, after an evaluation")
     tracker.validation(
         {
-            "step": progress.step,
+            "step": state.step,
             "val_loss": validation.loss,
             "val_perplexity": validation.perplexity,
             "val_tokens": validation.tokens,
         },
-        progress.tokens,
+        state.progress.tokens,
     )
     return validation
+
+
+def step_metrics(progress: Progress, result: StepResult, lr: float) -> dict[str, float | None]:
+    """What a training line says of the step, the method's own numbers included."""
+    return {
+        "step": progress.step,
+        "tokens": progress.tokens,
+        "loss": result.loss,
+        "lr": lr,
+        "grad_norm": result.grad_norm,
+        "skipped": progress.skipped,
+        **result.metrics,
+    }
 
 
 def skip_message(progress: Progress, result: StepResult, max_loss: float) -> str:

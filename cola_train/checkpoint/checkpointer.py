@@ -38,7 +38,7 @@ from cola_train.checkpoint.files import (
     verify,
 )
 from cola_train.checkpoint.flat_shard import FlatShard, share_of_replica
-from cola_train.checkpoint.storage import CheckpointReader, CheckpointWriter
+from cola_train.checkpoint.storage import Anyone, CheckpointReader, CheckpointWriter, Owner
 from cola_train.errors import TrainingError, UserError
 
 __all__ = ["Checkpointer", "read_state", "verify"]
@@ -54,8 +54,7 @@ class Checkpointer:
 
     keep_best: also keep the one with the lowest metric.
     asynchronous: write in a background thread, on a gloo group of its own.
-    still_ours: raises, on rank 0, if the folder is another process's by now; called before
-        anything in it is published or deleted.
+    owner: asked before anything in the folder is published or deleted.
 
     Every method is collective: all processes call it with the same arguments, or, for `tensors`,
     with the same keys. An error of one process is raised on all.
@@ -68,10 +67,10 @@ class Checkpointer:
         keep: int,
         keep_best: bool,
         asynchronous: bool,
-        still_ours: Callable[[], None] = lambda: None,
+        owner: Owner | None = None,
     ) -> None:
         assert keep >= 1
-        self._still_ours = still_ours
+        self._owner = owner or Anyone()
         self.folder, self.keep, self.keep_best = folder, keep, keep_best
         self._group = dist.new_group(backend="gloo") if dist.is_initialized() else None
         self._rank = dist.get_rank() if self._group else 0
@@ -83,7 +82,7 @@ class Checkpointer:
 
     def _begin(self) -> str:
         if self._rank == 0:  # after our claim: what an earlier process was writing vanishes
-            self._still_ours()
+            self._owner.check()
             remove_unfinished(self.folder)
         return uuid.uuid4().hex[:8]
 
@@ -123,7 +122,7 @@ class Checkpointer:
             step=step,
             metric=metric if metric is not None and math.isfinite(metric) else None,
             state=json.dumps(dict(state), indent=1),
-            still_ours=self._still_ours,
+            owner=self._owner,
         )
         live = {key: _to_save(tensor) for key, tensor in tensors.items()}
         # Into the memory of the save before, or `reserve`'s.
@@ -229,14 +228,14 @@ class Checkpointer:
                 if isinstance(error, TrainingError):
                     raise error from None
             if self._rank == 0:
-                self._still_ours()  # a later start deletes what we write: no fault of the disk
+                self._owner.check()  # a later start deletes what we write: no fault of the disk
                 writer.discard()
             where = f"{writer.path} cannot be written; the checkpoints before it are intact."
             fix = f"Free some space or make {self.folder} writable, or choose another run_dir."
             raise _user_error(failure, where, fix) or failure from None
         if self._rank == 0:
             try:
-                self._still_ours()
+                self._owner.check()
                 self._remove_old()
             except OSError as error:  # the new one is whole: no reason to stop the run
                 print(f"Cannot delete an old checkpoint: {error}", file=sys.stderr, flush=True)

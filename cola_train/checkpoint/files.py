@@ -20,6 +20,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from cola_train import files
 from cola_train.errors import UserError
 
 FORMAT = 1
@@ -116,7 +117,7 @@ def verify(path: Path, part: int = 0, parts: int = 1) -> list[str]:
 def read_json(path: Path) -> Any:
     """The content of a JSON file of a checkpoint. Raises UserError naming the file."""
     try:
-        return json.loads(path.read_bytes())
+        return files.read_json(path)
     except (OSError, ValueError) as error:
         raise UserError(f"{path}: cannot be read ({error}); resume from another one") from None
 

@@ -9,9 +9,9 @@ import json
 import math
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -108,6 +108,21 @@ def _safetensors(tensors: Mapping[str, Tensor]) -> Iterator[Any]:
         yield tensor.contiguous().reshape(-1).view(torch.uint8).numpy()
 
 
+class Owner(Protocol):
+    """Who may write into a folder of checkpoints."""
+
+    def check(self) -> None:
+        """Raises TrainingError, on rank 0, if the folder is another's by now."""
+        ...
+
+
+class Anyone:
+    """No other process writes there."""
+
+    def check(self) -> None:
+        pass
+
+
 class CheckpointWriter(_PlansAsGiven, StorageWriter):
     """Writes checkpoint folder `path`: hidden while it grows, renamed when it is whole.
 
@@ -124,9 +139,9 @@ class CheckpointWriter(_PlansAsGiven, StorageWriter):
         step: int,
         metric: float | None,
         state: str,
-        still_ours: Callable[[], None] = lambda: None,
+        owner: Owner,
     ) -> None:
-        self.path, self.still_ours = path, still_ours
+        self.path, self.owner = path, owner
         # A process that SLURM gave up may still be writing the same step: see its own folder fail,
         # never mix the files of two.
         self.partial = path.with_name(f".{path.name}.{writer_id}.partial")
@@ -136,7 +151,7 @@ class CheckpointWriter(_PlansAsGiven, StorageWriter):
     def set_up_storage_writer(self, is_coordinator: bool, *args: Any, **kwargs: Any) -> None:
         if is_coordinator:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            self.still_ours()
+            self.owner.check()
             remove_unfinished(self.path.parent)
             self.partial.mkdir()
 
@@ -182,7 +197,7 @@ class CheckpointWriter(_PlansAsGiven, StorageWriter):
     def _publish(self) -> None:
         # Who claims the folder after this check deletes `partial` before looking for checkpoints:
         # the rename below comes before that, and this one is found, or it fails.
-        self.still_ours()
+        self.owner.check()
         # Between the two renames an older checkpoint of this step is still found, as `.replaced`.
         replaced = self.path.with_name(f"{self.path.name}.replaced")
         if self.path.exists():

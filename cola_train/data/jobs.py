@@ -7,7 +7,6 @@ any number of processes gives the same bytes. Nothing here imports torch.
 
 import contextlib
 import hashlib
-import json
 import multiprocessing
 import os
 import signal
@@ -30,11 +29,11 @@ from cola_train.data.shards import (
     ShardWriter,
     disk_errors,
     token_dtype,
-    write_json,
 )
 from cola_train.data.sources import SPLITS, InputFile, Split, read_documents
 from cola_train.data.tokenizer import Tokenizer
 from cola_train.errors import UserError
+from cola_train.files import read_json, write_json
 
 BATCH_BYTES = 1 << 20  # text tokenised at a time: bounds memory, and how late a stop is heard
 POLL_SECONDS = 0.2
@@ -130,7 +129,7 @@ def run_jobs(
 def _finished(job: Job, folder: Path) -> Record | None:
     """The record of a job that was done before, if all it wrote is still there."""
     try:
-        values = json.loads((folder / job.record).read_text(encoding="utf-8"))
+        values = read_json(folder / job.record)
     except (OSError, ValueError):
         return None
     record: Record = {split: Shard.from_json(shard) for split, shard in values.items()}

@@ -33,18 +33,16 @@ from cola_train.data.options import DataOptions, TokensOptions
 from cola_train.data.shards import (
     FORMAT,
     MANIFEST,
-    TEMPORARY,
     TOKENIZER,
     Shard,
     disk_errors,
     read_manifest,
     token_dtype,
-    write_json,
-    write_text,
 )
 from cola_train.data.sources import READERS, SPLITS, InputFile
 from cola_train.data.tokenizer import Tokenizer
 from cola_train.errors import UserError
+from cola_train.files import TEMPORARY, write_json, write_text
 
 # Files smaller than this share a shard. It grows with the corpus, to keep shards few.
 SMALL_FILE_BYTES = 4 << 20

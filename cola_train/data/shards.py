@@ -8,7 +8,6 @@ Nothing here imports torch: the processes that write shards do not need it.
 
 import dataclasses
 import hashlib
-import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,11 +18,11 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from cola_train.errors import UserError
+from cola_train.files import read_json, temporary_name
 
 FORMAT = 1  # raise it when folders written before can no longer be read, or would differ
 MANIFEST = "manifest.json"
 TOKENIZER = "tokenizer.json"
-TEMPORARY = ".tmp-"  # in the name of every file that is not whole yet
 
 
 @dataclass(frozen=True)
@@ -150,25 +149,6 @@ def token_dtype(vocab_size: int) -> np.dtype:
     return np.dtype("<u2" if vocab_size <= 1 << 16 else "<u4")
 
 
-def temporary_name(path: Path) -> Path:
-    """A name beside `path` that no other process, on this machine or another, will choose."""
-    return path.with_name(f"{path.name}{TEMPORARY}{os.urandom(8).hex()}")
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a file that is seen whole or not at all, even after a crash."""
-    temporary = temporary_name(path)
-    with open(temporary, "w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
-
-
-def write_json(path: Path, values: dict[str, Any]) -> None:
-    write_text(path, json.dumps(values, indent=1) + "\n")
-
-
 def read_manifest(folder: Path) -> dict[str, Any]:
     """The manifest of a prepared folder.
 
@@ -178,13 +158,13 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     path = folder / MANIFEST
     fix = "run cola-prepare again, or name the folder that it printed (data.path)"
     try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
+        manifest = read_json(path)
         version = manifest["format"]
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise UserError(f"{path}: not a readable manifest ({error}): {fix}") from error
     if version != FORMAT:
         raise UserError(f"{path}: format {version}, this version reads format {FORMAT}: {fix}")
-    return manifest
+    return dict(manifest)
 
 
 @contextmanager

@@ -1,7 +1,6 @@
 """The folder of a run: whether a new run may begin in it, and the configuration it records."""
 
 import dataclasses
-import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ import yaml
 from cola_train import distributed
 from cola_train.config.schema import Config
 from cola_train.errors import UserError
+from cola_train.files import write_text
 
 
 def refuse_to_mix_runs(config: Config) -> None:
@@ -37,9 +37,7 @@ def record_config(config: Config) -> None:
         if path.exists():
             for name, old, new in changes(yaml.safe_load(path.read_text()), values):
                 print(f"changed since this run began: {name}: {old} -> {new}", file=sys.stderr)
-        temporary = run_dir / ".config.yaml.tmp"
-        temporary.write_text(yaml.safe_dump(values, sort_keys=False))
-        os.replace(temporary, path)
+        write_text(path, yaml.safe_dump(values, sort_keys=False))
     except OSError as error:
         raise UserError(f"run_dir: cannot write {run_dir}: {error.strerror}") from error
 

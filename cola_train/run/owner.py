@@ -14,13 +14,13 @@ from typing import Any
 
 from cola_train import distributed
 from cola_train.errors import EXIT_DONE, EXIT_FAULT, EXIT_USER_ERROR, TrainingError, UserError
+from cola_train.files import write_json
 from cola_train.run.status import (
     ATTEMPT,
     LAUNCH_VARIABLE,
     STATUS,
     next_launch,
-    read_json,
-    write_json,
+    read_record,
 )
 
 
@@ -28,8 +28,9 @@ class SupersededError(TrainingError):
     """Another process has claimed the run's folder since."""
 
 
-class Attempt:
-    """This start of the run in `run_dir`. All processes make it together; rank 0 claims.
+class Owner:
+    """This start of the run in `run_dir`: the folder is its own until a later start claims it. All
+    processes make it together; rank 0 claims.
 
     step: how far the run is, for status.json.
     """
@@ -45,7 +46,7 @@ class Attempt:
             self.run_dir.mkdir(parents=True, exist_ok=True)
             # A launch starts its workers again and again, but takes the folder from none after it.
             launch = int(os.environ.get(LAUNCH_VARIABLE, 0)) or next_launch(self.run_dir)
-            before = read_json(self.run_dir / ATTEMPT)
+            before = read_record(self.run_dir / ATTEMPT)
             if before.get("launch", 0) > launch:
                 raise self._superseded(before)
             self.claim = {
@@ -66,7 +67,7 @@ class Attempt:
 
         Raises SupersededError if another process has claimed it since.
         """
-        latest = read_json(self.run_dir / ATTEMPT)
+        latest = read_record(self.run_dir / ATTEMPT)
         if latest.get("token") != self.claim["token"]:
             raise self._superseded(latest)
 
@@ -95,7 +96,7 @@ class Attempt:
         still ours, and if no other process has said before why it fails and so takes us along."""
         try:
             self.check()
-            said = read_json(self.run_dir / STATUS).get("state")
+            said = read_record(self.run_dir / STATUS).get("state")
             if state != "lost" or said == "running":
                 self._write_status(state, exit_code, message)
         except (OSError, SupersededError):

@@ -1,16 +1,25 @@
-"""Where a run stands: what a checkpoint holds beside tensors."""
+"""Where a run is: what it has counted and saved, and how it goes on from a checkpoint."""
 
 import base64
 import math
-from dataclasses import dataclass, field
+import sys
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
 import torch
 
-from cola_train.engines.base import StepResult
+from cola_train import distributed
+from cola_train.checkpoint.checkpointer import Checkpointer
+from cola_train.data.loader import BatchLoader
+from cola_train.engines.base import Engine, StepResult
+from cola_train.errors import TrainingError
+from cola_train.run.owner import Owner
+from cola_train.run.watchdog import Watchdog
 
 WINDOW = 64  # steps that say what loss to expect
+MAX_ROLLBACKS = 10  # in one run
 
 
 @dataclass
@@ -38,6 +47,106 @@ class Progress:
         if deviations is None or len(self.recent_losses) < WINDOW:
             return math.inf
         return fmean(self.recent_losses) + deviations * stdev(self.recent_losses)
+
+
+class RunState:
+    """Where a run is, told to those who ask: a checkpoint, status.json, the watchdog.
+
+    progress: what is counted. saved_step: of the newest checkpoint of this run.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        loader: BatchLoader,
+        checkpointer: Checkpointer,
+        owner: Owner,
+        watchdog: Watchdog,
+    ) -> None:
+        self.engine, self.loader, self.checkpointer = engine, loader, checkpointer
+        self.owner, self.watchdog = owner, watchdog
+        self.progress = Progress()
+        self.saved_step = 0
+
+    @property
+    def step(self) -> int:
+        return self.progress.step
+
+    def begin(self, resume: str) -> Path | None:
+        """Go on from the checkpoint that the option `resume` names, if there is one; returns it.
+
+        A path is where a new run begins: once the run has a good checkpoint of its own, a restart
+        goes on from that.
+        """
+        if resume in ("auto", "never"):
+            path = self.checkpointer.find(resume)
+        else:
+            path = self.checkpointer.find("auto")
+            if path is None:
+                path = self.checkpointer.find(resume)
+            elif distributed.is_main():
+                where = f"resume={resume} is where this run began"
+                print(f"{where}; it goes on from {path}", file=sys.stderr)
+        if path is not None:
+            self._go_on_from(self._load(path))
+        return path
+
+    def count(self, result: StepResult) -> None:
+        """A step was done."""
+        self.progress.count(result)
+        self.owner.step = self.step
+        self.watchdog.advance(f"step {self.step + 1}")
+
+    def save(self, loss: float | None) -> None:
+        """A checkpoint; `loss`: a validation's, by which the best one is kept."""
+        tensors = self.engine.state_dict()
+        others = {
+            "progress": asdict(self.progress),
+            "loader": self.loader.state_dict(),
+            "rng": rng_state(),
+        }
+        self.checkpointer.save(self.step, tensors, others, loss)
+        self.saved_step = self.step
+        self.watchdog.advance(f"step {self.step + 1}, after a save")
+
+    def roll_back(self) -> None:
+        """Back to the newest checkpoint, but on with the data: the batches that led here are left
+        out.
+
+        Raises:
+            TrainingError: there is no checkpoint, or this has not helped before.
+        """
+        before = self.progress
+        path = self.checkpointer.find("auto")
+        if path is None or before.rollbacks >= MAX_ROLLBACKS:
+            self.checkpointer.close()
+            why = "there is no checkpoint yet" if path is None else f"{MAX_ROLLBACKS} did not help"
+            raise TrainingError(
+                f"{before.skipped_in_a_row} steps in a row were skipped, and the run cannot be "
+                f"rolled back (train.rollback_after): {why}; a lower optim.lr may help"
+            )
+        position = self.loader.state_dict()
+        earlier = replace(
+            self._load(path),
+            skipped=before.skipped,
+            skipped_in_a_row=0,
+            rollbacks=before.rollbacks + 1,
+        )
+        self.loader.load_state_dict(position)
+        self._go_on_from(earlier)
+
+    def _load(self, path: Path) -> Progress:
+        """The checkpoint at `path`, into engine, loader and generators."""
+        tensors = self.engine.state_dict()
+        saved = self.checkpointer.load(path, tensors)
+        self.engine.load_state_dict(tensors)
+        self.loader.load_state_dict(saved["loader"])
+        set_rng_state(saved["rng"])
+        return Progress(**saved["progress"])
+
+    def _go_on_from(self, progress: Progress) -> None:
+        self.progress = progress
+        self.saved_step = self.owner.step = progress.step
 
 
 def rng_state() -> dict[str, str]:

@@ -7,14 +7,12 @@ to the trainer (`COLA_LAUNCH`) and afterwards asks `python -m cola_train.run.sta
 Nothing here imports torch: the answer must come quickly where a job is about to be killed.
 """
 
-import json
-import os
 import sys
-import uuid
 from pathlib import Path
 from typing import Any
 
 from cola_train.errors import EXIT_FAULT
+from cola_train.files import read_json
 
 ATTEMPT, STATUS = "attempt.json", "status.json"
 
@@ -23,7 +21,7 @@ LAUNCH_VARIABLE = "COLA_LAUNCH"
 
 def next_launch(run_dir: Path) -> int:
     """The number of a launch that begins now: above those of all that have claimed the folder."""
-    return int(read_json(run_dir / ATTEMPT).get("launch", 0)) + 1
+    return int(read_record(run_dir / ATTEMPT).get("launch", 0)) + 1
 
 
 def verdict(run_dir: Path, launch: int) -> tuple[str, int]:
@@ -33,30 +31,20 @@ def verdict(run_dir: Path, launch: int) -> tuple[str, int]:
     the failure of something else); unknown (it died without a word); superseded (the folder is a
     later launch's now).
     """
-    if read_json(run_dir / ATTEMPT).get("launch", 0) > launch:
+    if read_record(run_dir / ATTEMPT).get("launch", 0) > launch:
         return "superseded", EXIT_FAULT
-    status = read_json(run_dir / STATUS)
+    status = read_record(run_dir / STATUS)
     if status.get("launch") != launch or status.get("state", "running") == "running":
         return "unknown", EXIT_FAULT
     return status["state"], status["exit_code"]
 
 
-def read_json(path: Path) -> dict[str, Any]:
+def read_record(path: Path) -> dict[str, Any]:
     """The JSON object in `path`; empty if there is none."""
     try:
-        return dict(json.loads(path.read_bytes()))
+        return dict(read_json(path))
     except (FileNotFoundError, ValueError):
         return {}
-
-
-def write_json(path: Path, content: dict[str, Any]) -> None:
-    """Replace `path` at once: readers see the old content or the new."""
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
-    try:
-        temporary.write_text(json.dumps(content) + "\n")
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def main() -> None:

@@ -8,7 +8,6 @@ import subprocess
 import sys
 import time
 import uuid
-from collections.abc import Callable
 from netrc import NetrcParseError, netrc
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,8 @@ from tqdm import tqdm
 from cola_train import distributed
 from cola_train.config.schema import Config
 from cola_train.errors import UserError
+from cola_train.files import write_text
+from cola_train.run.owner import Owner
 from cola_train.run.plots import read_metrics
 
 # W&B's grouped names; whatever is not listed goes under perf/
@@ -45,14 +46,13 @@ class Tracker:
         config: Config,
         resumed_step: int,
         extra: dict[str, Any],
-        still_ours: Callable[[], None],
+        owner: Owner,
     ) -> None:
         """`resumed_step`: lines of metrics.jsonl past it, of steps to be done again, are dropped.
         `extra`: figures worth recording with the configuration (parameters, processes, ...).
-        `still_ours`: raises if the run's folder is another process's by now; called before any
-        line is written or dropped.
+        `owner` is asked before any line is written or dropped.
         """
-        self.still_ours = still_ours
+        self.owner = owner
         self.main = distributed.is_main()
         self.wandb: Any = None
         if not self.main:
@@ -81,7 +81,7 @@ class Tracker:
             self.bar.n = step
 
     def _go_on_from(self, step: int) -> None:
-        self.still_ours()
+        self.owner.check()
         kept = _drop_lines_after(self.path, step)
         self.validated = {line["step"] for line in kept if "val_loss" in line}
         self.file = self.path.open("a", buffering=1)  # a crash loses no whole line
@@ -130,7 +130,7 @@ class Tracker:
             key: None if isinstance(value, float) and not math.isfinite(value) else value
             for key, value in metrics.items()
         }
-        self.still_ours()
+        self.owner.check()
         try:
             self.file.write(json.dumps(clean) + "\n")
         except OSError as error:
@@ -236,7 +236,5 @@ def _drop_lines_after(path: Path, step: int) -> list[dict[str, float]]:
     """Keep the lines of metrics.jsonl up to `step`, whole ones only; returns them."""
     kept = [line for line in read_metrics(path) if line["step"] <= step]
     if path.exists():
-        temporary = path.with_suffix(".tmp")
-        temporary.write_text("".join(json.dumps(line) + "\n" for line in kept))
-        os.replace(temporary, path)
+        write_text(path, "".join(json.dumps(line) + "\n" for line in kept))
     return kept

@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 
 from cola_train import distributed
 from cola_train.errors import EXIT_STOPPED_BY_SIGNAL
-from cola_train.run.owner import Attempt
+from cola_train.run.owner import Owner
 
 T = TypeVar("T")
 
@@ -35,8 +35,8 @@ class Watchdog:
     folder; after a moment the first of those that can still say something says it for all.
     """
 
-    def __init__(self, seconds: float | None, attempt: Attempt) -> None:
-        self.seconds, self.attempt = seconds, attempt
+    def __init__(self, seconds: float | None, owner: Owner) -> None:
+        self.seconds, self.owner = seconds, owner
         self.doing = ""
         self.advances = 0
         self.ended = threading.Event()
@@ -81,7 +81,7 @@ class Watchdog:
                 os._exit(EXIT_STOPPED_BY_SIGNAL)
 
     def _tell(self, seconds: float, interval: float) -> None:
-        folder = self.attempt.run_dir / "logs" / f"hang-{self.attempt.claim['attempt']:05d}"
+        folder = self.owner.run_dir / "logs" / f"hang-{self.owner.claim['attempt']:05d}"
         folder.mkdir(parents=True, exist_ok=True)
         rank = distributed.rank()
         with (folder / f"rank-{rank:05d}.stacks.txt").open("w") as file:
@@ -92,7 +92,7 @@ class Watchdog:
         reports = [json.loads(path.read_text()) for path in sorted(folder.glob("rank-*.json"))]
         if rank == reports[0]["rank"]:
             message = describe(reports, distributed.world_size())
-            self.attempt.report("hung", EXIT_STOPPED_BY_SIGNAL, message)
+            self.owner.report("hung", EXIT_STOPPED_BY_SIGNAL, message)
             print(
                 f"error: nothing has advanced for {seconds:g} s (train.hang_seconds). {message}. "
                 f"Stacks: {folder}. Ending; start again from the last checkpoint",

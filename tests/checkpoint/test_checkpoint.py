@@ -20,8 +20,8 @@ from workers.checkpoint_worker import STATE, assert_same, build, whole
 from cola_train.checkpoint.checkpointer import Checkpointer, read_state, verify
 from cola_train.checkpoint.flat_shard import FlatShard
 from cola_train.errors import UserError
-from cola_train.run.owner import Attempt, SupersededError
-from cola_train.run.status import read_json, verdict
+from cola_train.run.owner import Owner, SupersededError
+from cola_train.run.status import read_record, verdict
 
 pytestmark = pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
 
@@ -289,18 +289,18 @@ def test_a_superseded_writer_publishes_and_deletes_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Overtaken before it writes, and, later than any look at the token, just before it renames."""
-    first = Attempt(tmp_path)
+    first = Owner(tmp_path)
     folder = tmp_path / "checkpoints"
     old = Checkpointer(
-        folder, keep=1, keep_best=False, asynchronous=True, still_ours=first.check
+        folder, keep=1, keep_best=False, asynchronous=True, owner=first
     )  # fmt: skip
     save(old, 1)
     rename = Path.rename
-    claims: list[Attempt] = []
+    claims: list[Owner] = []
 
     def claim_first(source: Path, target: Path) -> Path:
         if source.name.endswith(".partial") and not claims:
-            claims.append(Attempt(tmp_path))
+            claims.append(Owner(tmp_path))
             checkpointer(folder)
         return rename(source, target)
 
@@ -312,11 +312,11 @@ def test_a_superseded_writer_publishes_and_deletes_nothing(
         save(old, 3)
     assert steps(folder) == [1]
     first.report("lost", 1)
-    assert read_json(tmp_path / "status.json")["token"] == claims[0].claim["token"]
+    assert read_record(tmp_path / "status.json")["token"] == claims[0].claim["token"]
 
     monkeypatch.setenv("COLA_LAUNCH", "1")  # a restart by the launch that was superseded
     with pytest.raises(SupersededError):
-        Attempt(tmp_path)
+        Owner(tmp_path)
     assert verdict(tmp_path, 1) == ("superseded", 1)
     claims[0].report("stopped", 75)
     assert verdict(tmp_path, 2) == ("stopped", 75)

@@ -7,7 +7,7 @@ import pytest
 from helpers import exit_code_of, losses, read_json, run_python
 from wandb.proto import wandb_internal_pb2
 
-from cola_train.run.owner import Attempt, SupersededError
+from cola_train.run.owner import Owner, SupersededError
 from cola_train.run.tracking import Tracker
 
 
@@ -73,10 +73,10 @@ def test_wandb_failing_does_not_stop_training(tiny, tmp_path, monkeypatch, capsy
 def test_a_superseded_start_drops_no_line_of_the_owner(tiny, tmp_path, config_of):
     config = config_of(*tiny, f"run_dir={tmp_path}")
     (tmp_path / "metrics.jsonl").write_text('{"step": 1, "loss": 2.0}\n')
-    before = Attempt(tmp_path)
-    Attempt(tmp_path)
+    before = Owner(tmp_path)
+    Owner(tmp_path)
     with pytest.raises(SupersededError):
-        Tracker(config, 0, {}, before.check)
+        Tracker(config, 0, {}, before)
     assert list(losses(tmp_path)) == [1]
 
 

@@ -5,12 +5,12 @@ import time
 from pathlib import Path
 
 from cola_train import distributed
-from cola_train.run.owner import Attempt
+from cola_train.run.owner import Owner
 from cola_train.run.watchdog import Watchdog
 
 distributed.start(60)
 distributed.any_rank(False)  # both begin at once, however busy the machine is
-with Watchdog(2.0, Attempt(Path(sys.argv[1]))) as watchdog:
+with Watchdog(2.0, Owner(Path(sys.argv[1]))) as watchdog:
     watchdog.advance("step 7")
     if distributed.rank() == 1:
         time.sleep(60)

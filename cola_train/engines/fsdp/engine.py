@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
+from torch.optim import Optimizer
 
 from cola_train import distributed
 from cola_train.checkpoint.flat_shard import FlatShard
@@ -35,6 +36,7 @@ class FSDPEngine(Engine):
         initialise(model, config.seed)
         self.model, self.module, self.method, self.device = model, model, method, device
         self.optimizer = method.optimizer(model, config.optim)
+        self.masters = ShardedWeights(model, self.optimizer)
         self.clip = config.optim.clip
         self.sync_every_micro_batch = options.sync_every_micro_batch
 
@@ -60,11 +62,10 @@ class FSDPEngine(Engine):
         return figures_here, norm_here, accepted
 
     def weights(self) -> "ShardedWeights":
-        self._reshard()
-        return ShardedWeights(self.model, self.optimizer)
+        return self.masters
 
     def state_dict(self) -> dict[str, Tensor]:
-        self._reshard()
+        reshard(self.model)
         if not self.optimizer.state:
             self._allocate_optimizer_state()
         state = {f"model.{name}": p.detach() for name, p in self.model.named_parameters()}
@@ -78,12 +79,6 @@ class FSDPEngine(Engine):
     def load_state_dict(self, state: Mapping[str, Tensor | FlatShard]) -> None:
         pass  # the tensors are the model's and the optimizer's own
 
-    def _reshard(self) -> None:
-        """An evaluation leaves gathered copies in the modules; the optimizer knows the shards."""
-        for module in self.model.modules():
-            if isinstance(module, FSDPModule):
-                module.reshard()
-
     def _allocate_optimizer_state(self) -> None:
         """A step of size zero makes the optimizer allocate its state, for a checkpoint to fill."""
         parameters = [parameter for _, parameter in trainable(self.model)]
@@ -95,17 +90,26 @@ class FSDPEngine(Engine):
         zero_state(self.optimizer, parameters)
 
 
+def reshard(model: nn.Module) -> None:
+    """Drop gathered copies, which an evaluation leaves; the optimizer knows the shards."""
+    for module in model.modules():
+        if isinstance(module, FSDPModule):
+            module.reshard()
+
+
 class ShardedWeights:
     """See `methods.base.Weights`: the parameters themselves are the fp32 masters."""
 
-    def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-        self.parameters, self.optimizer = dict(model.named_parameters()), optimizer
+    def __init__(self, model: nn.Module, optimizer: Optimizer) -> None:
+        self.model, self.optimizer = model, optimizer
+        self.parameters = dict(model.named_parameters())
 
     def full(self, name: str) -> Tensor:
         whole = self.parameters[name].detach()
         return whole.full_tensor() if isinstance(whole, DTensor) else whole.clone()
 
     def assign(self, name: str, whole: Tensor) -> None:
+        reshard(self.model)
         rows, first = local_rows(self.parameters[name].detach(), name)
         rows.copy_(whole[first : first + len(rows)])
 

@@ -1,0 +1,43 @@
+"""Small files that other processes read: written whole or not at all. Imports no torch."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+TEMPORARY = ".tmp-"  # in the name of every file that is not whole yet
+
+
+def temporary_name(path: Path) -> Path:
+    """A name beside `path` that no other process, on this machine or another, will choose."""
+    return path.with_name(f"{path.name}{TEMPORARY}{os.urandom(8).hex()}")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Replace a file at once: readers see the old content or the new, even after a crash.
+
+    Raises:
+        OSError: the folder cannot be written, or the disk is full.
+    """
+    temporary = temporary_name(path)
+    try:
+        with open(temporary, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_json(path: Path, content: Any) -> None:
+    """The same, as JSON."""
+    write_text(path, json.dumps(content, indent=1) + "\n")
+
+
+def read_json(path: Path) -> Any:
+    """Raises:
+    OSError: the file is not there, or cannot be read.
+    ValueError: it is not JSON.
+    """
+    return json.loads(path.read_text(encoding="utf-8"))
