@@ -14,10 +14,16 @@ from typing import IO, Any
 
 import pytest
 import torch
+from torch import Tensor
+from torch.distributed.tensor import DTensor
 
+from cola_train import distributed
+from cola_train.checkpoint.flat_shard import FlatShard
 from cola_train.commands.cli import check_overrides, compose, run_app
-from cola_train.config.checks import load
+from cola_train.config.checks import OF_THE_CONFIG, load
 from cola_train.config.schema import Config
+from cola_train.data.loader import Batch
+from cola_train.engines.base import Engine
 from cola_train.methods.base import build_method
 from cola_train.model.init import initialise
 from cola_train.model.llama import Llama, build_model
@@ -34,6 +40,47 @@ PAPER_PARAMETERS = {
     "1b": (1_339_082_752, 609_310_720),
     "7b": (6_738_415_616, 2_820_935_680),
 }
+
+
+# All parameters of a tiny model are below the size from which ZeRO-3 shards them, and one
+# sub-group would hold them all: with these it shards, and has several sub-groups.
+# Its buckets are of two gigabytes, which deterministic mode fills.
+SMALL = {
+    "stage3_param_persistence_threshold": 0,
+    "sub_group_size": 2000,
+    "reduce_bucket_size": 20_000,
+    "allgather_bucket_size": 20_000,
+}
+ENGINES: dict[str, dict[str, Any]] = {"fsdp": {"name": "fsdp"}} | {
+    f"ZeRO-{stage}": {
+        "name": "deepspeed",
+        "zero_stage": stage,
+        "overrides": {"zero_optimization": SMALL},
+    }
+    for stage in range(4)
+}
+TINY_VALUES: dict[str, dict[str, Any]] = {
+    "model": {
+        "name": "tiny", "d_model": 32, "d_ff": 40, "n_layers": 2, "n_heads": 4, "vocab_size": 300,
+    },
+    "engine": {"name": "fsdp"},
+    "data": {"source": "stdlib"},
+    "optim": {"name": "adamw"},
+    "recompute": {"name": "none"},
+    "train": {
+        "sequence_length": 32, "batch_size": 8, "micro_batch_size": 2, "precision": "fp32",
+        "threads": 1,
+    },
+}  # fmt: skip
+
+
+def values_config(**groups: Any) -> Config:
+    """A tiny run's config from plain values; a group of options is laid over TINY_VALUES'. For
+    what has no YAML file."""
+    values: dict[str, Any] = {"run_name": "tiny", "run_dir": "outputs/tiny", **TINY_VALUES}
+    for name, value in groups.items():
+        values[name] = {**values.get(name, {}), **value} if isinstance(value, dict) else value
+    return load(values, checks=OF_THE_CONFIG)
 
 
 def make_config(*overrides: str) -> Config:
@@ -53,6 +100,33 @@ def real_model(config: Config) -> Llama:
     model = meta_model(config).to_empty(device="cpu")
     initialise(model, config.seed)
     return model
+
+
+def micro_batches(step: int, rows: int = 8) -> list[Batch]:
+    """This process's share of `rows` sequences of random tokens, two at a time."""
+    tokens = torch.randint(0, 300, (rows, 33), generator=torch.Generator().manual_seed(step))
+    share = tokens.chunk(distributed.world_size())[distributed.rank()]
+    return [Batch(t[:, :-1].contiguous(), t[:, 1:].contiguous(), None) for t in share.split(2)]
+
+
+def whole_state(engine: Engine) -> dict[str, Tensor]:
+    """Its state, every tensor whole and a copy."""
+    tensors = {}
+    for name, tensor in engine.state_dict().items():
+        if isinstance(tensor, FlatShard):
+            full = torch.zeros(tensor.shape)
+            full.view(-1)[tensor.start : tensor.start + len(tensor.local)] = tensor.local
+            torch.distributed.all_reduce(full)
+            tensors[name] = full
+        else:
+            tensors[name] = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor.clone()
+    return tensors
+
+
+def discard(engine: Any) -> None:
+    """DeepSpeed's hooks keep an engine alive."""
+    if hasattr(engine.module, "destroy"):
+        engine.module.destroy()
 
 
 def exit_code_of(overrides: list[str]) -> int:

@@ -42,9 +42,9 @@ class ModelConfig:
 
 @dataclass(frozen=True)
 class RecomputeConfig:
-    """Which activations are recomputed in the backward pass: one of the method's policies."""
+    """Which activations are recomputed in the backward pass."""
 
-    name: str = "none"
+    name: str  # one of the method's policies
 
 
 @dataclass(frozen=True)

@@ -32,7 +32,7 @@ class Config:
     engine: Annotated[EngineOptions, OneOf(ENGINES)]
     data: Annotated[DataOptions, OneOf(SOURCES, tag="source")]
     optim: Annotated[OptimOptions, OneOf(OPTIMIZERS)]
-    recompute: RecomputeConfig = field(default_factory=RecomputeConfig)
+    recompute: RecomputeConfig
     train: TrainConfig = field(default_factory=TrainConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)

@@ -234,10 +234,8 @@ def _parquet_documents(location: str, text_field: str) -> Iterator[str]:
 
 
 def _missing_field(location: str, text_field: str, fields: list[str], where: str) -> UserError:
-    return UserError(
-        f"{location}: no field {text_field!r}{where} (fields there: "
-        f"{', '.join(fields) or 'none'}): set data.text_field"
-    )
+    there = f"fields there: {', '.join(fields)}" if fields else "there are no fields"
+    return UserError(f"{location}: no field {text_field!r}{where} ({there}): set data.text_field")
 
 
 def _checked(text: object, location: str, text_field: str) -> Iterator[str]:

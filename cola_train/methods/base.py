@@ -26,6 +26,10 @@ class Weights(Protocol):
     What is assigned is what the next step computes with. Collective: every process calls.
     """
 
+    def names(self) -> list[str]:
+        """Of all parameters, frozen ones too."""
+        ...
+
     def full(self, name: str) -> Tensor:
         """The whole parameter, fp32, on every process."""
         ...

@@ -13,13 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from helpers import make_config, real_model
+from helpers import discard, make_config, micro_batches, real_model, whole_state
 from torch import Tensor
-from torch.distributed.tensor import DTensor
 
 from cola_train import distributed
 from cola_train.checkpoint.checkpointer import Checkpointer
-from cola_train.checkpoint.flat_shard import FlatShard
 from cola_train.config.schema import Config
 from cola_train.data.loader import Batch
 from cola_train.engines.base import Engine
@@ -63,20 +61,8 @@ def rows(step: int) -> Tensor:
     return torch.randint(0, 300, (ROWS, 33), generator=torch.Generator().manual_seed(step))
 
 
-def micro_batches(step: int) -> list[Batch]:
-    """This process's share of them, two rows at a time."""
-    share = rows(step).chunk(distributed.world_size())[distributed.rank()]
-    return [Batch(t[:, :-1].contiguous(), t[:, 1:].contiguous(), None) for t in share.split(2)]
-
-
 def engine_of(config: Config) -> Engine:
     return build(config, distributed.device())
-
-
-def discard(engine: Any) -> None:
-    """DeepSpeed's hooks keep an engine alive."""
-    if hasattr(engine.module, "destroy"):
-        engine.module.destroy()
 
 
 def plain(config: Config, steps: int = STEPS, dtype: torch.dtype = torch.float32) -> list[float]:
@@ -134,20 +120,6 @@ def curves(_: str, overrides: list[str]) -> dict[str, Any]:
     return results
 
 
-def whole(engine: Engine) -> dict[str, Tensor]:
-    """Its state, every tensor whole and a copy."""
-    tensors = {}
-    for name, tensor in engine.state_dict().items():
-        if isinstance(tensor, FlatShard):
-            full = torch.zeros(tensor.shape)
-            full.view(-1)[tensor.start : tensor.start + len(tensor.local)] = tensor.local
-            torch.distributed.all_reduce(full)
-            tensors[name] = full
-        else:
-            tensors[name] = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor.clone()
-    return tensors
-
-
 def steps_counted(engine: Engine) -> list[float]:
     """The optimizer's counts of its steps, one for each parameter: the values that occur."""
     steps = {t.item() for name, t in engine.state_dict().items() if name.endswith(".step")}
@@ -177,12 +149,12 @@ def skips(_: str, overrides: list[str]) -> dict[str, Any]:
                         loss.register_hook(lambda gradient: gradient * torch.inf)
                     return loss
 
-                before = whole(engine)
+                before = whole_state(engine)
                 engine.loss = faulty
                 limit = 1.0 if fault == "spike" else torch.inf
                 skipped = engine.train_step(micro_batches(1), LR, limit)
                 engine.loss = usual
-                after = whole(engine)
+                after = whole_state(engine)
                 results[f"{name} {precision} {fault}"] = {
                     "skipped": skipped.skipped,
                     "changed": [key for key in before if not torch.equal(before[key], after[key])],

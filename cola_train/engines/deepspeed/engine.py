@@ -18,7 +18,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.tensor import DTensor, Shard, zeros
+from torch.distributed.tensor import DTensor, Shard, empty
 from torch.nn.utils import get_total_norm
 
 from cola_train import distributed
@@ -123,7 +123,7 @@ def _initial_weights(model: Llama, seed: int, device: torch.device) -> dict[str,
     mesh = init_device_mesh(device.type, (dist.get_world_size(),))
     for module in model.modules():
         for name, parameter in module.named_parameters(recurse=False):
-            shard = zeros(parameter.shape, device_mesh=mesh, placements=[Shard(0)])
+            shard = empty(parameter.shape, device_mesh=mesh, placements=[Shard(0)])
             setattr(module, name, nn.Parameter(shard, parameter.requires_grad))
         for name, buffer in module.named_buffers(recurse=False):
             setattr(module, name, torch.empty_like(buffer, device=device))

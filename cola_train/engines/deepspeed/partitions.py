@@ -54,6 +54,9 @@ class Partitions:
 
     # What methods do between steps.
 
+    def names(self) -> list[str]:
+        return list(self.parameters)
+
     def full(self, name: str) -> Tensor:
         parameter = self.parameters[name]
         if not parameter.requires_grad:

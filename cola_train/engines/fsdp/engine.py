@@ -104,6 +104,9 @@ class ShardedWeights:
         self.model, self.optimizer = model, optimizer
         self.parameters = dict(model.named_parameters())
 
+    def names(self) -> list[str]:
+        return list(self.parameters)
+
     def full(self, name: str) -> Tensor:
         whole = self.parameters[name].detach()
         return whole.full_tensor() if isinstance(whole, DTensor) else whole.clone()

@@ -1,0 +1,130 @@
+"""A method that the product does not know, with all that a method may have: a frozen weight beside
+trained factors, an integer buffer, a number to log, something merged between steps.
+
+y = W x + B (A x)[index]: W is frozen, index a fixed permutation of the rank-r vector. Every
+MERGE_EVERY steps W += B A[index], B = 0 and the factors' optimizer state is reset (as ReLoRA does).
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from cola_train import distributed
+from cola_train.config.fields import PositiveInt
+from cola_train.config.groups import ModelConfig
+from cola_train.config.schema import Config
+from cola_train.methods import METHODS, MethodOptions
+from cola_train.methods.base import Method, Weights
+from cola_train.methods.costs import (
+    NORMS_FP32,
+    BlockCost,
+    Weight,
+    attention_backward_flops,
+    attention_flops,
+    attention_fp32,
+    norm_weights,
+)
+from cola_train.methods.options import Run
+from cola_train.model.init import Fill, computed, normal
+from cola_train.model.linear import INIT_STD, Ops
+from cola_train.model.mlp import MLP
+from cola_train.parallel.topology import Topology
+
+MERGE_EVERY = 2
+
+
+@dataclass(frozen=True)
+class ToyOptions(MethodOptions):
+    rank: PositiveInt = 4
+
+    implementation = "toy_method:Toy"
+
+    def problems(self, run: Run, topology: Topology) -> Iterator[str]:
+        if self.rank > run.model.d_model:
+            yield f"method.rank: {self.rank} is more than model.d_model ({run.model.d_model})"
+
+    def block_cost(self, model: ModelConfig, length: int, policy: str, fused: bool) -> BlockCost:
+        d, f, r = model.d_model, model.d_ff, self.rank
+        frozen = [Weight((d_out, d_in), trainable=False) for d_in, d_out in model.linear_shapes]
+        factors = [
+            Weight(shape)
+            for d_in, d_out in model.linear_shapes
+            for shape in ((r, d_in), (d_out, r))
+        ]
+        whole = sum(weight.elements for weight in frozen)
+        low = sum(weight.elements for weight in factors)
+        forward = 2 * (whole + low) + attention_flops(model, length)
+        keeps_all = policy == "none"
+        return BlockCost(
+            weights=(*frozen, *factors, *norm_weights(model)),
+            forward_flops=forward,
+            # no gradient of W
+            backward_flops=2 * whole + 4 * low + attention_backward_flops(model, length),
+            recomputed_flops=0 if keeps_all else forward - 2 * d * r,
+            # as full rank, but v is a tensor of its own; and seven permuted rank-r vectors
+            saved=8 * d + 3 * f + 7 * r if keeps_all else d,
+            saved_fp32=NORMS_FP32 + attention_fp32(model) if keeps_all else 0,
+            workspace=3 * f + d,
+        )
+
+
+class ToyLinears(nn.Module):
+    def __init__(self, d_in: int, d_outs: dict[str, int], rank: int, ops: Ops) -> None:
+        super().__init__()
+        self.d_outs, self.ops, self.rank = dict(d_outs), ops, rank
+        for name, d_out in d_outs.items():
+            frozen = nn.Parameter(torch.empty(d_out, d_in), requires_grad=False)
+            self.register_parameter(f"{name}_W", frozen)
+            self.register_parameter(f"{name}_A", nn.Parameter(torch.empty(rank, d_in)))
+            self.register_parameter(f"{name}_B", nn.Parameter(torch.empty(d_out, rank)))
+        self.index: Tensor
+        self.register_buffer("index", torch.empty(rank, dtype=torch.int64))
+
+    def forward(self, x: Tensor, residual: Tensor | None = None) -> tuple[Tensor, ...]:
+        def of(kind: str) -> list[Tensor]:
+            return [getattr(self, f"{name}_{kind}") for name in self.d_outs]
+
+        whole = self.ops.linear(x, of("W"), residual)
+        z = self.ops.down(x, of("A")).unflatten(-1, (-1, self.rank))[..., self.index]
+        low = self.ops.up(z.flatten(-2), of("B"), None, False)
+        return tuple(w + y for w, y in zip(whole, low, strict=True))
+
+    def init(self, name: str) -> Fill:
+        if name == "index":
+            return computed(lambda device: torch.arange(self.rank - 1, -1, -1, device=device))
+        return normal(INIT_STD)
+
+
+class Toy(Method):
+    def __init__(self, config: Config, device: torch.device) -> None:
+        super().__init__(config, device)
+        assert isinstance(config.method, ToyOptions)
+        self.rank = config.method.rank
+        self.device = device
+
+    def projections(self, d_in: int, d_outs: dict[str, int]) -> nn.Module:
+        return ToyLinears(d_in, d_outs, self.rank, self.ops)
+
+    def mlp(self, d_model: int, d_ff: int) -> nn.Module:
+        return MLP(d_model, d_ff, silu=True, projections=self.projections, ops=self.ops)
+
+    def metrics(self) -> dict[str, Tensor]:
+        return {"toy_rank": torch.tensor(float(distributed.rank()), device=self.device)}
+
+    def after_step(self, weights: Weights, step: int) -> None:
+        if step % MERGE_EVERY:
+            return
+        for name in weights.names():
+            if not name.endswith("_W"):
+                continue
+            A, B = (weights.full(name[:-1] + kind) for kind in "AB")
+            weights.assign(name, weights.full(name) + B @ A.flip(0))
+            weights.assign(f"{name[:-1]}B", torch.zeros_like(B))
+            for kind in "AB":
+                weights.reset_state(name[:-1] + kind)
+
+
+def register() -> None:
+    METHODS["toy"] = ToyOptions

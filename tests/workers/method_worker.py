@@ -1,0 +1,130 @@
+"""Run by methods/test_contract.py: every method, and the toy, under every engine.
+
+Arguments: the JSON file to write, `save` or `resume`, a folder for checkpoints. `save`: builds,
+trains and saves; `resume`: goes on from there on this number of processes. Writes what it saw.
+"""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+import toy_method
+from helpers import ENGINES, discard, micro_batches, values_config, whole_state
+from torch import Tensor
+
+from cola_train import distributed
+from cola_train.checkpoint.checkpointer import Checkpointer
+from cola_train.config.schema import Config
+from cola_train.engines.base import Engine
+from cola_train.methods import METHODS
+from cola_train.train import build
+
+STEPS, LR = 3, 1e-2
+
+
+def config_of(method: str, engine: dict[str, Any], folder: Path) -> Config:
+    return values_config(
+        method={"name": method}, engine=engine, run_dir=str(folder / "run"),
+        optim={"name": "adamw", "eps": 1e-3},  # rounding of gradients near zero stays small
+    )  # fmt: skip
+
+
+def digest(state: dict[str, Tensor]) -> dict[str, list[float]]:
+    """Of every tensor: two sums that a change of any element changes."""
+    flat = {name: tensor.reshape(-1).double() for name, tensor in state.items()}
+    return {
+        name: [(torch.arange(1, len(t) + 1) * t).sum().item(), t.abs().sum().item()]
+        for name, t in flat.items()
+    }
+
+
+def unfilled(engine: Engine) -> list[str]:
+    """Parameters and buffers that hold what deterministic mode fills fresh memory with."""
+    tensors = {**whole_state(engine), **dict(engine.model.named_buffers())}
+    return [
+        name
+        for name, t in tensors.items()
+        if not name.startswith("optimizer.")
+        and (
+            (t == torch.iinfo(t.dtype).max).any()
+            if not t.is_floating_point()
+            else not t.isfinite().all()
+        )
+    ]
+
+
+def step(engine: Engine, number: int) -> Any:
+    """Step `number`, from 1; rank 1 asks for the end in step 2."""
+    stop = number == 2 and distributed.rank() == 1
+    result = engine.train_step(micro_batches(number), LR, stop=stop)
+    engine.after_step(number)
+    return result
+
+
+def save(method: str, name: str, folder: Path) -> dict[str, Any]:
+    engine = build(config_of(method, ENGINES[name], folder), distributed.device())
+    found: dict[str, Any] = {"unfilled": unfilled(engine)}
+    frozen = [n for n, p in engine.model.named_parameters() if not p.requires_grad]
+    weights = engine.weights()
+    before = {n: weights.full(n) for n in frozen}
+    results = [step(engine, 1)]
+    found["moved"] = [n for n in frozen if not torch.equal(weights.full(n), before[n])]
+    factors = {n: [weights.full(n[:-1] + kind) for kind in "AB"] for n in frozen}
+    results.append(step(engine, 2))  # the toy merges after it
+    merged = {n: weights.full(n) for n in frozen}
+    found["merged"] = len([n for n in frozen if not torch.equal(merged[n], before[n])])
+    found["factors changed"] = sum(
+        not torch.equal(weights.full(n[:-1] + "A"), factors[n][0]) for n in frozen
+    )
+    found["reset"] = [
+        whole_state(engine)[f"optimizer.{n[:-1]}B.exp_avg"].abs().max().item() for n in frozen
+    ]
+    results.append(step(engine, 3))
+    found["undone"] = [n for n in frozen if not torch.equal(weights.full(n), merged[n])]
+    found["stop"] = [result.stop for result in results]
+    found["metrics"] = results[0].metrics
+    target = Checkpointer(folder / method / name, keep=1, keep_best=False, asynchronous=False)
+    target.save(STEPS, engine.state_dict(), {})
+    target.close()
+    found["saved"] = digest(whole_state(engine))
+    prefixes = tuple(f"optimizer.{n}." for n in frozen)
+    found["frozen state"] = [n for n in found["saved"] if frozen and n.startswith(prefixes)]
+    found["next"] = step(engine, STEPS + 1).loss
+    state = [t for n, t in whole_state(engine).items() if n.startswith("optimizer.")]
+    found["optimizer elements"] = sum(t.numel() for t in state if t.dim() > 0)
+    discard(engine)
+    return found
+
+
+def resume(method: str, name: str, folder: Path) -> dict[str, Any]:
+    engine = build(config_of(method, ENGINES[name], folder), distributed.device())
+    source = Checkpointer(folder / method / name, keep=1, keep_best=False, asynchronous=False)
+    state = engine.state_dict()
+    path = source.find("auto")
+    assert path is not None
+    source.load(path, state)
+    engine.load_state_dict(state)
+    source.close()
+    found: dict[str, Any] = {"loaded": digest(whole_state(engine))}
+    found["next"] = step(engine, STEPS + 1).loss
+    discard(engine)
+    return found
+
+
+def main() -> None:
+    result, mode, folder = sys.argv[1:]
+    torch.set_num_threads(1)
+    torch.use_deterministic_algorithms(True)  # fills fresh memory with NaN
+    toy_method.register()
+    distributed.start()
+    task = {"save": save, "resume": resume}[mode]
+    found = {f"{m} {e}": task(m, e, Path(folder)) for m in METHODS for e in ENGINES}
+    if distributed.is_main():
+        Path(result).write_text(json.dumps(found))
+    distributed.stop()
+
+
+if __name__ == "__main__":
+    main()
