@@ -1,6 +1,6 @@
 """What one block of a model costs, as its method counts it: the terms, and what all methods share.
 
-Symbols: d = d_model, f = d_ff, r = rank, n = sequence length. tests/test_methods.py counts the
+Symbols: d = d_model, f = d_ff, r = rank, n = sequence length. tests/methods/ counts the
 same on the real modules, to the digit.
 """
 

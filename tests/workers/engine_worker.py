@@ -1,4 +1,4 @@
-"""Run by test_deepspeed.py under torchrun: every engine beside plain torch, in one process group.
+"""Run by engines/test_engine_contract.py under torchrun: every engine beside plain torch, in one group.
 
 Arguments: the JSON file to write, modes with commas between them, a folder for checkpoints, the
 overrides of a tiny run. `curves`: losses of 5 steps. `skips`: what a step that is not finite
@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import helpers
 import torch
 from helpers import discard, make_config, micro_batches, real_model, whole_state
 from torch import Tensor
@@ -27,20 +28,16 @@ from cola_train.train import build
 ROWS, LR, SAVED_AT, STEPS = 8, 1e-2, 3, 5
 PROCESSES = [1, 2, 4]
 
-# All parameters of a tiny model are below the size from which ZeRO-3 shards them, and one
-# sub-group would hold them all: with these it shards, and has several sub-groups.
-SMALL = "{stage3_param_persistence_threshold:0,sub_group_size:2000}"
+# Overrides of each engine; the buckets of helpers.SMALL are too small for what offload swaps.
 ENGINES = {
-    "fsdp": ["engine=fsdp"],
-    "ZeRO-0": ["engine=deepspeed", "engine.zero_stage=0"],
-    "ZeRO-1": ["engine=deepspeed", "engine.zero_stage=1"],
-    "ZeRO-2": ["engine=deepspeed", "engine.zero_stage=2"],
-    "ZeRO-3": [
-        "engine=deepspeed",
-        "engine.zero_stage=3",
-        f"engine.overrides={{zero_optimization:{SMALL}}}",
-    ],
+    name: [
+        f"engine={choice['name']}",
+        *(f"engine.zero_stage={choice['zero_stage']}" for _ in [0] if "zero_stage" in choice),
+    ]
+    for name, choice in helpers.ENGINES.items()
 }
+SMALL = "{stage3_param_persistence_threshold:0,sub_group_size:2000}"
+ENGINES["ZeRO-3"].append(f"engine.overrides={{zero_optimization:{SMALL}}}")
 OFFLOAD = {
     "ZeRO-2, optimizer on CPU": [*ENGINES["ZeRO-2"], "engine.offload_optimizer=cpu"],
     "ZeRO-3, all on CPU": [

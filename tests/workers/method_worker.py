@@ -1,4 +1,4 @@
-"""Run by methods/test_contract.py: every method, and the toy, under every engine.
+"""Run by methods/test_method_contract.py: every method, and the toy, under every engine.
 
 Arguments: the JSON file to write, `save` or `resume`, a folder for checkpoints. `save`: builds,
 trains and saves; `resume`: goes on from there on this number of processes. Writes what it saw.
@@ -24,8 +24,9 @@ from cola_train.train import build
 STEPS, LR = 3, 1e-2
 
 
-def config_of(method: str, engine: dict[str, Any], folder: Path) -> Config:
+def config_of(method: str, engine: dict[str, Any], folder: Path, precision: str) -> Config:
     return values_config(
+        train={"precision": precision},
         method={"name": method}, engine=engine, run_dir=str(folder / "run"),
         optim={"name": "adamw", "eps": 1e-3},  # rounding of gradients near zero stays small
     )  # fmt: skip
@@ -63,8 +64,9 @@ def step(engine: Engine, number: int) -> Any:
     return result
 
 
-def save(method: str, name: str, folder: Path) -> dict[str, Any]:
-    engine = build(config_of(method, ENGINES[name], folder), distributed.device())
+def save(method: str, name: str, folder: Path, precision: str) -> dict[str, Any]:
+    config = config_of(method, ENGINES[name], folder, precision)
+    engine = build(config, distributed.device())
     found: dict[str, Any] = {"unfilled": unfilled(engine)}
     frozen = [n for n, p in engine.model.named_parameters() if not p.requires_grad]
     weights = engine.weights()
@@ -85,7 +87,9 @@ def save(method: str, name: str, folder: Path) -> dict[str, Any]:
     found["undone"] = [n for n in frozen if not torch.equal(weights.full(n), merged[n])]
     found["stop"] = [result.stop for result in results]
     found["metrics"] = results[0].metrics
-    target = Checkpointer(folder / method / name, keep=1, keep_best=False, asynchronous=False)
+    target = Checkpointer(
+        folder / method / precision / name, keep=1, keep_best=False, asynchronous=False
+    )
     target.save(STEPS, engine.state_dict(), {})
     target.close()
     found["saved"] = digest(whole_state(engine))
@@ -98,9 +102,12 @@ def save(method: str, name: str, folder: Path) -> dict[str, Any]:
     return found
 
 
-def resume(method: str, name: str, folder: Path) -> dict[str, Any]:
-    engine = build(config_of(method, ENGINES[name], folder), distributed.device())
-    source = Checkpointer(folder / method / name, keep=1, keep_best=False, asynchronous=False)
+def resume(method: str, name: str, folder: Path, precision: str) -> dict[str, Any]:
+    config = config_of(method, ENGINES[name], folder, precision)
+    engine = build(config, distributed.device())
+    source = Checkpointer(
+        folder / method / precision / name, keep=1, keep_best=False, asynchronous=False
+    )
     state = engine.state_dict()
     path = source.find("auto")
     assert path is not None
@@ -120,7 +127,12 @@ def main() -> None:
     toy_method.register()
     distributed.start()
     task = {"save": save, "resume": resume}[mode]
-    found = {f"{m} {e}": task(m, e, Path(folder)) for m in METHODS for e in ENGINES}
+    cases = [(method, "fp32") for method in METHODS] + [("toy", "bf16")]
+    found = {
+        f"{method} {precision} {engine}": task(method, engine, Path(folder), precision)
+        for method, precision in cases
+        for engine in ENGINES
+    }
     if distributed.is_main():
         Path(result).write_text(json.dumps(found))
     distributed.stop()

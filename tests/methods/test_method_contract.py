@@ -35,21 +35,24 @@ def test_every_engine_is_among_those_tried():
 @pytest.mark.slow
 @pytest.mark.parametrize(("method", "engine"), EACH)
 def test_trains_and_resumes_on_another_number_of_processes(saved, method, engine):
-    two, one = (results[f"{method} {engine}"] for results in saved)
+    two, one = (results[f"{method} fp32 {engine}"] for results in saved)
     assert two["unfilled"] == []
     assert one["loaded"] == two["saved"]
     # fp32 sums in another order, through one step of Adam
     assert one["next"] == pytest.approx(two["next"], abs=1e-5)
     assert two["stop"] == [False, True, False]
-    same = saved[0][f"{method} fsdp"]
+    same = saved[0][f"{method} fp32 fsdp"]
     assert set(two["saved"]) == set(same["saved"])  # one format for every engine
     assert two["next"] == pytest.approx(same["next"], abs=1e-5)
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize("engine", ENGINES)
-def test_what_is_frozen_stays_and_a_merge_is_not_undone(saved, engine):
-    found = saved[0][f"toy {engine}"]
+def test_what_is_frozen_stays_and_a_merge_is_not_undone(saved, engine, precision):
+    """Also where the model computes in bf16: the masters are fp32, whoever holds them."""
+    found, again = (results[f"toy {precision} {engine}"] for results in saved)
+    assert found["unfilled"] == [] and again["loaded"] == found["saved"]
     assert found["moved"] == [] and found["frozen state"] == []
     assert found["merged"] == LAYERS * LINEARS and found["undone"] == []
     assert found["factors changed"] == LAYERS * LINEARS  # by the step itself
@@ -67,7 +70,7 @@ def test_optimizer_elements_are_those_counted(saved, method, engine):
         *costs.block_cost(config).weights * config.model.n_layers,
     ]
     expected = sum(map(config.method.optimizer_elements, weights))
-    assert saved[0][f"{method} {engine}"]["optimizer elements"] == expected
+    assert saved[0][f"{method} fp32 {engine}"]["optimizer elements"] == expected
 
 
 @pytest.mark.parametrize("method", METHODS)
