@@ -54,6 +54,7 @@ def test_train_step(tmp_path: Path, config_of: Callable[..., Config]) -> None:
     assert figures["command"][:4] == ["python", "-m", "benchmarks", "train_step"]
 
 
+@pytest.mark.slow
 def test_recompute_where_little_is_installed(tmp_path: Path) -> None:
     """With torch, Triton and numpy alone: every policy, alternated, beside its formula."""
     path = tmp_path / "figures.json"
@@ -78,6 +79,7 @@ def test_recompute_where_little_is_installed(tmp_path: Path) -> None:
     assert kept["cola, cola_m"] == 2 * 32 * 4 * (2 * 256 + 7 * 64)
 
 
+@pytest.mark.slow
 def test_peers(tmp_path: Path) -> None:
     pytest.importorskip("transformers")
     figures = run(tmp_path, "peers", *OPTIONS, "train.precision=bf16")

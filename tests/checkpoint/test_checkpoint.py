@@ -70,10 +70,12 @@ def group_of_one() -> Iterator[None]:
         dist.destroy_process_group()
 
 
+@pytest.mark.slow
 def test_loads_on_two_processes(saved: Path) -> None:
     run_worker("checkpoint_worker.py", "load", saved, processes=2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["fsdp", "hsdp", "replicate"])
 def test_loads_on_one_process(saved: Path, group_of_one: None, name: str) -> None:
     reader = checkpointer(saved / name)

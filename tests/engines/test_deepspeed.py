@@ -64,6 +64,7 @@ def test_an_override_that_deepspeed_refuses_is_named(tiny):
         assert word in str(error.value)
 
 
+@pytest.mark.slow
 def test_deepspeeds_launcher_passes_on_the_exit_code(tiny, tmp_path):
     output = deepspeed_launcher(
         [*tiny, "engine=deepspeed", "engine.zero_stage=4", f"run_dir={tmp_path / 'run'}"], expect=2

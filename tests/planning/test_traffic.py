@@ -4,7 +4,6 @@ import pytest
 from helpers import run_worker
 from measured import measure
 
-SLOW = pytest.mark.slow
 SHAPE = [
     "model.n_layers=3", "model.d_model=48", "model.n_heads=4", "model.vocab_size=300",
     "data.vocab_size=300", "train.sequence_length=16", "train.batch_size=8", "tracking=local",
@@ -34,7 +33,8 @@ TRAFFIC_CASES = [
 ]
 
 
-@pytest.mark.parametrize("processes", [pytest.param(1, marks=SLOW), 2, pytest.param(4, marks=SLOW)])
+@pytest.mark.slow
+@pytest.mark.parametrize("processes", [1, 2, 4])
 def test_counted_traffic_is_the_formula(processes, tmp_path):
     # full, hybrid, replicate and stages 1 to 3 on any number; the rest on 2
     chosen = TRAFFIC_CASES if processes == 2 else TRAFFIC_CASES[:6]

@@ -133,6 +133,7 @@ def test_wandb_that_does_not_answer(tiny, tmp_path, undisturbed, monkeypatch, si
     assert list(run_dir.glob("wandb/offline-run-*/*.wandb"))
 
 
+@pytest.mark.slow
 def test_a_data_worker_that_dies_is_named_and_its_work_done_again(tmp_path, tiny):
     """SIGKILL to a process that tokenises: a clean end; the next start goes on with the shards."""
     for i in range(8):
