@@ -1,7 +1,7 @@
 """What every engine must do: train as plain torch does, skip, and resume what any of them saved.
 
-tests/methods/test_method_contract.py has every method under every engine: what is frozen, the masters by
-name, buffers, metrics, the end asked for by one process.
+test_method_contract.py has every method under every engine: what is frozen, the masters by name,
+buffers, metrics, the end asked for by one process.
 """
 
 import os

@@ -1,4 +1,4 @@
-"""Run by engines/test_engine_contract.py under torchrun: every engine beside plain torch, in one group.
+"""Run by test_engine_contract.py under torchrun: every engine beside plain torch, in one group.
 
 Arguments: the JSON file to write, modes with commas between them, a folder for checkpoints, the
 overrides of a tiny run. `curves`: losses of a few steps. `skips`: what a step that is not finite
@@ -110,7 +110,8 @@ def curves(_: str, overrides: list[str]) -> dict[str, Any]:
             steps = STEPS[precision]
             losses["plain"] = plain(make_config(*case), steps)
             if precision == "bf16":
-                losses["plain bf16"] = plain(make_config(*case), steps, torch.bfloat16)
+                in_bf16 = make_config(*case, "train.precision=bf16")
+                losses["plain bf16"] = plain(in_bf16, steps, torch.bfloat16)
             for name, choice in engines.items():
                 config = make_config(*case, *choice, f"train.precision={precision}")
                 engine = engine_of(config)
