@@ -82,7 +82,7 @@ def test_a_skipped_step_changes_nothing_on_any_process(results):
 
 @pytest.mark.slow
 def test_every_checkpoint_resumes_under_every_engine_on_any_number_of_processes(tiny, tmp_path):
-    """75 of the 441 pairs of docs/engines.md's table; ALL_PAIRS=1 in the environment: all."""
+    """75 of the 441 pairs of docs/engines.md; ALL_PAIRS=1 in the environment: all."""
     folder = tmp_path / "checkpoints"
     folder.mkdir()
     # 34 does not divide by four processes: ZeRO-3 pads the norms' weights
