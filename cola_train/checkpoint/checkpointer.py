@@ -1,7 +1,6 @@
 """Checkpoints of a run: saved while training goes on, found again, loaded on any process count.
 
-`checkpoint_files.py` says what one looks like on disk, `checkpoint_storage.py` why reading it is
-safe.
+`files.py` says what one looks like on disk, `storage.py` why reading it is safe.
 """
 
 import json

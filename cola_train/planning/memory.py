@@ -5,7 +5,8 @@ gradients come, and a vocabulary's logits or a whole embedding's gradient can be
 docs/planning.md explains the moments, which each engine's planner lists; tests hold their peak to
 that of real runs.
 
-N positions of a micro-batch; d, f, r, V, L as in costs.py; e bytes of the compute dtype.
+N positions of a micro-batch; d, f, r as in methods/costs.py; V vocabulary, L blocks, e bytes of the
+compute dtype.
 """
 
 from dataclasses import dataclass

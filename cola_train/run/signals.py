@@ -6,7 +6,7 @@ from types import FrameType
 
 class StopSignal:
     """Notes SIGTERM, SIGUSR1 (schedulers) and SIGINT (Ctrl-C), for the loop to act on after its
-    step. A second Ctrl-C ends at once.
+    current step or the next. A second Ctrl-C ends at once.
     """
 
     def __init__(self) -> None:

@@ -13,7 +13,7 @@ from cola_train.parallel.topology import Topology
 def deepspeed_json(
     config: Config, topology: Topology, compute_dtype: torch.dtype, pin_memory: bool
 ) -> dict[str, Any]:
-    """What `deepspeed.initialize` takes as its config (docs/engines.md explains each entry)."""
+    """What `deepspeed.initialize` takes as its config (docs/engines.md)."""
     engine = config.engine
     assert isinstance(engine, DeepSpeedOptions)
     bf16 = compute_dtype == torch.bfloat16
