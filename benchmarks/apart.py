@@ -70,7 +70,7 @@ def _serve(connection: Connection, build: Build, arguments: tuple[Any, ...]) -> 
         while True:
             request = connection.recv()
             if request == PEAK_MEMORY:
-                connection.send(_peak_memory())
+                connection.send(hardware.peak_memory_bytes(distributed.device()))
                 continue
             steps[request]()
             synchronize()
@@ -83,16 +83,3 @@ def synchronize() -> None:
     """Wait for the GPU, if there is one."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()
-
-
-def _peak_memory() -> int:
-    device = distributed.device()
-    if device.type == "cpu":
-        try:  # of this program alone: getrusage's begins with that of the process that started it
-            with open("/proc/self/status") as file:
-                for line in file:
-                    if line.startswith("VmHWM:"):
-                        return int(line.split()[1]) * 1024
-        except OSError:
-            pass
-    return hardware.peak_memory_bytes(device)

@@ -62,7 +62,7 @@ def device() -> "torch.device":
 def start(timeout_seconds: float = 600.0) -> "torch.device":
     """Join the process group (NCCL on GPU with gloo beside it for CPU tensors, gloo on CPU).
 
-    A second call is a no-op, so that several Hydra jobs can run in one process.
+    A second call changes the time-out alone, so that several Hydra jobs can run in one process.
     """
     import torch
     import torch.distributed as dist
@@ -70,9 +70,11 @@ def start(timeout_seconds: float = 600.0) -> "torch.device":
     this_device = device()
     if this_device.type == "cuda":
         torch.cuda.set_device(this_device)
-    if not dist.is_initialized():
+    timeout = timedelta(seconds=timeout_seconds)
+    if dist.is_initialized():
+        dist.distributed_c10d._set_pg_timeout(timeout)
+    else:
         backend = "cpu:gloo,cuda:nccl" if this_device.type == "cuda" else "gloo"
-        timeout = timedelta(seconds=timeout_seconds)
         if "WORLD_SIZE" in os.environ:
             dist.init_process_group(backend, timeout=timeout)
         else:  # no port to choose, none to collide with

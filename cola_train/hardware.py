@@ -1,5 +1,6 @@
 """What this machine's processor or GPU can do: precision, threads, peak speed, memory used."""
 
+import contextlib
 import ctypes
 import os
 import platform
@@ -91,10 +92,29 @@ def peak_flops(device: torch.device, dtype: torch.dtype) -> float | None:
 
 
 def peak_memory_bytes(device: torch.device) -> int:
-    """Most memory this process has held: allocated on the GPU, or resident on a CPU."""
+    """Most memory this process has held since it began, or since `reset_peak_memory`: allocated
+    on the GPU, or resident on a CPU."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
+    try:  # of this program alone: getrusage's begins with that of the process that started it
+        with open("/proc/self/status") as file:
+            for line in file:
+                if line.startswith("VmHWM:"):
+                    return int(line.split()[1]) * 1024
+    except OSError:
+        pass
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def reset_peak_memory() -> None:
+    """Return freed memory to the system, and count from here on, where the system can do it."""
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)
+        with open("/proc/self/clear_refs", "w") as file:
+            file.write("5")  # resets VmHWM: man proc
 
 
 def device_name(device: torch.device) -> str:

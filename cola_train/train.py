@@ -119,6 +119,7 @@ def run(config: Config, device: torch.device, owner: Owner, watchdog: Watchdog) 
     loader.close()
     watchdog.advance("the last checkpoint")
     checkpointer.close()
+    engine.close()
     watchdog.end()  # what is left is W&B's, which may be slow
     exit_code = EXIT_STOPPED_BY_SIGNAL if stopping else EXIT_DONE
     owner.end(exit_code)

@@ -123,12 +123,6 @@ def whole_state(engine: Engine) -> dict[str, Tensor]:
     return tensors
 
 
-def discard(engine: Any) -> None:
-    """DeepSpeed's hooks keep an engine alive."""
-    if hasattr(engine.module, "destroy"):
-        engine.module.destroy()
-
-
 def exit_code_of(overrides: list[str]) -> int:
     """`cola-train OVERRIDES` in this process, which costs no start; its exit code."""
     with pytest.raises(SystemExit) as exit_:

@@ -20,6 +20,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from cola_train import distributed
+from cola_train.commands.sweep import clean_state, job_name
 from cola_train.config.checks import load
 from cola_train.config.fields import defaults, field_names, union_of, unknown
 from cola_train.config.schema import Config
@@ -166,7 +167,8 @@ def _run_hydra(task: Callable[[Mapping[str, Any], list[str]], int], primary: str
     def job(values: DictConfig) -> None:
         if HydraConfig.get().mode == RunMode.MULTIRUN:
             _name_after_overrides(values)
-        codes.append(task(_plain(values), []))
+        with clean_state():
+            codes.append(task(_plain(values), []))
 
     hydra.main(version_base="1.3", config_path=str(config_dir()), config_name=primary)(job)()
     return max(codes)
@@ -174,7 +176,7 @@ def _run_hydra(task: Callable[[Mapping[str, Any], list[str]], int], primary: str
 
 def _name_after_overrides(values: DictConfig) -> None:
     """Give each job of a sweep a run folder of its own."""
-    overrides = HydraConfig.get().job.override_dirname
+    overrides = job_name()
     if overrides:
         suffix = re.sub(r"[^\w.,=+-]", "_", overrides)
         if len(suffix) > 120:  # the part cut off may be what differs

@@ -86,6 +86,10 @@ class Engine(ABC):
     def load_state_dict(self, state: Mapping[str, Tensor | FlatShard]) -> None:
         """Go on from a `state_dict()` that a checkpoint has filled."""
 
+    @abstractmethod
+    def close(self) -> None:
+        """Undo what would outlive the engine in this process."""
+
     def train_step(
         self,
         batches: Sequence[Batch],

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from helpers import exit_code_of, make_config, run_python, run_to_end
+from helpers import exit_code_of, losses, make_config, run_python, run_to_end
 
 from cola_train.config.fields import field_names
 from cola_train.config.schema import Config
@@ -100,6 +100,28 @@ def test_multirun(tiny, tmp_path):
     assert len(folders) == 2, output
     steps = {yaml.safe_load((f / "config.yaml").read_text())["train"]["steps"] for f in folders}
     assert steps == {1, 2}
+
+
+def test_a_job_of_a_sweep_is_as_if_it_were_alone(tiny, tmp_path):
+    """The one before left DeepSpeed's process-wide changes, and a larger peak."""
+    pytest.importorskip("deepspeed")
+    common = [*tiny, "train.steps=3"]
+    sweep = ["engine=deepspeed,fsdp", "model.d_ff=20000,40", f"hydra.sweep.dir={tmp_path}"]
+    run_to_end(["-m", *common, *sweep, f"run_dir={tmp_path}/${{run_name}}"])
+    alone = tmp_path / "alone"
+    run_to_end([*common, "engine=fsdp", f"run_dir={alone}"])
+    runs = {}
+    for path in tmp_path.glob("*/config.yaml"):
+        values = yaml.safe_load(path.read_text())
+        runs[path.parent != alone, values["engine"]["name"], values["model"]["d_ff"]] = path.parent
+    assert len(runs) == 5
+    assert losses(runs[True, "fsdp", 40]) == losses(alone)
+
+    def peak(d_ff: int) -> int:
+        lines = (runs[True, "fsdp", d_ff] / "metrics.jsonl").read_text().splitlines()
+        return json.loads(lines[2])["peak_memory_bytes"]
+
+    assert peak(40) < peak(20_000) - 3 * 3 * 8 * 20_000 * 4  # weights and moments, if no more
 
 
 def test_a_runs_folder_and_its_metrics(tiny, tmp_path, capsys):

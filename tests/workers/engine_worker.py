@@ -14,7 +14,7 @@ from typing import Any
 
 import helpers
 import torch
-from helpers import discard, make_config, micro_batches, real_model, whole_state
+from helpers import make_config, micro_batches, real_model, whole_state
 from torch import Tensor
 
 from cola_train import distributed
@@ -116,7 +116,7 @@ def curves(_: str, overrides: list[str]) -> dict[str, Any]:
                 config = make_config(*case, *choice, f"train.precision={precision}")
                 engine = engine_of(config)
                 losses[name] = [engine.train_step(micro_batches(i), LR).loss for i in range(steps)]
-                discard(engine)
+                engine.close()
     return results
 
 
@@ -161,7 +161,7 @@ def skips(_: str, overrides: list[str]) -> dict[str, Any]:
                 }
             following = engine.train_step(micro_batches(1), LR)
             results[f"{name} {precision} loss"] |= {"next": following.loss, "counted": counted}
-            discard(engine)
+            engine.close()
     return results
 
 
@@ -178,7 +178,7 @@ def save(folder: str, overrides: list[str]) -> dict[str, Any]:
         target = checkpointer(Path(folder) / f"{name} x {distributed.world_size()}")
         target.save(SAVED_AT, engine.state_dict(), {"step": SAVED_AT})
         target.close()
-        discard(engine)
+        engine.close()
     return {}
 
 
@@ -217,7 +217,7 @@ def resume(folder: str, overrides: list[str]) -> dict[str, Any]:
             differences.setdefault(source, {})[target] = abs(loss - undisturbed[step + 1])
         if name == "ZeRO-1":
             differences["uneven steps"] = uneven_steps(engine)
-        discard(engine)
+        engine.close()
     return differences
 
 

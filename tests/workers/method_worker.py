@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 import toy_method
-from helpers import ENGINES, discard, micro_batches, values_config, whole_state
+from helpers import ENGINES, micro_batches, values_config, whole_state
 from torch import Tensor
 
 from cola_train import distributed
@@ -98,7 +98,7 @@ def save(method: str, name: str, folder: Path, precision: str) -> dict[str, Any]
     found["next"] = step(engine, STEPS + 1).loss
     state = [t for n, t in whole_state(engine).items() if n.startswith("optimizer.")]
     found["optimizer elements"] = sum(t.numel() for t in state if t.dim() > 0)
-    discard(engine)
+    engine.close()
     return found
 
 
@@ -116,7 +116,7 @@ def resume(method: str, name: str, folder: Path, precision: str) -> dict[str, An
     source.close()
     found: dict[str, Any] = {"loaded": digest(whole_state(engine))}
     found["next"] = step(engine, STEPS + 1).loss
-    discard(engine)
+    engine.close()
     return found
 
 

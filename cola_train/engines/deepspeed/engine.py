@@ -16,6 +16,7 @@ from typing import Any, cast
 
 import torch
 import torch.distributed as dist
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor, Shard, empty
@@ -40,6 +41,7 @@ class DeepSpeedEngine(Engine):
 
     def __init__(self, config: Config, model: Llama, method: Method, device: torch.device) -> None:
         deepspeed = _import_deepspeed(device)
+        self.linear = F.linear  # which ZeRO-3 replaces by one of its own, for good
         assert isinstance(config.engine, DeepSpeedOptions)
         if config.engine.nvme_path is not None:
             _require_aio(deepspeed)
@@ -90,6 +92,11 @@ class DeepSpeedEngine(Engine):
         self.set_learning_rate(lr)
         norm = self._step()
         return figures.tolist(), norm, norm < float("inf")
+
+    def close(self) -> None:
+        engine: Any = self.module
+        engine.destroy()  # its hooks would keep it alive
+        F.linear = self.linear
 
     def weights(self) -> Partitions:
         return self.partitions

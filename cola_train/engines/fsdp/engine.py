@@ -61,6 +61,9 @@ class FSDPEngine(Engine):
         self.optimizer.zero_grad()
         return figures_here, norm_here, accepted
 
+    def close(self) -> None:
+        pass  # nothing outlives it
+
     def weights(self) -> "ShardedWeights":
         return self.masters
 
