@@ -11,7 +11,6 @@ import warnings
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar, cast
@@ -20,8 +19,6 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.checkpoint.api import CheckpointException
-from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner, DefaultSavePlanner
-from torch.distributed.checkpoint.metadata import Metadata, MetadataIndex
 from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save
 from torch.distributed.tensor import DTensor
@@ -37,6 +34,7 @@ from cola_train.checkpoint.files import (
     verify,
 )
 from cola_train.checkpoint.flat_shard import FlatShard, share_of_replica
+from cola_train.checkpoint.planners import LoadPlanner, StagedPlanner
 from cola_train.checkpoint.storage import Anyone, CheckpointReader, CheckpointWriter, Owner
 from cola_train.errors import TrainingError, UserError
 
@@ -198,7 +196,7 @@ class Checkpointer:
             load(
                 dict(tensors),
                 storage_reader=reader,
-                planner=_LoadPlanner(),
+                planner=LoadPlanner(),
                 process_group=self._group,
                 no_dist=self._group is None,
             )
@@ -218,7 +216,7 @@ class Checkpointer:
             save(
                 live,
                 storage_writer=writer,
-                planner=_StagedPlanner(staged),
+                planner=StagedPlanner(staged),
                 process_group=self._group,
                 no_dist=self._group is None,
             )
@@ -264,47 +262,6 @@ class Checkpointer:
             if isinstance(outcome, Exception):
                 raise outcome
         return cast(list[T], outcomes)
-
-
-class _StagedPlanner(DefaultSavePlanner):
-    """Plans by the live tensors' shapes and shards, and writes the copies made of them."""
-
-    def __init__(self, staged: dict[str, Tensor]) -> None:
-        super().__init__(flatten_state_dict=False, flatten_sharded_tensors=False)
-        self.staged = staged
-
-    def lookup_object(self, index: MetadataIndex) -> Tensor:
-        live, staged = self.state_dict[index.fqn], self.staged[index.fqn]
-        if isinstance(live, FlatShard):
-            return replace(live, local=staged).parts()[_offset(index)]
-        return staged
-
-
-class _LoadPlanner(DefaultLoadPlanner):
-    """The default planner, with FlatShards among what it fills."""
-
-    def __init__(self) -> None:
-        super().__init__(flatten_state_dict=False, flatten_sharded_tensors=False)
-
-    def set_up_planner(
-        self,
-        state_dict: dict[str, Any],
-        metadata: Metadata | None = None,
-        is_coordinator: bool = False,
-    ) -> None:
-        self.state_dict, self.metadata = state_dict, metadata
-        self.is_coordinator = is_coordinator
-
-    def lookup_tensor(self, index: MetadataIndex) -> Tensor:
-        live = self.state_dict[index.fqn]
-        if isinstance(live, FlatShard):
-            return live.parts()[_offset(index)]
-        return super().lookup_tensor(index)
-
-
-def _offset(index: MetadataIndex) -> torch.Size:
-    assert index.offset is not None
-    return index.offset
 
 
 def _to_save(tensor: Tensor | FlatShard) -> Tensor | FlatShard:

@@ -17,6 +17,7 @@ from cola_train import costs
 from cola_train.commands.cli import run_composed
 from cola_train.config.checks import OF_THE_CONFIG, load
 from cola_train.config.fields import (
+    Among,
     Fraction,
     PositiveFloat,
     PositiveInt,
@@ -43,9 +44,7 @@ class PlanConfig:
 
     gpus: PositiveInt
     gpus_per_node: PositiveInt
-    gpu: Literal[
-        "h100-80gb", "h100-pcie", "h200", "a100-80gb", "a100-40gb", "l40s", "a10", "rtx4090"
-    ]
+    gpu: Annotated[str, Among(GPUS)]
     goal: Literal["throughput", "memory"] | None
     output: Literal["table", "json"]
     plot: str | None

@@ -35,6 +35,19 @@ class Range:
 
 
 @dataclass(frozen=True)
+class Among:
+    """The keys of a registry, of which a text is one."""
+
+    registry: Mapping[str, Any]
+
+    def allows(self, value: str) -> bool:
+        return value in self.registry
+
+    def __str__(self) -> str:
+        return f"one of {', '.join(self.registry)}"
+
+
+@dataclass(frozen=True)
 class OneOf:
     """Marks a group that is one of several dataclasses; its field `tag` says which."""
 
@@ -177,10 +190,10 @@ def _convert(value: Any, kind: Any) -> Any:
     origin = get_origin(kind)
     if origin is Annotated:
         base, bounds = get_args(kind)
-        number = _convert(value, base)
-        if not bounds.allows(number):
+        converted = _convert(value, base)
+        if not bounds.allows(converted):
             raise ValueError(f"must be {bounds}")
-        return number
+        return converted
     if origin is types.UnionType or origin is typing.Union:
         choices = [k for k in get_args(kind) if k is not types.NoneType]
         return None if value is None else _convert(value, choices[0])

@@ -1,6 +1,5 @@
 """A config on a cluster: what the formulas of memory, traffic and time start from."""
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
 from importlib import import_module
@@ -103,9 +102,3 @@ class Run:
             batch_tokens=None,
         )
         return self.with_config(train=train)
-
-
-def optimizer_bytes(run: Run, local: Callable[[Weight], int]) -> int:
-    """fp32 state of one process, which holds `local(weight)` elements of each weight."""
-    held = (Weight((local(weight),), weight.trainable) for weight in run.weights)
-    return FP32 * sum(map(run.config.method.optimizer_elements, held))

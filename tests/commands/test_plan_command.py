@@ -8,7 +8,6 @@ import pytest
 from helpers import PAPER_PARAMETERS, REPOSITORY, run_python
 
 from cola_train.errors import EXIT_USER_ERROR
-from cola_train.gpus import GIB, GPUS
 
 
 def cola_plan(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -126,10 +125,3 @@ def test_what_crosses_nodes_takes_the_network():
         )  # fmt: skip
         seconds.append(json.loads(answer.stdout)["step_time"]["collectives"])
     assert seconds[0] < seconds[1] < seconds[2] < 1.1 * seconds[0]
-
-
-def test_every_gpu_of_the_table_can_be_named():
-    from cola_train.commands.plan import PlanConfig
-
-    assert set(PlanConfig.__annotations__["gpu"].__args__) == set(GPUS)
-    assert all(16 * GIB < gpu.memory_bytes < 256 * GIB for gpu in GPUS.values())

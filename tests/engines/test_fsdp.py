@@ -157,3 +157,22 @@ def test_evaluation_leaves_the_checkpoint_as_it_was(tiny):
     with torch.no_grad():
         engine.eval_model()(torch.zeros(1, 5, dtype=torch.long))
     assert before == {n: (type(t), t.dtype, t.data_ptr()) for n, t in engine.state_dict().items()}
+
+
+def test_a_step_waits_for_the_device_once(tiny, monkeypatch):
+    """Whatever turns a tensor into a number of the host is a wait on a GPU."""
+    engine = engine_of(tiny)
+    engine.train_step(batches_of(2, 4), 1e-2)  # the optimizer allocates its state
+    waits = []
+    for name in ("tolist", "item", "__bool__", "__float__", "__int__", "cpu", "numpy"):
+        usual = getattr(torch.Tensor, name)
+
+        def counted(tensor, *arguments, name=name, usual=usual, **options):
+            waits.append(name)
+            return usual(tensor, *arguments, **options)
+
+        monkeypatch.setattr(torch.Tensor, name, counted)
+    result = engine.train_step(batches_of(2, 4), 1e-2, max_loss=100.0)
+    engine.after_step(2)
+    monkeypatch.undo()
+    assert waits == ["tolist"] and not result.skipped

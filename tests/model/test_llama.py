@@ -13,6 +13,7 @@ from cola_train.model.context import document_starts
 from cola_train.model.init import initialise
 from cola_train.model.linear import AutoEncoders
 from cola_train.model.mlp import MLP, AutoEncoderMLP
+from cola_train.model.tap import observing
 
 TINY = ("model.d_model=32", "model.d_ff=40", "model.n_layers=2", "model.vocab_size=300")
 
@@ -167,3 +168,16 @@ def test_mlp_takes_any_projections():
         fused.get_parameter(name.split(".")[-1]).data.copy_(weight)
     x, residual = torch.randn(2, 5, 8, generator=torch.Generator().manual_seed(0))
     torch.testing.assert_close(plain(x, residual), fused(x, residual))
+
+
+def test_an_observer_sees_every_rank_r_vector(config_of):
+    config = config_of("method.rank=5", *TINY)
+    model, seen = real_model(config), []
+    tokens = torch.randint(0, 300, (2, 7), generator=torch.Generator().manual_seed(0))
+    unseen = model(tokens)
+    with observing(lambda name, z: seen.append((name, *z.shape))):
+        logits = model(tokens)
+    # of each block: q, k and v side by side, o, gate and up side by side, down
+    assert seen == [("z", 2, 7, n * 5) for n in (3, 1, 2, 1)] * config.model.n_layers
+    assert torch.equal(logits, unseen) and torch.equal(model(tokens), unseen)
+    assert len(seen) == 4 * config.model.n_layers  # and none once it is off
