@@ -1,9 +1,7 @@
 """The command lines: Hydra composes the configuration, errors become messages and exit codes."""
 
 import dataclasses
-import hashlib
 import os
-import re
 import sys
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -166,22 +164,12 @@ def _run_hydra(task: Callable[[Mapping[str, Any], list[str]], int], primary: str
 
     def job(values: DictConfig) -> None:
         if HydraConfig.get().mode == RunMode.MULTIRUN:
-            _name_after_overrides(values)
+            values.run_name = job_name(values.run_name)
         with clean_state():
             codes.append(task(_plain(values), []))
 
     hydra.main(version_base="1.3", config_path=str(config_dir()), config_name=primary)(job)()
     return max(codes)
-
-
-def _name_after_overrides(values: DictConfig) -> None:
-    """Give each job of a sweep a run folder of its own."""
-    overrides = job_name()
-    if overrides:
-        suffix = re.sub(r"[^\w.,=+-]", "_", overrides)
-        if len(suffix) > 120:  # the part cut off may be what differs
-            suffix = f"{suffix[:111]}-{hashlib.sha256(overrides.encode()).hexdigest()[:8]}"
-        values.run_name = f"{values.run_name}-{suffix}"
 
 
 def _plain(values: DictConfig) -> Mapping[str, Any]:

@@ -1,7 +1,9 @@
 """The jobs of a sweep (`--multirun`), one after another in this process, each as if alone."""
 
 import gc
+import hashlib
 import os
+import re
 import signal
 import sys
 from collections.abc import Iterator
@@ -34,7 +36,12 @@ def clean_state() -> Iterator[None]:
         reset_peak_memory()
 
 
-def job_name() -> str:
-    """What tells this job from the others of its sweep: its overrides, sorted."""
-    overrides = (word.lstrip("+") for word in HydraConfig.get().overrides.task)
-    return ",".join(sorted(overrides))
+def job_name(run_name: str) -> str:
+    """A run name of its own for each job: the sweep's, and the job's overrides."""
+    overrides = ",".join(sorted(word.lstrip("+") for word in HydraConfig.get().overrides.task))
+    if not overrides:
+        return run_name
+    suffix = re.sub(r"[^\w.,=+-]", "_", overrides)
+    if len(suffix) > 120:  # the part cut off may be what differs
+        suffix = f"{suffix[:111]}-{hashlib.sha256(overrides.encode()).hexdigest()[:8]}"
+    return f"{run_name}-{suffix}"
