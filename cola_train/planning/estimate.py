@@ -93,9 +93,11 @@ def step_time(run: Run, given: Assumptions) -> StepTime:
         network = given.network_gbit * 1e9 / 8
         bandwidth = gpu.link_bandwidth if inside else min(network, gpu.link_bandwidth)
         collectives += collective.sent / (bandwidth * given.link_utilisation)
-    parameters = run.parameters / run.planner.copy_size(run)
-    # reads weight, gradient (and for its norm), two moments; writes weight and moments
-    optimizer = 8 * FP32 * parameters / gpu.memory_bandwidth
+    trained = sum(weight.elements for weight in run.weights if weight.trainable)
+    state = sum(map(config.method.optimizer_elements, run.weights))
+    # reads weight, gradient (and for its norm) and state; writes weight and state
+    passed = FP32 * (4 * trained + 2 * state) / run.planner.copy_size(run)
+    optimizer = passed / gpu.memory_bandwidth
     total = max(products, collectives) + optimizer
     return StepTime(
         products,
