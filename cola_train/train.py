@@ -2,6 +2,7 @@
 
 import math
 import os
+from contextlib import ExitStack, closing
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -41,17 +42,19 @@ def train(config: Config) -> int:
     hardware.tune_process(config.train.threads, distributed.topology().local_world)
     refuse_to_mix_runs(config)
     owner = Owner(Path(config.run_dir))  # this start, until a later one claims the folder
-    with Watchdog(config.train.hang_seconds, owner) as watchdog:
-        return owner.record(partial(run, config, device, owner, watchdog))
+    with Watchdog(config.train.hang_seconds, owner) as watchdog, ExitStack() as on_exit:
+        return owner.record(partial(run, config, device, owner, watchdog, on_exit))
 
 
-def run(config: Config, device: torch.device, owner: Owner, watchdog: Watchdog) -> int:
+def run(
+    config: Config, device: torch.device, owner: Owner, watchdog: Watchdog, on_exit: ExitStack
+) -> int:
     """The run itself, in a folder that is its own and on processes that have joined."""
     record_config(config)
     # The pipeline.
     data = open_data(config.data, config.model.vocab_size)
     stop_signal = StopSignal()  # until here a signal ends the process at once
-    engine = build(config, device)
+    engine = on_exit.enter_context(closing(build(config, device)))
     loader = build_loader(config, data)
 
     # Where it is.
@@ -119,7 +122,6 @@ def run(config: Config, device: torch.device, owner: Owner, watchdog: Watchdog) 
     loader.close()
     watchdog.advance("the last checkpoint")
     checkpointer.close()
-    engine.close()
     watchdog.end()  # what is left is W&B's, which may be slow
     exit_code = EXIT_STOPPED_BY_SIGNAL if stopping else EXIT_DONE
     owner.end(exit_code)
@@ -208,13 +210,13 @@ def validate(config: Config, data: PreparedData, state: RunState, tracker: Track
 def step_metrics(progress: Progress, result: StepResult, lr: float) -> dict[str, float | None]:
     """What a training line says of the step, the method's own numbers included."""
     return {
+        **result.metrics,  # first: it may not take the name of another
         "step": progress.step,
         "tokens": progress.tokens,
         "loss": result.loss,
         "lr": lr,
         "grad_norm": result.grad_norm,
         "skipped": progress.skipped,
-        **result.metrics,
     }
 
 

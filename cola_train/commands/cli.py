@@ -26,6 +26,7 @@ from cola_train.errors import (
     EXIT_DONE,
     EXIT_FAULT,
     EXIT_INTERRUPTED,
+    EXIT_STOPPED_BY_SIGNAL,
     EXIT_USER_ERROR,
     TrainingError,
     UserError,
@@ -131,6 +132,10 @@ def check_overrides(overrides: list[str], also: Iterable[str] = ()) -> tuple[lis
         for folder in config_dir().iterdir()
         if folder.is_dir()
     }
+    tags = {
+        f"{group}.{union.tag}": " or ".join(f"{group}={member}" for member in union.members)
+        for group, union in UNIONS.items()
+    }
     parser = OverridesParser.create()
     good, problems = [], []
     for text in overrides:
@@ -144,10 +149,15 @@ def check_overrides(overrides: list[str], also: Iterable[str] = ()) -> tuple[lis
             good.append(text)
         elif key in groups:
             choice = override.value()
-            if override.is_sweep_override() or choice in groups[key] or choice is None:
+            optional = key == "experiment" and choice is None
+            if override.is_sweep_override() or choice in groups[key] or optional:
                 good.append(text)
+            elif choice is None:
+                problems.append(f"{key}: null is no choice; use one of {', '.join(groups[key])}")
             else:
                 problems.append(unknown(str(choice), groups[key], f"{key}:"))
+        elif key in tags:
+            problems.append(f"{key}: choose the whole group; use {tags[key]}")
         elif key not in names:
             problems.append(unknown(key, names, "option"))
         else:
@@ -157,19 +167,36 @@ def check_overrides(overrides: list[str], also: Iterable[str] = ()) -> tuple[lis
 
 
 def _run_hydra(task: Callable[[Mapping[str, Any], list[str]], int], primary: str) -> int:
-    """Let Hydra take the command line: for its flags, and for sweeps, whose jobs run in turn."""
+    """Let Hydra take the command line: for its flags, and for sweeps, whose jobs run in turn.
+
+    A job that fails does not keep the others from running; one that a signal stops is the last.
+    Returns the highest exit code.
+    """
     os.environ["HYDRA_FULL_ERROR"] = "1"  # errors come to us rather than to Hydra's own printer
     codes = [EXIT_DONE]
     register_options()
 
     def job(values: DictConfig) -> None:
-        if HydraConfig.get().mode == RunMode.MULTIRUN:
-            values.run_name = job_name(values.run_name)
-        with clean_state():
+        if HydraConfig.get().mode != RunMode.MULTIRUN:
             codes.append(task(_plain(values), []))
+        elif EXIT_STOPPED_BY_SIGNAL not in codes:
+            values.run_name = job_name(values.run_name)
+            with clean_state():
+                codes.append(_exit_code(task, values))
 
     hydra.main(version_base="1.3", config_path=str(config_dir()), config_name=primary)(job)()
     return max(codes)
+
+
+def _exit_code(task: Callable[[Mapping[str, Any], list[str]], int], values: DictConfig) -> int:
+    """Of one job, whose mistakes are printed here: the next one has none of its frames."""
+    try:
+        return task(_plain(values), [])
+    except (UserError, TrainingError) as error:
+        if distributed.is_main() or isinstance(error, TrainingError):
+            print(f"{values.run_name}:", file=sys.stderr)
+            _print_problems(error)
+        return EXIT_FAULT if isinstance(error, TrainingError) else EXIT_USER_ERROR
 
 
 def _plain(values: DictConfig) -> Mapping[str, Any]:

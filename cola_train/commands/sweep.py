@@ -8,6 +8,7 @@ import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
 
@@ -22,7 +23,13 @@ def clean_state() -> Iterator[None]:
     """
     environment = dict(os.environ)
     handlers = {number: signal.getsignal(number) for number in SIGNALS}
-    yield
+    try:
+        yield
+    finally:
+        _restore(environment, handlers)
+
+
+def _restore(environment: dict[str, str], handlers: dict[signal.Signals, Any]) -> None:
     os.environ.clear()
     os.environ.update(environment)
     for number, handler in handlers.items():

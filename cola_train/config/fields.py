@@ -55,7 +55,19 @@ class OneOf:
     tag: str = "name"
 
 
-INVALID: Any = object()  # stands for a field whose value was refused, while others are checked
+class _Invalid:
+    """Can be neither compared nor shown: a check that needs it fails with TypeError."""
+
+    def _refuse(self, *_: object) -> Any:
+        raise TypeError("this field's value was refused")
+
+    __eq__ = __lt__ = __le__ = __gt__ = __ge__ = __bool__ = __str__ = __repr__ = __format__ = (
+        _refuse
+    )
+    __hash__ = object.__hash__
+
+
+INVALID: Any = _Invalid()  # stands for a field whose value was refused, while others are checked
 
 PositiveInt = Annotated[int, Range(low=1)]
 NaturalInt = Annotated[int, Range(low=0)]
@@ -99,9 +111,8 @@ def defaults(cls: Any) -> dict[str, Any]:
 
 def unknown(name: str, known: list[str], what: str) -> str:
     """The message for a name that is not among `known`, with the nearest one."""
-    near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-    if not near and "." not in name:  # `lr` for `optim.lr`
-        near = [k for k in known if k.endswith(f".{name}")][:1]
+    near = [k for k in known if k.endswith(f".{name}")][:1]  # `lr` for `optim.lr`
+    near = near or difflib.get_close_matches(name, known, n=1, cutoff=0.5)
     hint = f"; did you mean `{near[0]}`?" if near else f"; known: {', '.join(known)}"
     return f"{what} `{name}` does not exist{hint}"
 
@@ -141,16 +152,17 @@ def _build_member(union: OneOf, values: Any, group: str, problems: list[str]) ->
         return INVALID
     member = union.members[tag]
     own = {field.name for field in dataclasses.fields(member)}
-    for key in values.keys() - own:
+    for key in [key for key in values if key not in own]:
         owners = [
             other
             for other, cls in union.members.items()
             if key in (field.name for field in dataclasses.fields(cls))
         ]
         if owners:
+            which = " and ".join(f"{group}={owner}" for owner in owners)
             problems.append(
-                f"{group}.{key}: {_shown(values[key])} is an option of {group}={owners[0]}, and "
-                f"this is {group}={tag}; leave it out"
+                f"{group}.{key}: {_shown(values[key])} is an option of {which}, and this is "
+                f"{group}={tag}; leave it out"
             )
             values = {k: value for k, value in values.items() if k != key}
     return build(member, values, f"{group}.", problems)
@@ -170,7 +182,8 @@ def _build_value(value: Any, kind: Any, name: str, problems: list[str]) -> Any:
 def _is_group(values: Any, path: str, problems: list[str]) -> bool:
     if isinstance(values, Mapping):
         return True
-    problems.append(f"{path or 'config'}: a group of options is expected, got {values!r}")
+    name = path.rstrip(".") or "config"
+    problems.append(f"{name}: a group of options is expected, got {_shown(values)}")
     return False
 
 

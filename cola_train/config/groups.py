@@ -10,12 +10,10 @@ from cola_train.config.fields import (
     Range,
 )
 
-Placement = Literal["low_rank", "both", "full_rank"]
-
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """A LLaMA decoder's shape, and what the paper chose for low-rank layers of this size."""
+    """A LLaMA decoder's shape; two hints for low-rank methods (arXiv 2502.10940's code)."""
 
     name: str
     vocab_size: PositiveInt
@@ -23,11 +21,11 @@ class ModelConfig:
     d_ff: PositiveInt
     n_layers: PositiveInt
     n_heads: PositiveInt
+    rank_ratio: PositiveFloat  # r / d_model, unless the method's own option says otherwise
+    activation: str  # where the paper puts SiLU in low-rank layers of this size
     norm_eps: PositiveFloat = 1e-6
     rope_theta: PositiveFloat = 1e4
     attention: Literal["sdpa", "flash"] = "sdpa"
-    rank_ratio: PositiveFloat = 0.25  # r / d_model; a method's own option wins over it
-    activation: Placement = "low_rank"  # where SiLU goes: arXiv 2502.10940's official code
 
     @property
     def head_dim(self) -> int:

@@ -14,6 +14,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from cola_train import distributed
 from cola_train.checkpoint.flat_shard import FlatShard
 from cola_train.config.schema import Config
 from cola_train.data.loader import Batch
@@ -105,11 +106,12 @@ class Engine(ABC):
         What is counted and decided stays on the device; its one transfer to the host is the
         result's.
         """
+        processes = distributed.world_size()
         batches = [batch.to(self.device) for batch in batches]
         predicted = [(batch.targets != IGNORE_INDEX).sum() for batch in batches]
-        tokens = sum_over_ranks(torch.stack(predicted).sum().double())
+        tokens = all_reduce(torch.stack(predicted).sum().double())
         # Engines average gradients over processes; the loss is a mean over the global batch.
-        scale = (world_size() / tokens.clamp(min=1)).float()
+        scale = (processes / tokens.clamp(min=1)).float()
         loss_sum = torch.zeros((), device=self.device)
         for i, batch in enumerate(batches):
             accept: Tensor | None = None
@@ -129,9 +131,7 @@ class Engine(ABC):
             tokens=int(count),
             skipped=not updated,
             stop=stops > 0,
-            metrics={
-                name: total / world_size() for name, total in zip(names, metrics, strict=True)
-            },
+            metrics={name: total / processes for name, total in zip(names, metrics, strict=True)},
         )
 
     def _sums(self, loss_sum: Tensor, stop: bool) -> tuple[Tensor, list[str]]:
@@ -140,7 +140,7 @@ class Engine(ABC):
         names = sorted(metrics)
         asked = torch.tensor(float(stop), dtype=torch.float64).to(self.device, non_blocking=True)
         values = [loss_sum.double(), asked, *(metrics[name].double() for name in names)]
-        return sum_over_ranks(torch.stack(values)), names
+        return all_reduce(torch.stack(values)), names
 
     def set_learning_rate(self, lr: float) -> None:
         for group in self.optimizer.param_groups:
@@ -166,13 +166,9 @@ class Engine(ABC):
         return loss
 
 
-def world_size() -> int:
-    return dist.get_world_size()
-
-
-def sum_over_ranks(values: Tensor) -> Tensor:
+def all_reduce(values: Tensor) -> Tensor:
     """Element-wise sums over processes, on the device, in place."""
-    if world_size() > 1:
+    if distributed.world_size() > 1:
         dist.all_reduce(values)
     return values
 

@@ -9,7 +9,7 @@ from math import prod
 from cola_train.engines.fsdp.options import FSDPOptions
 from cola_train.engines.options import EngineOptions
 from cola_train.methods.costs import Weight
-from cola_train.planning.memory import Moment, loss_bytes, moment
+from cola_train.planning.memory import Moment, head_moments, moment
 from cola_train.planning.run import FP32, Run
 from cola_train.planning.traffic import Collective
 
@@ -113,24 +113,9 @@ def moments(run: Run) -> Iterator[Moment]:
     def gathered(blocks: int) -> int:
         return e * (root.padded + block.padded * (blocks if not reshard else min(blocks, 1)))
 
-    kept, step, head = run.kept_bytes, run.workspace_bytes, loss_bytes(run)
-    yield moment(
-        "loss",
-        fixed,
-        weights=gathered(0 if reshard else L),
-        gradients=gradients(0),
-        activations=L * kept + head.kept,
-        logits=head.peak,
-        workspace=flat,
-    )
-    yield moment(
-        "backward pass of the head",
-        fixed,
-        weights=gathered(0 if reshard else L),
-        gradients=gradients(0),
-        activations=L * kept + head.kept,
-        logits=head.backward,
-    )
+    kept, step = run.kept_bytes, run.workspace_bytes
+    weights = gathered(0 if reshard else L)
+    yield from head_moments(run, fixed, weights, gradients(0), flat, 0)
     head_gradient = e * run.root[-1].elements
     for i in reversed(range(L)):
         done = L - 1 - i

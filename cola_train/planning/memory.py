@@ -9,6 +9,7 @@ N positions of a micro-batch; d, f, r as in methods/costs.py; V vocabulary, L bl
 compute dtype.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from cola_train.planning.run import FP32, Run
@@ -54,6 +55,20 @@ def memory(run: Run) -> Memory:
 def moment(name: str, fixed: dict[str, int], **parts: int) -> Moment:
     """`fixed` is alive all the time; `parts` now."""
     return Moment(name, {part: fixed.get(part, 0) + parts.get(part, 0) for part in PARTS})
+
+
+def head_moments(
+    run: Run, fixed: dict[str, int], weights: int, gradients: int, workspace: int, buffer: int
+) -> Iterator[Moment]:
+    """The loss, chunk by chunk, and the head's backward pass, while every block's activations are
+    kept. workspace: of the first; buffer: of the second."""
+    head = loss_bytes(run)
+    kept = run.config.model.n_layers * run.kept_bytes + head.kept
+    alive = {"weights": weights, "gradients": gradients, "activations": kept}
+    yield moment("loss", fixed, **alive, logits=head.peak, workspace=workspace)
+    yield moment(
+        "backward pass of the head", fixed, **alive, logits=head.backward, workspace=buffer
+    )
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from cola_train.engines.deepspeed.options import DeepSpeedOptions
 from cola_train.engines.options import EngineOptions
 from cola_train.errors import UserError
 from cola_train.methods.costs import Weight
-from cola_train.planning.memory import Moment, loss_bytes, moment
+from cola_train.planning.memory import Moment, head_moments, moment
 from cola_train.planning.run import FP32, Run
 from cola_train.planning.traffic import Collective
 
@@ -152,7 +152,7 @@ def moments(run: Run) -> Iterator[Moment]:
     moved = min(STAGE0_BUCKET if stage == 0 else max(zero.bucket, embedding), P)
     copies = 2 if stage == 3 and run.on_cpu and D > 1 else 1
     reduced = {0: e + FP32, 1: FP32, 2: FP32, 3: FP32 * copies}[stage] * moved
-    kept, step, head = run.kept_bytes, run.workspace_bytes, loss_bytes(run)
+    kept, step = run.kept_bytes, run.workspace_bytes
 
     def gathered(block_in_use: int | None) -> int:
         """Stage 3: head and embedding, blocks kept for their backward pass, prefetched ones."""
@@ -170,24 +170,7 @@ def moments(run: Run) -> Iterator[Moment]:
             return between + int(e * P * share)
         return max(between, int(FP32 * shard * share)) + e * embedding
 
-    yield moment(
-        "loss",
-        fixed,
-        weights=gathered(None),
-        gradients=between,
-        activations=L * kept + head.kept,
-        logits=head.peak,
-        workspace=buffer,
-    )
-    yield moment(
-        "backward pass of the head",
-        fixed,
-        weights=gathered(None),
-        gradients=between,
-        activations=L * kept + head.kept,
-        logits=head.backward,
-        workspace=buffer,
-    )
+    yield from head_moments(run, fixed, gathered(None), between, buffer, buffer)
     in_flight = reduced if stage > 1 else 0  # stages 0 and 1 reduce after the last micro-batch
     for i in reversed(range(L)):
         yield moment(

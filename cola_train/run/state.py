@@ -125,6 +125,7 @@ class RunState:
                 f"{before.skipped_in_a_row} steps in a row were skipped, and the run cannot be "
                 f"rolled back (train.rollback_after): {why}; a lower optim.lr may help"
             )
+        self.watchdog.advance(f"going back to {path.name}")
         position = self.loader.state_dict()
         earlier = replace(
             self._load(path),
@@ -134,6 +135,7 @@ class RunState:
         )
         self.loader.load_state_dict(position)
         self._go_on_from(earlier)
+        self.watchdog.advance(f"step {self.step + 1}")
 
     def _load(self, path: Path) -> Progress:
         """The checkpoint at `path`, into engine, loader and generators."""

@@ -26,7 +26,8 @@ def local_shapes(rank: int, method: str) -> tuple[list[tuple[int, ...]], Run]:
     )  # fmt: skip
     dist.init_process_group("fake", store=FakeStore(), rank=rank, world_size=PROCESSES)
     plan = Run(config, Topology(PROCESSES, 8))
-    model = build_model(config, build_method(config, torch.device("cpu")))
+    cpu = torch.device("cpu")
+    model = build_model(config, build_method(config, cpu), cpu)
     shard(model, build_mesh(PROCESSES, "cpu"), torch.bfloat16, True)
     shapes = []
     for parameter in model.parameters():

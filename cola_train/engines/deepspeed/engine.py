@@ -75,9 +75,8 @@ class DeepSpeedEngine(Engine):
             buffer.data = buffers[name]
         if stage == 0:
             self.optimizer.state.clear()  # DeepSpeed made it by a step, which counts
-        self.partitions = Partitions(deepspeed, model, self.optimizer, self.zero, stage)
-        for name in list(weights):
-            self.partitions.assign(name, weights.pop(name).full_tensor())
+        self.partitions = Partitions(deepspeed, model, self.optimizer, self.zero, stage, device)
+        self.partitions.assign_all(lambda name: weights.pop(name).full_tensor())
 
     def backward(self, loss: Tensor, accept: Tensor | None) -> None:
         engine: Any = self.module

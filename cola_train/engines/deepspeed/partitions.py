@@ -4,7 +4,7 @@ Each process holds a run of elements of each parameter's master, cut without reg
 ZeRO leaves out of its partitions, frozen parameters, has its fp32 masters here.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, cast
@@ -38,7 +38,13 @@ class Partitions:
     """
 
     def __init__(
-        self, deepspeed: Any, model: nn.Module, optimizer: Optimizer, zero: Any, stage: int
+        self,
+        deepspeed: Any,
+        model: nn.Module,
+        optimizer: Optimizer,
+        zero: Any,
+        stage: int,
+        device: torch.device,
     ) -> None:
         self.deepspeed, self.model, self.stage = deepspeed, model, stage
         self.optimizer, self.zero = optimizer, zero
@@ -49,7 +55,7 @@ class Partitions:
         for parameter in self.parameters.values():
             if parameter not in self.places:  # frozen
                 start, length = share_of(_shape(parameter).numel())
-                master = torch.zeros(length, dtype=torch.float32, device=parameter.device)
+                master = torch.zeros(length, dtype=torch.float32, device=device)
                 self.places[parameter] = Place(master, 0, start, length)
 
     # What methods do between steps.
@@ -72,13 +78,23 @@ class Partitions:
     def assign(self, name: str, whole: Tensor) -> None:
         parameter = self.parameters[name]
         with self._sub_group_in_memory(self.places[parameter].sub_group, changed=True):
-            shard = self._shard(parameter)
-            shard.local.copy_(whole.reshape(-1)[shard.start :][: len(shard.local)])
-            self._share(parameter)
+            self._assign(parameter, whole)
+
+    def assign_all(self, whole: Callable[[str], Tensor]) -> None:
+        """`assign` every parameter; what is on NVMe is read and written once."""
+        for name, parameter, _ in self._in_memory(changed=True):
+            self._assign(parameter, whole(name))
+
+    def _assign(self, parameter: nn.Parameter, whole: Tensor) -> None:
+        shard = self._shard(parameter)
+        shard.local.copy_(whole.reshape(-1)[shard.start :][: len(shard.local)])
+        self._share(parameter)
         self._compute_with(parameter, whole)
 
     def reset_state(self, name: str) -> None:
         parameter = self.parameters[name]
+        if not self.optimizer.state:
+            return  # there is none yet
         keys, _ = self._state_keys()
         with self._sub_group_in_memory(self.places[parameter].sub_group, changed=True):
             for key in keys:
@@ -210,8 +226,14 @@ class Partitions:
         """The optimizer's state: keys of what has the weights' shape, and its counters."""
         master, state = next(iter(self.optimizer.state.items()))
         tensors = {key: value for key, value in state.items() if isinstance(value, Tensor)}
-        counters = {k: value for k, value in tensors.items() if value.shape != master.shape}
-        return [key for key in tensors if key not in counters], counters
+        keys = [key for key, value in tensors.items() if value.shape == master.shape]
+        counters = {key: value for key, value in tensors.items() if value.dim() == 0}
+        if others := tensors.keys() - set(keys) - counters.keys():
+            raise UserError(
+                f"engine: ZeRO cuts the optimizer's state without regard to rows, and "
+                f"`{min(others)}` has another shape than its weight; use engine=fsdp"
+            )
+        return keys, counters
 
     def _allocate_optimizer_state(self) -> None:
         """A step of size zero makes the optimizer allocate its state, for a checkpoint to fill."""

@@ -121,6 +121,6 @@ class ShardedWeights:
 
     def reset_state(self, name: str) -> None:
         parameter = self.parameters[name]
-        for value in self.optimizer.state[parameter].values():
+        for value in self.optimizer.state.get(parameter, {}).values():
             if isinstance(value, Tensor) and value.shape == parameter.shape:
                 value.zero_()

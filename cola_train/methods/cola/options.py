@@ -2,9 +2,10 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Literal, cast, get_args
 
 from cola_train.config.fields import PositiveFloat, PositiveInt
-from cola_train.config.groups import ModelConfig, Placement
+from cola_train.config.groups import ModelConfig
 from cola_train.methods.costs import (
     NORMS_FP32,
     BlockCost,
@@ -16,6 +17,8 @@ from cola_train.methods.costs import (
 )
 from cola_train.methods.options import MethodOptions, Run
 from cola_train.parallel.topology import Topology
+
+Placement = Literal["low_rank", "both", "full_rank"]
 
 
 @dataclass(frozen=True)
@@ -39,12 +42,15 @@ class ColaOptions(MethodOptions):
         return round((self.rank_ratio or model.rank_ratio) * model.d_model)
 
     def placement(self, model: ModelConfig) -> Placement:
-        return self.activation or model.activation
+        return self.activation or cast(Placement, model.activation)
 
     def label(self, model: ModelConfig) -> str:
         return f"rank {self.bottleneck(model)}"
 
     def problems(self, run: Run, topology: Topology) -> Iterator[str]:
+        if self.placement(run.model) not in get_args(Placement):
+            choices = ", ".join(get_args(Placement))
+            yield f"model.activation: must be one of {choices}, got {run.model.activation!r}"
         r, d_model = self.bottleneck(run.model), run.model.d_model
         if not 1 <= r <= d_model:
             field = "rank_ratio" if self.rank is None else "rank"
