@@ -1,22 +1,25 @@
 """A method that the product does not know, with all that a method may have: a frozen weight beside
 trained factors, an integer buffer, a number to log, something merged between steps.
 
-y = W x + B (A x)[index]: W is frozen, index a fixed permutation of the rank-r vector. Every
-MERGE_EVERY steps W += B A[index], B = 0 and the factors' optimizer state is reset (as ReLoRA does).
+y = W x + B (A x)[index]: W is frozen, index a permutation of the rank-r vector that moves on with
+every step. Every MERGE_EVERY steps W += B A[index], B = 0 and B's optimizer state is reset (as
+ReLoRA does). Its learning rate is constant, and its norms have one of their own: 0.
 """
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from cola_train import distributed
 from cola_train.config.fields import PositiveInt
 from cola_train.config.groups import ModelConfig
 from cola_train.config.schema import Config
 from cola_train.methods import METHODS, MethodOptions
-from cola_train.methods.base import Method, Weights
+from cola_train.methods.base import Method, Weights, implementation
 from cola_train.methods.costs import (
     NORMS_FP32,
     BlockCost,
@@ -30,6 +33,7 @@ from cola_train.methods.options import Run
 from cola_train.model.init import Fill, computed, normal
 from cola_train.model.linear import INIT_STD, Ops
 from cola_train.model.mlp import MLP
+from cola_train.optim import OptimOptions
 from cola_train.parallel.topology import Topology
 
 MERGE_EVERY = 2
@@ -40,6 +44,9 @@ class ToyOptions(MethodOptions):
     rank: PositiveInt = 4
 
     implementation = "toy_method:Toy"
+
+    def learning_rate(self, optim: OptimOptions, step: int, steps: int) -> float:
+        return optim.lr / 2
 
     def problems(self, run: Run, topology: Topology) -> Iterator[str]:
         if self.rank > run.model.d_model:
@@ -103,9 +110,18 @@ class Toy(Method):
         assert isinstance(config.method, ToyOptions)
         self.rank = config.method.rank
         self.device = device
+        self.linears: list[ToyLinears] = []
 
     def projections(self, d_in: int, d_outs: dict[str, int]) -> nn.Module:
-        return ToyLinears(d_in, d_outs, self.rank, self.ops)
+        self.linears.append(ToyLinears(d_in, d_outs, self.rank, self.ops))
+        return self.linears[-1]
+
+    def optimizer(self, model: nn.Module, options: OptimOptions) -> Optimizer:
+        groups: list[dict[str, Any]] = [{"params": []}, {"params": [], "lr_scale": 0.0}]
+        for name, parameter in model.named_parameters():
+            if parameter.requires_grad:
+                groups["norm" in name]["params"].append(parameter)
+        return implementation(options.implementation)(groups, options)
 
     def mlp(self, d_model: int, d_ff: int) -> nn.Module:
         return MLP(d_model, d_ff, silu=True, projections=self.projections, ops=self.ops)
@@ -114,16 +130,20 @@ class Toy(Method):
         return {"toy_rank": torch.tensor(float(distributed.rank()), device=self.device)}
 
     def after_step(self, weights: Weights, step: int) -> None:
-        if step % MERGE_EVERY:
-            return
+        if step % MERGE_EVERY == 0:
+            self.merge(weights)
+        for linears in self.linears:
+            linears.index.copy_(linears.index.roll(1))
+
+    def merge(self, weights: Weights) -> None:
+        index = self.linears[0].index
         for name in weights.names():
             if not name.endswith("_W"):
                 continue
             A, B = (weights.full(name[:-1] + kind) for kind in "AB")
-            weights.assign(name, weights.full(name) + B @ A.flip(0))
+            weights.assign(name, weights.full(name) + B @ A[index])
             weights.assign(f"{name[:-1]}B", torch.zeros_like(B))
-            for kind in "AB":
-                weights.reset_state(name[:-1] + kind)
+            weights.reset_state(f"{name[:-1]}B")
 
 
 def register() -> None:

@@ -10,10 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 import toy_method
 from helpers import ENGINES, micro_batches, values_config, whole_state
 from torch import Tensor
 
+from benchmarks.collectives import Collectives
 from cola_train import distributed
 from cola_train.checkpoint.checkpointer import Checkpointer
 from cola_train.config.schema import Config
@@ -64,26 +66,34 @@ def step(engine: Engine, number: int) -> Any:
     return result
 
 
+def moments(engine: Engine, ending: str) -> list[float]:
+    """The largest first moment of each parameter with that ending."""
+    state = whole_state(engine)
+    return [t.abs().max().item() for n, t in state.items() if n.endswith(f"{ending}.exp_avg")]
+
+
 def save(method: str, name: str, folder: Path, precision: str) -> dict[str, Any]:
-    config = config_of(method, ENGINES[name], folder, precision)
+    config, linear = config_of(method, ENGINES[name], folder, precision), F.linear
     engine = build(config, distributed.device())
-    found: dict[str, Any] = {"unfilled": unfilled(engine)}
-    frozen = [n for n, p in engine.model.named_parameters() if not p.requires_grad]
+    buffers = dict(engine.model.named_buffers())
+    found: dict[str, Any] = {
+        "unfilled": unfilled(engine),
+        "buffers": sorted({str(buffer.dtype) for buffer in buffers.values()}),
+    }
     weights = engine.weights()
-    before = {n: weights.full(n) for n in frozen}
+    frozen = [n for n, p in engine.model.named_parameters() if not p.requires_grad]
+    norms = [n for n in weights.names() if "norm" in n]
+    before = {n: weights.full(n) for n in [*frozen, *norms]}
     results = [step(engine, 1)]
-    found["moved"] = [n for n in frozen if not torch.equal(weights.full(n), before[n])]
-    factors = {n: [weights.full(n[:-1] + kind) for kind in "AB"] for n in frozen}
+    found["moved"] = [n for n in before if not torch.equal(weights.full(n), before[n])]
     results.append(step(engine, 2))  # the toy merges after it
     merged = {n: weights.full(n) for n in frozen}
-    found["merged"] = len([n for n in frozen if not torch.equal(merged[n], before[n])])
-    found["factors changed"] = sum(
-        not torch.equal(weights.full(n[:-1] + "A"), factors[n][0]) for n in frozen
-    )
-    found["reset"] = [
-        whole_state(engine)[f"optimizer.{n[:-1]}B.exp_avg"].abs().max().item() for n in frozen
-    ]
-    results.append(step(engine, 3))
+    found["merged"] = sum(not torch.equal(merged[n], before[n]) for n in frozen)
+    found["reset"], found["kept"] = moments(engine, "_B"), moments(engine, "_A")
+    with Collectives() as counted:
+        results.append(engine.train_step(micro_batches(3), LR))
+    engine.after_step(3)
+    found["traffic"] = dict(counted.bytes)
     found["undone"] = [n for n in frozen if not torch.equal(weights.full(n), merged[n])]
     found["stop"] = [result.stop for result in results]
     found["metrics"] = results[0].metrics
@@ -93,12 +103,11 @@ def save(method: str, name: str, folder: Path, precision: str) -> dict[str, Any]
     target.save(STEPS, engine.state_dict(), {})
     target.close()
     found["saved"] = digest(whole_state(engine))
-    prefixes = tuple(f"optimizer.{n}." for n in frozen)
-    found["frozen state"] = [n for n in found["saved"] if frozen and n.startswith(prefixes)]
     found["next"] = step(engine, STEPS + 1).loss
     state = [t for n, t in whole_state(engine).items() if n.startswith("optimizer.")]
     found["optimizer elements"] = sum(t.numel() for t in state if t.dim() > 0)
     engine.close()
+    found["linear"] = F.linear is linear
     return found
 
 
