@@ -57,6 +57,10 @@ def imports(tree: ast.AST) -> Iterator[str]:
             yield from (f"{node.module}.{alias.name}" for alias in node.names)
 
 
+# Classes of members, and modules that only a member's own files may import.
+CLASSES = {of.__name__: ROOMS[name] for name, of in {**METHODS, **ENGINES}.items()}
+
+
 def misplaced(file: str, source: str) -> list[str]:
     """Names of methods, engines and policies in a file that is not their room."""
     tree = ast.parse(source)
@@ -72,6 +76,14 @@ def misplaced(file: str, source: str) -> list[str]:
         for module in imports(tree):
             if re.match(rf"cola_train\.(methods|engines)\.{name}\b", module):
                 found.append(f"{file}: imports {module}")
+    for name, rooms in CLASSES.items():
+        if not file.startswith((*rooms, *PLANNERS)) and re.search(rf"\b{name}\b", source):
+            found.append(f"{file}: {name}")
+    for module in imports(tree):
+        if re.match(r"cola_train\.planning\.(fsdp|zero)\b", module):
+            found.append(f"{file}: imports {module}, which an engine's options name")
+    if any(isinstance(node, ast.ImportFrom) and node.level for node in ast.walk(tree)):
+        found.append(f"{file}: a relative import, which hides its room")
     return found
 
 
@@ -95,6 +107,10 @@ def test_no_name_stands_outside_of_its_room():
         ("planning/memory.py", 'x = "deepspeed" in names'),
         ("parallel/recompute.py", 'kept = {"cola_m": ops}'),
         ("planning/search.py", 'policies = ["none"]'),
+        ("costs.py", "from cola_train.engines import DeepSpeedOptions"),
+        ("costs.py", 'if type(config.method).__name__ == "ColaOptions": pass'),
+        ("planning/memory.py", "from cola_train.planning import fsdp"),
+        ("planning/memory.py", "from ..methods import cola"),
     ],
 )
 def test_a_name_outside_of_its_room_is_found(file, code):

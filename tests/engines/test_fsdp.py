@@ -176,3 +176,11 @@ def test_a_step_waits_for_the_device_once(tiny, monkeypatch):
     engine.after_step(2)
     monkeypatch.undo()
     assert waits == ["tolist"] and not result.skipped
+
+
+def test_a_step_with_nothing_to_predict_is_a_step(tiny):
+    engine = engine_of([*tiny, "optim.weight_decay=0"])
+    (batch,) = batches_of(1, 4)
+    batch.targets.fill_(IGNORE_INDEX)
+    result = engine.train_step([batch], 1e-2)
+    assert (result.loss, result.tokens, result.skipped) == (0.0, 0, False)

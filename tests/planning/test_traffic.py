@@ -11,7 +11,7 @@ SHAPE = [
 ]  # fmt: skip
 # 91 and 13 rows divide among neither 2 nor 4 processes
 UNEVEN = "model.d_ff=91 method.rank=13"
-EVEN = "model.d_ff=92 method.rank=12"  # DeepSpeed's stage 3 takes no other (docs/planning.md)
+EVEN = "model.d_ff=92 method.rank=12"  # stage 3 pads parameters that do not divide
 # some weights stay whole between steps, some from forward to backward, some do neither
 REUSE = (
     "engine.overrides={{zero_optimization:{{stage3_param_persistence_threshold:{},"

@@ -1,0 +1,38 @@
+"""What a job of a sweep may leave in its process: nothing."""
+
+import os
+import signal
+from pathlib import Path
+
+import pytest
+from helpers import finish, launch, losses, run_to_end, wait_for_step
+
+from cola_train.commands.sweep import clean_state
+
+
+def test_variables_and_handlers_are_put_back_also_after_a_fault():
+    before, handler = dict(os.environ), signal.getsignal(signal.SIGUSR1)
+    with pytest.raises(ValueError, match="a fault"), clean_state():
+        os.environ["DS_ACCELERATOR"] = "none"
+        os.environ.pop("PATH")
+        signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+        raise ValueError("a fault")
+    assert dict(os.environ) == before and signal.getsignal(signal.SIGUSR1) is handler
+
+
+def test_a_job_that_fails_is_named_and_the_next_one_runs(tiny, tmp_path: Path):
+    sweep = ["optim.warmup_steps=0,99,1", "train.steps=2", f"hydra.sweep.dir={tmp_path}"]
+    output = run_to_end(["-m", *tiny, *sweep, f"run_dir={tmp_path}/${{run_name}}"], expect=2)
+    assert output.count("error: ") == 1 and "Traceback" not in output
+    assert "error: optim.warmup_steps: 99 is more than train.steps (2)" in output
+    folders = [path.parent for path in tmp_path.glob("*/metrics.jsonl")]
+    assert len(folders) == 2 and all(list(losses(folder)) == [1, 2] for folder in folders)
+
+
+def test_a_signal_ends_the_sweep(tiny, tmp_path: Path):
+    sweep = ["seed=1,2", "train.steps=4000", f"hydra.sweep.dir={tmp_path}"]
+    process = launch(["-m", *tiny, *sweep, f"run_dir={tmp_path}/${{seed}}"])
+    wait_for_step(tmp_path / "1", 3, process)
+    process.send_signal(signal.SIGTERM)
+    finish(process, expect=75)
+    assert not (tmp_path / "2").exists()
