@@ -38,7 +38,7 @@ def forward_flops_per_token(config: Config) -> int:
 
 def training_flops_per_token(config: Config) -> int:
     """Forward and backward, as MFU counts them: nothing that is computed a second time, neither
-    by a recompute policy nor by attention's kernel, whose backward pass is four products here."""
+    by a recompute policy nor by attention's kernel, whose backward pass is four matmuls here."""
     model, block = config.model, block_cost(config)
     scores = 2 * config.train.sequence_length * model.d_model
     head = 4 * model.vocab_size * model.d_model

@@ -14,7 +14,7 @@ from cola_train.gpus import GPUS
 
 
 def has_bf16(device: torch.device) -> bool:
-    """True where bf16 products are faster than fp32 ones."""
+    """True where bf16 matmuls are faster than fp32 ones."""
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
     flags = _cpu_flags()

@@ -55,12 +55,12 @@ def norm_weights(model: ModelConfig) -> tuple[Weight, ...]:
 
 
 def attention_flops(model: ModelConfig, length: int) -> int:
-    """Forward: two products over the whole n x n square, as is the custom."""
+    """Forward: two matmuls over the whole n x n square, as is the custom."""
     return 4 * length * model.d_model
 
 
 def attention_backward_flops(model: ModelConfig, length: int) -> int:
-    """Five products: the kernel computes the scores again."""
+    """Five matmuls: the kernel computes the scores again."""
     return 10 * length * model.d_model
 
 

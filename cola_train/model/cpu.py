@@ -20,7 +20,7 @@ SOFTMAX_BYTES = 8 * 2**20  # fp32 copies that the loss holds at a time: what the
 def specialise(model: Any, dtype: torch.dtype, compiled: bool) -> None:
     """Change a `Llama` in place for a CPU; the mathematics stays.
 
-    dtype: of its products. compiled: torch.compile fuses norms itself, and Dynamo of 2.11 loses the
+    dtype: of its matmuls. compiled: torch.compile fuses norms itself, and Dynamo of 2.11 loses the
         gradient of ours.
     """
     for module in model.modules():
@@ -59,7 +59,7 @@ class _RMSNorm(torch.autograd.Function):
 
 @dataclass(frozen=True)
 class ProductMask:
-    """Attention as plain products. bias: (B, 1, T, T) of x's dtype, -inf where nothing is seen."""
+    """Attention as plain matmuls. bias: (B, 1, T, T) of x's dtype, -inf where nothing is seen."""
 
     bias: Tensor
 
@@ -81,7 +81,7 @@ def product_mask(documents_BT: Tensor | None, x_BTD: Tensor) -> Mask:
 
 
 class _ProductAttention(torch.autograd.Function):
-    """softmax(q k^T / sqrt(K) + bias) v as batched products that keep the probabilities."""
+    """softmax(q k^T / sqrt(K) + bias) v as batched matmuls that keep the probabilities."""
 
     @staticmethod
     def forward(ctx: FunctionCtx, q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:

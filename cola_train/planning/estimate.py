@@ -38,10 +38,10 @@ class Assumptions:
         config = run.config
         launches = f"; at least {LAUNCH_SECONDS * 1e3:g} ms a block and micro-batch, to launch them"
         lines = [
-            f"products at {self.utilisation:.0%} of {self.peak_flops(config) / 1e12:,.0f} TFLOP/s"
+            f"matmuls at {self.utilisation:.0%} of {self.peak_flops(config) / 1e12:,.0f} TFLOP/s"
             f"{'' if config.train.compile else launches}",
             f"collectives at {self.link_utilisation:.0%} of {self.gpu.link_bandwidth / 1e9:,.0f} "
-            f"GB/s in a node, {self.network_gbit:g} Gbit/s a GPU across, hidden by products",
+            f"GB/s in a node, {self.network_gbit:g} Gbit/s a GPU across, hidden by matmuls",
             f"optimizer at {self.gpu.memory_bandwidth / 1e12:g} TB/s, after them; data and "
             "evaluation take no time",
             f"{self.reserved:.0%} of {self.gpu.memory_bytes / 2**30:.0f} GiB for CUDA, NCCL and "
@@ -61,9 +61,9 @@ class Assumptions:
 
 @dataclass(frozen=True)
 class StepTime:
-    """Seconds of one optimizer step; the products hide collectives, or the other way round."""
+    """Seconds of one optimizer step; the matmuls hide collectives, or the other way round."""
 
-    products: float
+    matmuls: float
     collectives: float
     optimizer: float
     tokens_per_second: float  # of all processes
@@ -71,7 +71,7 @@ class StepTime:
 
     @property
     def total(self) -> float:
-        return max(self.products, self.collectives) + self.optimizer
+        return max(self.matmuls, self.collectives) + self.optimizer
 
 
 def step_time(run: Run, given: Assumptions) -> StepTime:
@@ -83,7 +83,7 @@ def step_time(run: Run, given: Assumptions) -> StepTime:
     again = tokens * L * run.cost.recomputed_flops
     peak = given.peak_flops(config)
     launches = 0.0 if config.train.compile else run.accumulation * L * LAUNCH_SECONDS
-    products = max((model_flops + again) / (peak * given.utilisation), launches)
+    matmuls = max((model_flops + again) / (peak * given.utilisation), launches)
     collectives = 0.0
     for collective in traffic(run):
         # neighbours lie in one node if it has room for them all
@@ -98,9 +98,9 @@ def step_time(run: Run, given: Assumptions) -> StepTime:
     # reads weight, gradient (and for its norm) and state; writes weight and state
     passed = FP32 * (4 * trained + 2 * state) / run.planner.copy_size(run)
     optimizer = passed / gpu.memory_bandwidth
-    total = max(products, collectives) + optimizer
+    total = max(matmuls, collectives) + optimizer
     return StepTime(
-        products,
+        matmuls,
         collectives,
         optimizer,
         tokens_per_second=tokens * topology.world / total,

@@ -96,9 +96,9 @@ def loss_bytes(run: Run) -> LossBytes:
     sums = 0 if chunks == 1 else weight if chunks == 2 else FP32 * V * d
     total = weight if chunks == 1 else FP32 * V * d
     # the second chunk's: its own, the first's and their sum in fp32
-    products = logits + (weight if chunks == 1 else 2 * weight + FP32 * V * d)
+    matmuls = logits + (weight if chunks == 1 else 2 * weight + FP32 * V * d)
     if chunks > 1:
         softmax = max(softmax, 2 * logits)
     kept = 2 * e * N * d + FP32 * N  # the last norm's input and output
     backward = total + weight + 2 * dh
-    return LossBytes(kept, dh + max(softmax + sums, products), backward)
+    return LossBytes(kept, dh + max(softmax + sums, matmuls), backward)

@@ -48,7 +48,7 @@ def text(answer: dict[str, Any]) -> str:
     lines += [
         "",
         f"step: {time['seconds']:.3f} s, {time['tokens_per_second']:,.0f} tokens/s, MFU "
-        f"{time['mfu']:.0%} (products {time['products']:.3f} s, collectives "
+        f"{time['mfu']:.0%} (matmuls {time['matmuls']:.3f} s, collectives "
         f"{time['collectives']:.3f} s, optimizer {time['optimizer']:.3f} s). Assumed:",
         *(f"  - {line}" for line in answer["assumptions"]),
     ]

@@ -93,7 +93,7 @@ class Owner:
 
     def report(self, state: str, exit_code: int, message: str = "") -> None:
         """Write status.json (see `cola_train.run.status.verdict` for the states), if the folder is
-        still ours, and if no other process has said before why it fails and so takes us along."""
+        still this start's. Where another process failed first, its report stays."""
         try:
             self.check()
             said = read_record(self.run_dir / STATUS).get("state")

@@ -1,6 +1,6 @@
-"""A run's own word on how it ended, in its folder, for launch scripts.
+"""How a run has ended, as it records it in its folder for launch scripts.
 
-`status.json` is all they believe: torchrun exits with 1 whatever its workers' codes, and `srun`
+The scripts read `status.json` alone: torchrun exits with 1 whatever its workers' codes, and `srun`
 can return 0 after a node failure. A script numbers each launch (`next_launch`), gives the number
 to the trainer (`COLA_LAUNCH`) and afterwards asks `python -m cola_train.run.status RUN_DIR NUMBER`.
 
