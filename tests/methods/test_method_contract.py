@@ -61,6 +61,7 @@ def test_what_is_frozen_stays_and_a_merge_is_not_undone(saved, engine, precision
     """Also where the model computes in bf16: the masters are fp32, whoever holds them."""
     found, again = (results[f"toy {precision} {engine}"] for results in saved)
     assert found["unfilled"] == [] and again["loaded"] == found["saved"]
+    assert found["buffers"] == ["torch.float32", "torch.int64"]
     assert found["moved"] == []  # nor norms, whose group has a learning rate of 0
     assert not any(name.startswith("optimizer.") and "_W." in name for name in found["saved"])
     assert found["merged"] == LAYERS * LINEARS and found["undone"] == []
