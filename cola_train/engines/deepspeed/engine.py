@@ -56,7 +56,6 @@ class DeepSpeedEngine(Engine):
         self.model, self.method, self.device = model, method, device
         stage = int(content["zero_optimization"]["stage"])
         weights = _initial_weights(model, config.seed, device)
-        buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
         if stage == 3:
             # One gather for each block, and the module that runs sees all its weights: also in a
             # recomputed or compiled forward, where hooks on its submodules would not fire.
@@ -71,8 +70,6 @@ class DeepSpeedEngine(Engine):
             self.module, self.zero, _, _ = deepspeed.initialize(
                 model=model, optimizer=self.optimizer, config=content, dist_init_required=False
             )
-        for name, buffer in model.named_buffers():  # which it has cast to the compute dtype
-            buffer.data = buffers[name]
         if stage == 0:
             self.optimizer.state.clear()  # DeepSpeed made it by a step, which counts
         self.partitions = Partitions(deepspeed, model, self.optimizer, self.zero, stage, device)
