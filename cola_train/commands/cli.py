@@ -117,6 +117,19 @@ def register_options() -> None:
     for group, union in UNIONS.items():
         for tag, member in union.members.items():
             store.store(group=f"options/{group}", name=tag, node=defaults(member))
+    OmegaConf.register_new_resolver("members", members_help, replace=True)
+
+
+def members_help() -> str:
+    """For `--help`: the options that each member of a union has for itself."""
+    lines = ["Options of single members (`--help engine=deepspeed` shows their defaults):"]
+    for group, union in UNIONS.items():
+        names = {tag: [f.name for f in dataclasses.fields(m)] for tag, m in union.members.items()}
+        shared = set.intersection(*map(set, names.values()))
+        for tag, options in names.items():
+            if own := [f"{group}.{name}" for name in options if name not in shared]:
+                lines.append(f"  {group}={tag}: {', '.join(own)}")
+    return "\n".join(lines)
 
 
 def check_overrides(overrides: list[str], also: Iterable[str] = ()) -> tuple[list[str], list[str]]:

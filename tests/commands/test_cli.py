@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -87,6 +88,8 @@ def hydra_command(*arguments: str) -> str:
 def test_help_and_cfg():
     help_text = hydra_command("--help")
     assert "experiment" in help_text and "paper_60m" in help_text and "60m" in help_text
+    for option in field_names(Config):  # of every member of every union
+        assert re.search(rf"\b{option.split('.')[-1]}\b", help_text), option
     shown = yaml.safe_load(hydra_command("--cfg", "job", "model=60m"))
     assert shown["model"]["d_model"] == 512
     assert set(shown) == {name for name in field_names(Config) if "." not in name}
