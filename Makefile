@@ -9,7 +9,7 @@ train: $(INSTALLED)  ## pre-train with the defaults; ARGS="model=60m ..." overri
 	$(VENV)/bin/cola-train $(ARGS)
 
 test: $(INSTALLED)  ## the whole suite; ARGS="-m 'not slow'" answers in two minutes
-	$(VENV)/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
+	$(VENV)/bin/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 lint: $(INSTALLED)
 	$(VENV)/bin/ruff check .

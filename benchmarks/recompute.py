@@ -1,6 +1,6 @@
 """Every recompute policy of one model, CoLA's and full rank's, in alternation: time and memory.
 
-Needs torch, Triton and numpy alone. The policies of a method share one model and optimizer: a
+Needs torch, Triton, numpy and PyYAML alone. The policies of a method share one model and optimizer: a
 policy is only another `forward` on the same modules.
 """
 

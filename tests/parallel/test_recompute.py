@@ -8,7 +8,7 @@ from helpers import exit_code_of, losses, make_config, result_of_worker
 from benchmarks.count import count_block
 from cola_train import costs
 
-SIZES = ("60m", "130m", "350m", "1b", "7b")
+SIZES = ("60m", "1b")  # 1b: an odd d_ff; the contract of methods has a tiny one
 POLICIES = ("none", "full", "cola_m", "light")
 PLACEMENTS = ("low_rank", "both", "full_rank")
 
