@@ -11,8 +11,9 @@ from benchmarks.overrides import make_config
 from benchmarks.report import Benchmark, Report, table
 from cola_train.config.checks import load
 from cola_train.config.schema import Config
-from cola_train.data import TokenDataset, open_data
+from cola_train.data.dataset import TokenDataset
 from cola_train.data.loader import IGNORE_INDEX, evaluation_batches
+from cola_train.data.prepared import open_data
 from cola_train.errors import EXIT_DONE, EXIT_FAULT, UserError
 from cola_train.run.plots import read_metrics
 

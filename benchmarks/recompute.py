@@ -1,7 +1,7 @@
 """Every recompute policy of one model, CoLA's and full rank's, in alternation: time and memory.
 
-Needs torch, Triton, numpy and PyYAML alone. The policies of a method share one model and optimizer: a
-policy is only another `forward` on the same modules.
+Needs torch, Triton, numpy and PyYAML alone. The policies of a method share one model and optimizer:
+a policy is only another `forward` on the same modules.
 """
 
 import argparse

@@ -12,8 +12,8 @@ import torch
 from cola_train import costs, distributed, hardware
 from cola_train.checkpoint.checkpointer import Checkpointer
 from cola_train.config.schema import Config
-from cola_train.data import PreparedData, open_data
 from cola_train.data.loader import BatchLoader, evaluation_batches
+from cola_train.data.prepared import PreparedData, open_data
 from cola_train.engines.base import Engine, StepResult, build_engine
 from cola_train.errors import EXIT_DONE, EXIT_STOPPED_BY_SIGNAL, TrainingError
 from cola_train.evaluate import Validation, evaluate

@@ -2,7 +2,7 @@
 
 from cola_train.commands.cli import run_app
 from cola_train.config.schema import Config
-from cola_train.data import prepare
+from cola_train.data.preparation import prepare
 from cola_train.errors import EXIT_DONE
 
 

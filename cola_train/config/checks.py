@@ -156,9 +156,9 @@ def resume_problems(config: Config, topology: Topology) -> Iterator[str]:
 
 
 def data_problems(config: Config, topology: Topology) -> list[str]:
-    from cola_train import data
+    from cola_train.data import preparation
 
-    return data.problems(config.data, config.model.vocab_size)
+    return preparation.problems(config.data, config.model.vocab_size)
 
 
 Check = Callable[[Config, Topology], Iterable[str]]

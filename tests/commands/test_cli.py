@@ -12,7 +12,7 @@ from helpers import exit_code_of, losses, make_config, run_python, run_to_end
 
 from cola_train.config.fields import field_names
 from cola_train.config.schema import Config
-from cola_train.data import prepare
+from cola_train.data.preparation import prepare
 
 
 def bad_files(tmp_path: Path, tiny: list[str]) -> dict[str, tuple[list[str], list[str]]]:

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 from corpora import some_texts
 
-from cola_train.data import Tokenizer
 from cola_train.data.options import SOURCES, DataOptions
+from cola_train.data.tokenizer import Tokenizer
 
 DEFAULTS: dict[str, Any] = {
     "source": "text", "validation_fraction": 0.1, "tokenizer": "train", "vocab_size": 300,

@@ -13,9 +13,12 @@ import pytest
 from corpora import some_texts, t5_like, write_jsonl
 from tokenizers import Tokenizer, models
 
-from cola_train.data import TokenDataset, jobs, open_data, prepare, problems
+from cola_train.data import jobs
+from cola_train.data.dataset import TokenDataset
 from cola_train.data.loader import BatchLoader, evaluation_batches
 from cola_train.data.options import DataOptions
+from cola_train.data.preparation import prepare, problems
+from cola_train.data.prepared import open_data
 from cola_train.errors import UserError
 
 MakeConfig = Callable[..., DataOptions]

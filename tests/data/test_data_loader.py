@@ -11,9 +11,10 @@ import torch
 from corpora import some_texts, write_jsonl
 from tokenizers import Tokenizer
 
-from cola_train.data import TokenDataset, open_data
+from cola_train.data.dataset import TokenDataset
 from cola_train.data.loader import IGNORE_INDEX, Batch, BatchLoader, evaluation_batches
 from cola_train.data.options import DataOptions
+from cola_train.data.prepared import open_data
 from cola_train.errors import UserError
 
 T = 16

@@ -9,16 +9,16 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from corpora import some_texts, write_jsonl
 
-import cola_train.data
-from cola_train.data import open_data
+import cola_train.data.prepared
 from cola_train.data.options import DataOptions, TextOptions
+from cola_train.data.prepared import open_data
 from cola_train.errors import UserError
 
 
 def in_a_group(rank: int, folder: str, good: dict[str, Any], bad: dict[str, Any]) -> None:
     store = dist.FileStore(f"{folder}/store", 2)
     dist.init_process_group("gloo", store=store, rank=rank, world_size=2, timeout=timedelta(0, 60))
-    cola_train.data.HEARTBEAT_SECONDS = 0.0
+    cola_train.data.prepared.HEARTBEAT_SECONDS = 0.0
     opened = open_data(TextOptions(**good), 300, progress=False)
     lines = [opened.train.fingerprint]
     cases = {

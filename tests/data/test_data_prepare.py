@@ -14,8 +14,11 @@ import pytest
 from corpora import some_texts, t5_like, write_jsonl
 from helpers import children_of, finish, run_python, start_python, wait_until
 
-from cola_train.data import TokenDataset, Tokenizer, open_data, prepare
+from cola_train.data.dataset import TokenDataset
 from cola_train.data.options import DataOptions
+from cola_train.data.preparation import prepare
+from cola_train.data.prepared import open_data
+from cola_train.data.tokenizer import Tokenizer
 from cola_train.errors import UserError
 
 MakeConfig = Callable[..., DataOptions]

@@ -1,0 +1,107 @@
+"""A prepared corpus, opened by all processes of a run together."""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from cola_train.data.dataset import TokenDataset
+from cola_train.data.options import DataOptions
+from cola_train.data.preparation import prepare
+from cola_train.data.shards import TOKENIZER
+from cola_train.data.tokenizer import Tokenizer
+from cola_train.errors import UserError
+
+# While one process prepares, the others wait in a collective, which would time out.
+HEARTBEAT_SECONDS = 10.0
+
+
+@dataclass(frozen=True)
+class PreparedData:
+    train: TokenDataset
+    validation: TokenDataset
+    tokenizer: Tokenizer
+
+
+def open_data(
+    data: DataOptions, model_vocab_size: int | None = None, progress: bool = True
+) -> PreparedData:
+    """Open the shards of a corpus, after preparing them where needed.
+
+    In a process group rank 0 prepares while the others wait, and all fail together.
+
+    Raises:
+        UserError: on every process, with the problem of the first that had one.
+    """
+    import torch.distributed as dist
+
+    if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
+        return _open(prepare(data, model_vocab_size, progress), data.verify)
+
+    folder = _prepare_on_one(data, model_vocab_size, progress)
+    opened: PreparedData | None = None
+    try:
+        opened = _open(folder, data.verify, dist.get_rank(), dist.get_world_size())
+        outcome: object = [opened.train.fingerprint, opened.validation.fingerprint]
+    except UserError as error:
+        outcome = error
+    outcomes: list[object] = [None] * dist.get_world_size()
+    dist.all_gather_object(outcomes, outcome)
+    for rank, theirs in enumerate(outcomes):
+        if isinstance(theirs, UserError):
+            raise UserError(*(f"process {rank}: {problem}" for problem in theirs.problems))
+        if theirs != outcomes[0]:
+            raise UserError(
+                f"{folder}: process {rank} sees other tokens there than process 0: put "
+                "data.cache_dir (data.path) on a file system that all nodes share"
+            )
+    assert opened is not None
+    return opened
+
+
+def _open(folder: Path, verify: bool, part: int = 0, parts: int = 1) -> PreparedData:
+    train = TokenDataset.open(folder, "train")
+    validation = TokenDataset.open(folder, "validation")
+    if verify:
+        train.verify(part, parts)
+        validation.verify(part, parts)
+    return PreparedData(train, validation, Tokenizer.load(str(folder / TOKENIZER)))
+
+
+def _prepare_on_one(data: DataOptions, model_vocab_size: int | None, progress: bool) -> Path:
+    import torch.distributed as dist
+
+    # What rank 0 tells the others: None while it works, then the folder or its error.
+    def tell(news: object) -> object:
+        message = [news]
+        dist.broadcast_object_list(message, src=0)
+        return message[0]
+
+    news: object = None
+    if dist.get_rank() == 0:
+        try:
+            news = prepare(data, model_vocab_size, progress, _every(HEARTBEAT_SECONDS, tell))
+        except Exception as error:
+            news = error if isinstance(error, UserError) else RuntimeError(repr(error))
+            tell(news)
+            raise
+        tell(news)
+    else:
+        while news is None:
+            news = tell(None)
+    if isinstance(news, Exception):
+        raise news
+    assert isinstance(news, Path)
+    return news
+
+
+def _every(seconds: float, tell: Callable[[object], object]) -> Callable[[], None]:
+    last = time.monotonic()
+
+    def keep_alive() -> None:
+        nonlocal last
+        if time.monotonic() - last >= seconds:
+            tell(None)
+            last = time.monotonic()
+
+    return keep_alive
