@@ -122,7 +122,7 @@ def register_options() -> None:
 
 def members_help() -> str:
     """For `--help`: the options that each member of a union has for itself."""
-    lines = ["Options of single members (`--help engine=deepspeed` shows their defaults):"]
+    lines = ["Options of single members (`--help GROUP=MEMBER` shows their defaults):"]
     for group, union in UNIONS.items():
         names = {tag: [f.name for f in dataclasses.fields(m)] for tag, m in union.members.items()}
         shared = set.intersection(*map(set, names.values()))
