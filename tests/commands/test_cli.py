@@ -105,6 +105,7 @@ def test_multirun(tiny, tmp_path):
     assert steps == {1, 2}
 
 
+@pytest.mark.slow
 def test_a_job_of_a_sweep_is_as_if_it_were_alone(tiny, tmp_path):
     """The one before left DeepSpeed's process-wide changes, and a larger peak."""
     pytest.importorskip("deepspeed")
