@@ -18,7 +18,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from cola_train import distributed
-from cola_train.commands.sweep import clean_state, job_name
+from cola_train.commands.sweep import Folders, clean_state, job_name, one_folder_for_all
 from cola_train.config.checks import load
 from cola_train.config.fields import defaults, field_names, union_of, unknown
 from cola_train.config.schema import Config
@@ -31,6 +31,7 @@ from cola_train.errors import (
     TrainingError,
     UserError,
 )
+from cola_train.run.console import keep_going_without_console
 
 UNIONS = {
     field.name: union
@@ -66,11 +67,14 @@ def run_composed(
     """
     if "LOCAL_RANK" in os.environ:  # DeepSpeed's launcher also gives it as an argument
         sys.argv = [word for word in sys.argv if not word.startswith("--local_rank=")]
+    keep_going_without_console()
     arguments = sys.argv[1:] if arguments is None else arguments
     parsed = vars(get_args_parser().parse_args(arguments))
     given = parsed.pop("overrides")
     try:
         overrides, problems = check_overrides(given, also)
+        if parsed["multirun"]:
+            problems += one_folder_for_all(given)
         if any(parsed.values()):  # Hydra's flags
             if problems:
                 raise UserError(*problems)
@@ -186,7 +190,7 @@ def _run_hydra(task: Callable[[Mapping[str, Any], list[str]], int], primary: str
     Returns the highest exit code.
     """
     os.environ["HYDRA_FULL_ERROR"] = "1"  # errors come to us rather than to Hydra's own printer
-    codes = [EXIT_DONE]
+    codes, folders = [EXIT_DONE], Folders()
     register_options()
 
     def job(values: DictConfig) -> None:
@@ -195,15 +199,18 @@ def _run_hydra(task: Callable[[Mapping[str, Any], list[str]], int], primary: str
         elif EXIT_STOPPED_BY_SIGNAL not in codes:
             values.run_name = job_name(values.run_name)
             with clean_state():
-                codes.append(_exit_code(task, values))
+                codes.append(_exit_code(task, values, folders))
 
     hydra.main(version_base="1.3", config_path=str(config_dir()), config_name=primary)(job)()
     return max(codes)
 
 
-def _exit_code(task: Callable[[Mapping[str, Any], list[str]], int], values: DictConfig) -> int:
+def _exit_code(
+    task: Callable[[Mapping[str, Any], list[str]], int], values: DictConfig, folders: Folders
+) -> int:
     """Of one job, whose mistakes are printed here: the next one has none of its frames."""
     try:
+        folders.take(str(values.run_dir))
         return task(_plain(values), [])
     except (UserError, TrainingError) as error:
         if distributed.is_main() or isinstance(error, TrainingError):

@@ -12,6 +12,8 @@ from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
 
+from cola_train.errors import UserError
+
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)  # that a run listens to
 
 
@@ -41,6 +43,33 @@ def _restore(environment: dict[str, str], handlers: dict[signal.Signals, Any]) -
         from cola_train.hardware import reset_peak_memory
 
         reset_peak_memory()
+
+
+def one_folder_for_all(overrides: list[str]) -> list[str]:
+    """The problem, if the jobs of a sweep with these overrides would share a run's folder."""
+    return [
+        f"{text}: every job of the sweep would go on with the run of the one before; leave it out, "
+        f"or write '{text.rstrip('/')}/${{run_name}}'"
+        for text in overrides
+        if text.lstrip("+").startswith("run_dir=") and "${" not in text and "," not in text
+    ]
+
+
+class Folders:
+    """The run folders of a sweep's jobs, each of which must be its own."""
+
+    def __init__(self) -> None:
+        self.taken: set[str] = set()
+
+    def take(self, run_dir: str) -> None:
+        """Raises UserError if an earlier job has it."""
+        path = os.path.realpath(os.path.expanduser(run_dir))
+        if path in self.taken:
+            raise UserError(
+                f"run_dir: {run_dir} is the folder of an earlier job of this sweep; let it hold "
+                "${run_name}, or leave it out"
+            )
+        self.taken.add(path)
 
 
 def job_name(run_name: str) -> str:

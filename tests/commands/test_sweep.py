@@ -5,7 +5,7 @@ import signal
 from pathlib import Path
 
 import pytest
-from helpers import finish, launch, losses, run_to_end, wait_for_step
+from helpers import exit_code_of, finish, launch, losses, run_to_end, wait_for_step
 
 from cola_train.commands.sweep import clean_state
 
@@ -36,3 +36,14 @@ def test_a_signal_ends_the_sweep(tiny, tmp_path: Path):
     process.send_signal(signal.SIGTERM)
     finish(process, expect=75)
     assert not (tmp_path / "2").exists()
+
+
+def test_jobs_do_not_go_on_with_each_others_runs(tiny, tmp_path: Path, capsys):
+    """A folder for all is refused before the first job, what turns out to be one at the second."""
+    sweep = ["-m", *tiny, "seed=3,4", "train.steps=2", f"hydra.sweep.dir={tmp_path}/sweep"]
+    assert exit_code_of([*sweep, f"run_dir={tmp_path}/one"]) == 2
+    assert f"or write 'run_dir={tmp_path}/one/${{run_name}}'" in capsys.readouterr().err
+    assert not (tmp_path / "one").exists()
+    output = run_to_end([*sweep, f"run_dir={tmp_path}/${{model.name}}"], expect=2)
+    assert f"run_dir: {tmp_path}/small is the folder of an earlier job of this sweep" in output
+    assert list(losses(tmp_path / "small")) == [1, 2] and output.count("perplexity") == 2
