@@ -23,6 +23,7 @@ from cola_train.model.llama import build_model
 from cola_train.parallel.compile import compile_blocks
 from cola_train.parallel.recompute import apply_recompute
 from cola_train.run.folder import record_config, refuse_to_mix_runs
+from cola_train.run.identity import identity
 from cola_train.run.owner import Owner
 from cola_train.run.plots import plot_loss
 from cola_train.run.signals import StopSignal
@@ -50,7 +51,6 @@ def run(
     config: Config, device: torch.device, owner: Owner, watchdog: Watchdog, on_exit: ExitStack
 ) -> int:
     """The run itself, in a folder that is its own and on processes that have joined."""
-    record_config(config)
     # The pipeline.
     data = open_data(config.data, config.model.vocab_size)
     stop_signal = StopSignal()  # until here a signal ends the process at once
@@ -65,15 +65,17 @@ def run(
         asynchronous=config.checkpoint.asynchronous,
         owner=owner,
     )
-    state = RunState(engine, loader, checkpointer, owner, watchdog)
+    made_of = identity(config, document_mask=uses_documents(config))
+    state = RunState(engine, loader, checkpointer, owner, watchdog, made_of)
     resumed = state.begin(config.resume)
+    last_step = min(config.train.steps, config.train.stop_after or config.train.steps)
+    record_config(config, owner, finished=state.step >= last_step)
     if config.checkpoint.every:
         checkpointer.reserve(engine.state_dict())
     tracker = Tracker(config, state.step, facts(config, device), owner)
     tracker.say(headline(config, device, resumed))
 
     # The loop.
-    last_step = min(config.train.steps, config.train.stop_after or config.train.steps)
     speed = Speed(config, device)
     stopping = False
     while state.step < last_step and not stopping:
@@ -95,7 +97,7 @@ def run(
             tracker.say(skip_message(state.progress, result, max_loss))
             if fault := divergence(config, state.progress):
                 checkpointer.close()
-                raise TrainingError(fault)
+                raise diverged(fault, state)
             if state.progress.skipped_in_a_row == config.train.rollback_after:
                 state.roll_back()
                 tracker.roll_back(state.step)
@@ -116,6 +118,7 @@ def run(
         validation = validate(config, data, state, tracker)
         if state.saved_step < state.step:
             state.save(validation.loss)
+            checkpointer.wait()  # the run is done, whatever comes of the rest
         text = sample_text(config, engine, data)
         tracker.sample(text)
         print_summary(config, validation, text)
@@ -204,6 +207,10 @@ def validate(config: Config, data: PreparedData, state: RunState, tracker: Track
         },
         state.progress.tokens,
     )
+    if not math.isfinite(validation.loss):
+        state.checkpointer.close()
+        fault = f"the validation loss after step {state.step} is {validation.loss}"
+        raise diverged(fault, state)
     return validation
 
 
@@ -233,14 +240,19 @@ def skip_message(progress: Progress, result: StepResult, max_loss: float) -> str
 def divergence(config: Config, progress: Progress) -> str | None:
     """After a skipped step: why the run must end, if it must."""
     if config.train.non_finite == "stop":
-        reason = f"step {progress.step} was to be skipped (train.non_finite=stop)"
-    elif progress.skipped_in_a_row >= config.train.max_skipped_in_a_row:
-        reason = (
+        return f"step {progress.step} was to be skipped (train.non_finite=stop)"
+    if progress.skipped_in_a_row >= config.train.max_skipped_in_a_row:
+        return (
             f"{progress.skipped_in_a_row} steps in a row were skipped (train.max_skipped_in_a_row)"
         )
-    else:
-        return None
-    return f"{reason}; the last checkpoint is intact, and a lower optim.lr may help"
+    return None
+
+
+def diverged(fault: str, state: RunState) -> TrainingError:
+    kept = "there is no checkpoint yet"
+    if state.saved_step:
+        kept = f"the checkpoint of step {state.saved_step} is intact"
+    return TrainingError(f"training diverged: {fault}; {kept}, and a lower optim.lr may help")
 
 
 def facts(config: Config, device: torch.device) -> dict[str, Any]:

@@ -182,16 +182,20 @@ class Checkpointer:
                 print(f"Damaged checkpoint passed over: {line}", file=sys.stderr, flush=True)
         return good
 
-    def load(self, path: Path, tensors: Mapping[str, Tensor | FlatShard]) -> dict[str, Any]:
+    def state(self, path: Path) -> dict[str, Any]:
+        """The state that was saved with checkpoint folder `path`; reads no tensor. Raises UserError
+        if it is damaged."""
+        return self._on_every_rank(partial(read_state, path))[0]
+
+    def load(self, path: Path, tensors: Mapping[str, Tensor | FlatShard]) -> None:
         """Fill `tensors` in place from checkpoint folder `path`, whatever the number of processes
-        that saved it, and return its state.
+        that saved it.
 
         Raises UserError if names, shapes or dtypes differ, or if a file is damaged.
         """
         self.wait()
         reader = CheckpointReader(path)
         self._on_every_rank(partial(reader.open, tensors))
-        state = self._on_every_rank(partial(read_state, path))[0]
         try:
             load(
                 dict(tensors),
@@ -204,7 +208,6 @@ class Checkpointer:
             raise (
                 _user_error(failure, f"{path} cannot be loaded; use another.") or failure
             ) from None
-        return state
 
     def _save(
         self,
@@ -233,9 +236,10 @@ class Checkpointer:
         if self._rank == 0:
             try:
                 self._owner.check()
+                self._owner.published(writer.step)
                 self._remove_old()
             except OSError as error:  # the new one is whole: no reason to stop the run
-                print(f"Cannot delete an old checkpoint: {error}", file=sys.stderr, flush=True)
+                print(f"{writer.path} is saved, but: {error}", file=sys.stderr, flush=True)
 
     def _remove_old(self) -> None:
         # One whose manifest cannot be read is left for a person to look at.

@@ -115,11 +115,18 @@ class Owner(Protocol):
         """Raises TrainingError, on rank 0, if the folder is another's by now."""
         ...
 
+    def published(self, step: int) -> None:
+        """Told, on rank 0, of each checkpoint that is whole and visible."""
+        ...
+
 
 class Anyone:
     """No other process writes there."""
 
     def check(self) -> None:
+        pass
+
+    def published(self, step: int) -> None:
         pass
 
 

@@ -3,6 +3,7 @@
 import torch
 
 from cola_train.engines.base import Engine
+from cola_train.errors import TrainingError
 
 
 @torch.no_grad()
@@ -21,6 +22,9 @@ def sample(
 
     All processes call it together. The context is the last `max_length` tokens; only ids below
     `vocab_size` (the tokenizer's) are drawn.
+
+    Raises:
+        TrainingError: the model has diverged.
     """
     generator = torch.Generator().manual_seed(seed)
     model = engine.eval_model()
@@ -28,6 +32,8 @@ def sample(
     for _ in range(new_tokens):
         context = torch.tensor([tokens[-max_length:]], device=engine.device)
         logits = model(context)[0, -1, :vocab_size].float().cpu() / temperature
+        if not logits.isfinite().all():
+            raise TrainingError("training diverged: the logits are not finite; lower optim.lr")
         top = logits.topk(min(top_k, vocab_size))
         choice = torch.multinomial(top.values.softmax(-1), 1, generator=generator)
         tokens.append(int(top.indices[choice]))

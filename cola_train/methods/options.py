@@ -1,8 +1,9 @@
 """What a method is before torch: its options, their checks, and what its blocks cost."""
 
+import dataclasses
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import ClassVar, Protocol
+from typing import Any, ClassVar, Protocol
 
 from cola_train.config.groups import ModelConfig, RecomputeConfig, TrainConfig
 from cola_train.engines.options import EngineOptions
@@ -44,6 +45,11 @@ class MethodOptions:
     def label(self, model: ModelConfig) -> str:
         """What people call this variant of the method; empty if there is only one."""
         return ""
+
+    def identity(self, model: ModelConfig) -> dict[str, Any]:
+        """What of the options decides which function the weights make: a checkpoint is resumed
+        only where these are the same."""
+        return {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "name"}
 
     def block_cost(self, model: ModelConfig, length: int, policy: str, fused: bool) -> BlockCost:
         """Of one block, at sequences of `length` under a recompute policy; `fused`: on Triton

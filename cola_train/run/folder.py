@@ -1,6 +1,7 @@
-"""The folder of a run: whether a new run may begin in it, and the configuration it records."""
+"""The folder of a run: whether a run may begin or go on in it, and the configuration it records."""
 
 import dataclasses
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -10,40 +11,121 @@ import yaml
 from cola_train import distributed
 from cola_train.config.schema import Config
 from cola_train.errors import UserError
-from cola_train.files import write_text
+from cola_train.files import read_json, write_text
+from cola_train.run.owner import LATEST, Owner
+
+# A finished run that is started again only reports: options by which it would be another run.
+# (`identity` and the loader have compared what the model and the data are.)
+RECIPE = ("method", "optim", "train.steps", "train.batch_size", "train.batch_tokens")
+NEW_RUN = "choose another run_name, or remove the folder"
 
 
 def refuse_to_mix_runs(config: Config) -> None:
-    """Raises UserError if resume=never would mix two runs in one folder."""
+    """Raises UserError if resume=never would mix two runs in one folder, or if the checkpoints of
+    a run cannot be where they belong."""
     run_dir = Path(config.run_dir)
-    if config.resume == "never" and any((run_dir / "checkpoints").glob("step-*")):
+    checkpoints = run_dir / "checkpoints"
+    if os.path.lexists(checkpoints) and not checkpoints.is_dir():
         raise UserError(
-            f"resume: {run_dir} holds checkpoints of an earlier run, which resume=never would "
-            "mix with this one; remove the folder, or choose another run_name"
+            f"run_dir: {checkpoints} is no folder, or a link to one that is not there; bring it "
+            "back, or remove it"
+        )
+    begun = any((run_dir / name).exists() for name in ("metrics.jsonl", LATEST))
+    if config.resume == "never" and (begun or any(checkpoints.glob("step-*"))):
+        raise UserError(
+            f"resume: {run_dir} holds an earlier run, which resume=never would mix with this "
+            f"one; {NEW_RUN}"
         )
 
 
-def record_config(config: Config) -> None:
+def refuse_to_begin_again(run_dir: Path) -> None:
+    """For a run that found no checkpoint to go on from. Raises UserError if there was one."""
+    names = [path.name.split("-")[1] for path in (run_dir / "checkpoints").glob("step-*")]
+    steps = [int(digits) for name in names if (digits := name.split(".")[0]).isdecimal()]
+    try:
+        steps.append(int(read_json(run_dir / LATEST)["step"]))
+    except FileNotFoundError:
+        pass
+    except (OSError, ValueError, TypeError, KeyError):
+        steps.append(0)  # unreadable, but there
+    if steps:
+        raise UserError(
+            f"run_dir: {run_dir} has a run at step {max(steps)} and no readable checkpoint; bring "
+            f"its checkpoints back. For a new run {NEW_RUN}"
+        )
+
+
+def record_config(config: Config, owner: Owner, finished: bool) -> None:
     """Write the resolved config into the run's folder, and say what a resumed run changes.
 
-    Raises UserError if it cannot be written.
+    finished: no step is left to train.
+
+    Raises:
+        UserError: on every process; the file cannot be written, or a finished run would report
+            its result as that of another recipe.
+        SupersededError: the folder is another start's by now.
     """
-    if not distributed.is_main():
-        return
-    run_dir = Path(config.run_dir)
+    distributed.from_main(lambda: _record(config, owner, finished))
+
+
+def _record(config: Config, owner: Owner, finished: bool) -> None:
+    path = Path(config.run_dir) / "config.yaml"
     values = dataclasses.asdict(config)
-    path = run_dir / "config.yaml"
+    changed = changes(_recorded(path), values)
+    others = [(name, old, new) for name, old, new in changed if _is_recipe(name)]
+    if finished and others:
+        raise UserError(
+            f"run_dir: {config.run_dir} holds a finished run of another recipe.",
+            *(f"{name}: {_shown(old)} there, {_shown(new)} here" for name, old, new in others),
+            "For a new run choose another run_name; the finished one asks for its own options.",
+        )
+    for name, old, new in changed:
+        print(
+            f"changed since this run began: {name}: {_shown(old)} -> {_shown(new)}",
+            file=sys.stderr,
+        )
+    owner.check()
     try:
-        if path.exists():
-            for name, old, new in changes(yaml.safe_load(path.read_text()), values):
-                print(f"changed since this run began: {name}: {old} -> {new}", file=sys.stderr)
         write_text(path, yaml.safe_dump(values, sort_keys=False))
     except OSError as error:
-        raise UserError(f"run_dir: cannot write {run_dir}: {error.strerror}") from error
+        raise UserError(f"run_dir: cannot write {path}: {error.strerror}") from error
+
+
+def _recorded(path: Path) -> dict[str, Any] | None:
+    """The config of an earlier start, if it can be read."""
+    try:
+        recorded = yaml.safe_load(path.read_text(encoding="utf-8"))
+        if not isinstance(recorded, dict):
+            raise ValueError("it holds no options")
+        return recorded
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        reason = str(error).splitlines()[0]
+        print(
+            f"{path}: damaged ({reason}); written anew, what has changed cannot be said",
+            file=sys.stderr,
+        )
+        return None
 
 
 def changes(old: Any, new: Any, prefix: str = "") -> list[tuple[str, Any, Any]]:
-    """(dotted name, old, new) of the options that differ."""
+    """(dotted name, old, new) of the options that both have and that differ."""
+    if prefix == "" and old is None:
+        return []
     if not (isinstance(old, dict) and isinstance(new, dict)):
         return [] if old == new else [(prefix.rstrip("."), old, new)]
-    return [change for key in new for change in changes(old.get(key), new[key], f"{prefix}{key}.")]
+    return [
+        change
+        for key in new
+        if key in old
+        for change in changes(old[key], new[key], f"{prefix}{key}.")
+    ]
+
+
+def _is_recipe(name: str) -> bool:
+    return any(name == part or name.startswith(f"{part}.") for part in RECIPE)
+
+
+def _shown(value: Any) -> str:
+    return "null" if value is None else str(value)

@@ -15,6 +15,7 @@ from typing import Any
 from cola_train import distributed
 from cola_train.errors import EXIT_DONE, EXIT_FAULT, EXIT_USER_ERROR, TrainingError, UserError
 from cola_train.files import write_json
+from cola_train.run.console import console_failures
 from cola_train.run.status import (
     ATTEMPT,
     LAUNCH_VARIABLE,
@@ -22,6 +23,9 @@ from cola_train.run.status import (
     next_launch,
     read_record,
 )
+
+# The step of the newest checkpoint that was saved: should that be gone, it is no fresh start.
+LATEST = "latest.json"
 
 
 class SupersededError(TrainingError):
@@ -71,6 +75,10 @@ class Owner:
         if latest.get("token") != self.claim["token"]:
             raise self._superseded(latest)
 
+    def published(self, step: int) -> None:
+        """A checkpoint of `step` is whole and visible. On rank 0, from any thread."""
+        write_json(self.run_dir / LATEST, {"step": step})
+
     def record(self, work: Callable[[], int]) -> int:
         """The exit code that `work()` returns, having called `end`; what it raises goes into
         status.json."""
@@ -89,7 +97,8 @@ class Owner:
     def end(self, exit_code: int) -> None:
         """Everything is saved: whatever happens from here on, this was the end of the run."""
         if distributed.is_main():
-            self.report("done" if exit_code == EXIT_DONE else "stopped", exit_code)
+            state = "done" if exit_code == EXIT_DONE else "stopped"
+            self.report(state, exit_code, "; ".join(console_failures()))
 
     def report(self, state: str, exit_code: int, message: str = "") -> None:
         """Write status.json (see `cola_train.run.status.verdict` for the states), if the folder is
@@ -107,7 +116,9 @@ class Owner:
         write_json(self.run_dir / STATUS, status | {"rank": distributed.rank()} | self.claim)
 
     def _superseded(self, by: dict[str, Any]) -> SupersededError:
-        where = f"on {by['host']}, process {by['pid']}" if by else "its attempt.json is gone"
+        where = "its attempt.json is gone"
+        if by:
+            where = f"on {by.get('host')}, process {by.get('pid')}"
         return SupersededError(
             f"{self.run_dir} belongs to a later start of this run ({where}); this one ends at "
             f"step {self.step} and leaves the folder alone"

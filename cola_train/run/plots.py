@@ -1,17 +1,26 @@
 """Plots of a run, made from its metrics.jsonl."""
 
 import json
+import sys
 from pathlib import Path
+from typing import Any
 
 
-def read_metrics(path: Path) -> list[dict[str, float]]:
-    """The lines of a metrics.jsonl; a line cut short by a crash is left out."""
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The lines of a metrics.jsonl. A damaged one, cut short by a crash most often, is left out,
+    which is said on stderr."""
     lines = []
-    for line in path.read_text().splitlines() if path.exists() else []:
-        try:
-            lines.append(json.loads(line))
-        except json.JSONDecodeError:
+    content = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
+    for number, text in enumerate(content.split("\n"), start=1):
+        if not text:
             continue
+        try:
+            line = json.loads(text)
+            if type(line["step"]) is not int or type(line.get("tokens", 0)) is not int:
+                raise ValueError
+            lines.append(line)
+        except (ValueError, TypeError, KeyError):
+            print(f"{path}: line {number} is damaged and left out", file=sys.stderr)
     return lines
 
 
@@ -21,8 +30,9 @@ def plot_loss(run_dir: Path) -> Path:
     from matplotlib.figure import Figure
 
     metrics = read_metrics(run_dir / "metrics.jsonl")
-    train = [m for m in metrics if m.get("loss") is not None]  # null: not finite, skipped
-    validation = [m for m in metrics if "val_loss" in m]
+    # null: not finite, skipped
+    train = [m for m in metrics if m.get("loss") is not None and "tokens" in m]
+    validation = [m for m in metrics if m.get("val_loss") is not None]
     figure = Figure(figsize=(8, 4.5), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots()

@@ -15,6 +15,8 @@ from cola_train.checkpoint.checkpointer import Checkpointer
 from cola_train.data.loader import BatchLoader
 from cola_train.engines.base import Engine, StepResult
 from cola_train.errors import TrainingError
+from cola_train.run.folder import refuse_to_begin_again
+from cola_train.run.identity import refuse_another
 from cola_train.run.owner import Owner
 from cola_train.run.watchdog import Watchdog
 
@@ -52,6 +54,7 @@ class Progress:
 class RunState:
     """Where a run is, told to those who ask: a checkpoint, status.json, the watchdog.
 
+    identity: what the checkpoints of this run must agree in (`run.identity`).
     progress: what is counted. saved_step: of the newest checkpoint of this run.
     """
 
@@ -62,9 +65,10 @@ class RunState:
         checkpointer: Checkpointer,
         owner: Owner,
         watchdog: Watchdog,
+        identity: dict[str, Any],
     ) -> None:
         self.engine, self.loader, self.checkpointer = engine, loader, checkpointer
-        self.owner, self.watchdog = owner, watchdog
+        self.owner, self.watchdog, self.identity = owner, watchdog, identity
         self.progress = Progress()
         self.saved_step = 0
 
@@ -77,11 +81,15 @@ class RunState:
 
         A path is where a new run begins: once the run has a good checkpoint of its own, a restart
         goes on from that.
+
+        Raises:
+            UserError: the run had a checkpoint and has none that can be read, or the checkpoint
+                holds a model that computes something else.
         """
-        if resume in ("auto", "never"):
-            path = self.checkpointer.find(resume)
-        else:
-            path = self.checkpointer.find("auto")
+        path = self.checkpointer.find("never" if resume == "never" else "auto")
+        if path is None:
+            distributed.from_main(lambda: refuse_to_begin_again(self.owner.run_dir))
+        if resume not in ("auto", "never"):
             if path is None:
                 path = self.checkpointer.find(resume)
             elif distributed.is_main():
@@ -101,6 +109,7 @@ class RunState:
         """A checkpoint; `loss`: a validation's, by which the best one is kept."""
         tensors = self.engine.state_dict()
         others = {
+            "identity": self.identity,
             "progress": asdict(self.progress),
             "loader": self.loader.state_dict(),
             "rng": rng_state(),
@@ -139,8 +148,14 @@ class RunState:
 
     def _load(self, path: Path) -> Progress:
         """The checkpoint at `path`, into engine, loader and generators."""
+        saved = self.checkpointer.state(path)
+        if "identity" in saved:
+            refuse_another(saved["identity"], self.identity, path)
+        elif distributed.is_main():
+            unknown = "whether model and method are this run's is known by names and shapes alone"
+            print(f"{path}: of an earlier version; {unknown}", file=sys.stderr)
         tensors = self.engine.state_dict()
-        saved = self.checkpointer.load(path, tensors)
+        self.checkpointer.load(path, tensors)
         self.engine.load_state_dict(tensors)
         self.loader.load_state_dict(saved["loader"])
         set_rng_state(saved["rng"])

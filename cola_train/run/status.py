@@ -18,10 +18,16 @@ ATTEMPT, STATUS = "attempt.json", "status.json"
 
 LAUNCH_VARIABLE = "COLA_LAUNCH"
 
+# What is read of both files, where it is there.
+FIELDS: dict[str, type] = {
+    "launch": int, "attempt": int, "token": str, "host": str, "pid": int, "state": str,
+}  # fmt: skip
+
 
 def next_launch(run_dir: Path) -> int:
     """The number of a launch that begins now: above those of all that have claimed the folder."""
-    return int(read_record(run_dir / ATTEMPT).get("launch", 0)) + 1
+    launch: int = read_record(run_dir / ATTEMPT).get("launch", 0)
+    return launch + 1
 
 
 def verdict(run_dir: Path, launch: int) -> tuple[str, int]:
@@ -40,10 +46,22 @@ def verdict(run_dir: Path, launch: int) -> tuple[str, int]:
 
 
 def read_record(path: Path) -> dict[str, Any]:
-    """The JSON object in `path`; empty if there is none."""
+    """The JSON object in `path`; empty if there is none, or, which is said, if it is damaged."""
     try:
-        return dict(read_json(path))
-    except (FileNotFoundError, ValueError):
+        record = read_json(path)
+        if not isinstance(record, dict):
+            raise ValueError("it holds no record")
+        for name, kind in FIELDS.items():
+            if not isinstance(record.get(name, kind()), kind):
+                raise ValueError(f"{name} is {record[name]!r}")
+        ended = record.get("state", "running") != "running"
+        if ended and not isinstance(record.get("exit_code"), int):
+            raise ValueError("no exit code")
+        return record
+    except FileNotFoundError:
+        return {}
+    except ValueError as error:
+        print(f"{path}: damaged ({error}); taken as missing", file=sys.stderr)
         return {}
 
 

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import math
 import os
+import re
 import subprocess
 import sys
 import time
@@ -211,10 +212,13 @@ def _logged_in() -> bool:
 def _wandb_id(run_dir: Path) -> str:
     """The run's W&B id, kept in its folder so that a resumed run goes on in the same chart."""
     path = run_dir / "wandb" / "run_id"
-    if not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(f"{int(time.time()):x}{uuid.uuid4().hex[:6]}")
-    return path.read_text().strip()
+    known = path.read_text(errors="replace").strip() if path.exists() else ""
+    if re.fullmatch(r"[\w-]+", known, re.ASCII):
+        return known
+    path.parent.mkdir(parents=True, exist_ok=True)
+    new = f"{int(time.time()):x}{uuid.uuid4().hex[:6]}"
+    write_text(path, new)
+    return new
 
 
 def git_commit() -> str | None:

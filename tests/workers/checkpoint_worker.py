@@ -92,7 +92,8 @@ def save(folder: Path) -> None:
         path = checkpointer.find("auto")
         assert path == run / "step-00000008", path
         again = build(mesh, seed=2)
-        assert checkpointer.load(path, again) == STATE == read_state(path)
+        checkpointer.load(path, again)
+        assert checkpointer.state(path) == STATE == read_state(path)
         assert_same(whole(again), expected)
 
     one_rank_fails(folder / "faults", tensors)
@@ -165,7 +166,8 @@ def load(folder: Path) -> None:
         tensors = build(mesh, seed=2)
         path = checkpointer.find(str(folder / name / "step-00000008"))
         assert path is not None
-        assert checkpointer.load(path, tensors) == STATE
+        checkpointer.load(path, tensors)
+        assert checkpointer.state(path) == STATE
         assert_same(whole(tensors), safetensors.torch.load_file(folder / f"{name}.safetensors"))
     try:
         checkpointer.load(

@@ -208,7 +208,8 @@ def resume(folder: str, overrides: list[str]) -> dict[str, Any]:
             loader = checkpointer(Path(folder) / source)
             tensors = engine.state_dict()
             path = Path(folder) / source / f"step-{SAVED_AT:08d}"
-            step = loader.load(path, tensors)["step"]
+            loader.load(path, tensors)
+            step = loader.state(path)["step"]
             engine.load_state_dict(tensors)
             loader.close()
             engine.train_step(micro_batches(step), LR)  # from the weights ...

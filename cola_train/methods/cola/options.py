@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal, cast, get_args
+from typing import Any, Literal, cast, get_args
 
 from cola_train.config.fields import PositiveFloat, PositiveInt
 from cola_train.config.groups import ModelConfig
@@ -43,6 +43,9 @@ class ColaOptions(MethodOptions):
 
     def placement(self, model: ModelConfig) -> Placement:
         return self.activation or cast(Placement, model.activation)
+
+    def identity(self, model: ModelConfig) -> dict[str, Any]:
+        return {"rank": self.bottleneck(model), "activation": self.placement(model)}
 
     def label(self, model: ModelConfig) -> str:
         return f"rank {self.bottleneck(model)}"

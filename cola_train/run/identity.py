@@ -1,0 +1,49 @@
+"""What a run's checkpoints must agree in beside names and shapes: what their model computes."""
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from cola_train.config.schema import Config
+from cola_train.errors import UserError
+
+# Of the model: its name, a choice of kernels, and hints of which the method says what it made.
+OTHERS = ("name", "attention", "rank_ratio", "activation")
+
+
+def identity(config: Config, document_mask: bool) -> dict[str, Any]:
+    """Every option that decides what the model computes, by its dotted name, as JSON values.
+
+    What may change in a resumed run is not in it: recomputation, engine, kernels, batch size,
+    precision, schedule. The loader has the data's own (`BatchLoader.state_dict`).
+    """
+    model = {f.name: getattr(config.model, f.name) for f in dataclasses.fields(config.model)}
+    values = {
+        **{f"model.{name}": value for name, value in model.items() if name not in OTHERS},
+        "method": config.method.name,
+        **{f"method.{name}": value for name, value in config.method.identity(config.model).items()},
+        "optim": config.optim.name,  # what its state means
+        "data.document_mask": document_mask,
+    }
+    return dict(json.loads(json.dumps(values)))  # as a checkpoint gives it back
+
+
+def refuse_another(saved: Mapping[str, Any], here: Mapping[str, Any], checkpoint: Path) -> None:
+    """Raises UserError, naming each option, if a checkpoint's identity is not this run's."""
+    different = [
+        f"{name}: {_shown(saved.get(name))} in the checkpoint, {_shown(here.get(name))} here"
+        for name in dict.fromkeys([*saved, *here])
+        if saved.get(name) != here.get(name)
+    ]
+    if different:
+        raise UserError(
+            f"resume: {checkpoint} holds a model that computes something else.",
+            *different,
+            "Set these as they were, or begin a new run: choose another run_name.",
+        )
+
+
+def _shown(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value)

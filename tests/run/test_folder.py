@@ -1,0 +1,181 @@
+"""A run's folder takes no other run for its own, and no absence for a fresh start."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from helpers import exit_code_of, losses
+
+from cola_train.run.status import verdict
+
+
+@pytest.fixture(scope="module")
+def stopped(tiny: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    run_dir = tmp_path_factory.mktemp("stopped") / "run"
+    stop = ["train.steps=9", "train.stop_after=7", f"run_dir={run_dir}"]
+    assert exit_code_of([*tiny, *stop]) == 0
+    return run_dir
+
+
+@pytest.fixture
+def begun(tiny: list[str], stopped: Path, tmp_path: Path) -> tuple[list[str], Path]:
+    """The overrides of a run that was stopped after 7 of 9 steps, and its folder."""
+    run_dir = shutil.copytree(stopped, tmp_path / "run")
+    return [*tiny, "train.steps=9", f"run_dir={run_dir}"], run_dir
+
+
+def content(run_dir: Path) -> dict[str, bytes]:
+    """Every file but the record of the latest start."""
+    files = {path.relative_to(run_dir).as_posix(): path for path in run_dir.rglob("*")}
+    starts = ("attempt.json", "status.json")
+    return {n: p.read_bytes() for n, p in files.items() if p.is_file() and n not in starts}
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ("model.n_heads=8", "model.n_heads: 4 in the checkpoint, 8 here"),
+        ("model.norm_eps=1e-5", "model.norm_eps: 1e-06 in the checkpoint, 1e-05 here"),
+        ("model.rope_theta=5e5", "model.rope_theta: 10000.0 in the checkpoint, 500000.0 here"),
+        ("method.activation=low_rank", "method.activation: both in the checkpoint, low_rank here"),
+        ("method.rank=4", "method.rank: 8 in the checkpoint, 4 here"),
+        ("method=full", "method: cola in the checkpoint, full here"),
+        ("data.document_mask=false", "data.document_mask: true in the checkpoint, false here"),
+    ],
+)
+def test_a_model_that_computes_something_else_is_refused(begun, capsys, change, named):
+    """Most of these have the checkpoint's names and shapes."""
+    common, run_dir = begun
+    before = content(run_dir)
+    assert exit_code_of([*common, change]) == 2
+    assert named in capsys.readouterr().err
+    assert content(run_dir) == before
+
+
+def test_what_leaves_the_function_as_it_is_may_change(begun):
+    common, run_dir = begun
+    changes = ["recompute=cola_m", "kernels=torch", "train.micro_batch_size=2", "engine=deepspeed"]
+    rank = "method.rank_ratio=0.25"  # what the model's hint gave
+    assert exit_code_of([*common, *changes, rank, "train.deterministic=false"]) == 0
+    assert list(losses(run_dir)) == list(range(1, 10))
+
+
+def spoil(run_dir: Path) -> None:
+    for file in run_dir.glob("checkpoints/*/*.safetensors"):
+        file.write_bytes(file.read_bytes()[:-1])
+
+
+def carry_off(run_dir: Path) -> None:
+    (run_dir / "checkpoints").rename(run_dir.parent / "elsewhere")
+
+
+def empty_link(run_dir: Path) -> None:
+    """As a disk that is not mounted leaves it."""
+    carry_off(run_dir)
+    (run_dir.parent / "mount").mkdir()
+    (run_dir / "checkpoints").symlink_to(run_dir.parent / "mount")
+
+
+def dangling_link(run_dir: Path) -> None:
+    carry_off(run_dir)
+    (run_dir / "checkpoints").symlink_to(run_dir.parent / "gone")
+
+
+@pytest.mark.parametrize("lose", [spoil, carry_off, empty_link, dangling_link])
+@pytest.mark.parametrize("resume", ["auto", "a path", "never"])
+def test_a_run_without_its_checkpoints_does_not_begin_again(begun, capsys, lose, resume):
+    common, run_dir = begun
+    if resume == "a path":
+        resume = shutil.copytree(run_dir, run_dir.parent / "other")
+    lose(run_dir)
+    before = content(run_dir)
+    assert exit_code_of([*common, f"resume={resume}"]) == 2
+    said = capsys.readouterr().err
+    if lose is dangling_link:
+        assert f"{run_dir}/checkpoints is no folder, or a link to one that is not there" in said
+    elif resume == "never":
+        assert f"resume: {run_dir} holds an earlier run" in said
+    else:
+        assert f"{run_dir} has a run at step 7 and no readable checkpoint" in said
+    assert "choose another run_name" in said or "bring it back" in said
+    assert content(run_dir) == before
+    assert not (run_dir.parent / "gone").exists()
+
+
+def test_a_run_that_died_before_its_first_checkpoint_begins_again(begun, capsys):
+    common, run_dir = begun
+    carry_off(run_dir)
+    (run_dir / "latest.json").unlink()
+    assert exit_code_of(common) == 0
+    assert "starting" in capsys.readouterr().err
+    assert list(losses(run_dir)) == list(range(1, 10))
+
+
+def test_a_finished_run_is_not_reported_as_another(begun, capsys):
+    common, run_dir = begun
+    assert exit_code_of(common) == 0
+    before = content(run_dir)
+    capsys.readouterr()
+    assert exit_code_of([*common, "optim.weight_decay=0.3", "train.steps=6"]) == 2
+    said = capsys.readouterr()
+    assert "optim.weight_decay: 0.01 there, 0.3 here" in said.err
+    assert "train.steps: 9 there, 6 here" in said.err
+    assert "perplexity" not in said.out
+    assert content(run_dir) == before
+    assert exit_code_of([*common, "evaluation.tokens=512"]) == 0  # of the same run
+    assert "perplexity" in capsys.readouterr().out
+
+
+DAMAGE: dict[str, Callable[[bytes], bytes]] = {
+    "a scalar": lambda content: b"7",
+    "a list": lambda content: b'["launch", 3]',
+    "cut": lambda content: content[: content.index(b":")],
+    "noise": lambda content: b"\xff\0\xfe{" * 9,
+    "empty": lambda content: b"",
+    "another type": lambda content: content.replace(b'"launch": 1', b'"launch": "one"'),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+@pytest.mark.parametrize("name", ["config.yaml", "attempt.json"])
+def test_damaged_bookkeeping_is_named_and_the_checkpoints_resume(begun, capsys, name, damage):
+    common, run_dir = begun
+    path = run_dir / name
+    path.write_bytes(DAMAGE[damage](path.read_bytes()))
+    assert exit_code_of(common) == 0
+    said = capsys.readouterr().err
+    still_good = (name, damage) == ("config.yaml", "another type")
+    assert (f"{path}: damaged (" in said) is not still_good
+    assert "resuming from" in said and list(losses(run_dir)) == list(range(1, 10))
+    assert exit_code_of(common) == 0
+    assert ": damaged (" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("damage", [*DAMAGE, "no exit code"])
+def test_a_damaged_status_says_nothing_of_the_end(begun, capsys, damage):
+    _, run_dir = begun
+    path = run_dir / "status.json"
+    remove = lambda content: content.replace(b'"exit_code": 0', b'"exit_code": null')  # noqa: E731
+    path.write_bytes(DAMAGE.get(damage, remove)(path.read_bytes()))
+    assert verdict(run_dir, 1) == ("unknown", 1)
+    assert f"{path}: damaged" in capsys.readouterr().err
+
+
+def test_damaged_lines_of_metrics_are_dropped_and_named(begun, capsys):
+    common, run_dir = begun
+    path = run_dir / "metrics.jsonl"
+    lines = path.read_bytes().splitlines()
+    lines[1] = lines[1].replace(b'"step"', b'"stew"')
+    lines[3] = b"\0\xff" * 40
+    lines[4] = b"12"
+    lines[5] = lines[5][:30]
+    path.write_bytes(b"\n".join(lines))
+    assert exit_code_of(common) == 0
+    said = capsys.readouterr().err
+    for number in (2, 4, 5, 6):
+        assert f"{path}: line {number} is damaged and left out" in said
+    assert list(losses(run_dir)) == [1, 3, 7, 8, 9]
+    assert (run_dir / "plots" / "loss.png").exists()
+    assert all(json.loads(line) for line in path.read_text().splitlines())
