@@ -23,7 +23,7 @@ from cola_train.model.llama import build_model
 from cola_train.parallel.compile import compile_blocks
 from cola_train.parallel.recompute import apply_recompute
 from cola_train.run.folder import record_config, refuse_to_mix_runs
-from cola_train.run.identity import identity
+from cola_train.run.identity import about
 from cola_train.run.owner import Owner
 from cola_train.run.plots import plot_loss
 from cola_train.run.signals import StopSignal
@@ -65,8 +65,8 @@ def run(
         asynchronous=config.checkpoint.asynchronous,
         owner=owner,
     )
-    made_of = identity(config, document_mask=uses_documents(config))
-    state = RunState(engine, loader, checkpointer, owner, watchdog, made_of)
+    of_run = about(config, document_mask=uses_documents(config))
+    state = RunState(engine, loader, checkpointer, owner, watchdog, of_run)
     resumed = state.begin(config.resume)
     last_step = min(config.train.steps, config.train.stop_after or config.train.steps)
     record_config(config, owner, finished=state.step >= last_step)

@@ -38,7 +38,7 @@ from cola_train.checkpoint.planners import LoadPlanner, StagedPlanner
 from cola_train.checkpoint.storage import Anyone, CheckpointReader, CheckpointWriter, Owner
 from cola_train.errors import TrainingError, UserError
 
-__all__ = ["Checkpointer", "read_state", "verify"]
+__all__ = ["Checkpointer", "load_part", "newest_good", "read_state", "verify"]
 
 T = TypeVar("T")
 
@@ -196,18 +196,7 @@ class Checkpointer:
         self.wait()
         reader = CheckpointReader(path)
         self._on_every_rank(partial(reader.open, tensors))
-        try:
-            load(
-                dict(tensors),
-                storage_reader=reader,
-                planner=LoadPlanner(),
-                process_group=self._group,
-                no_dist=self._group is None,
-            )
-        except CheckpointException as failure:
-            raise (
-                _user_error(failure, f"{path} cannot be loaded; use another.") or failure
-            ) from None
+        _fill(tensors, reader, self._group)
 
     def _save(
         self,
@@ -266,6 +255,39 @@ class Checkpointer:
             if isinstance(outcome, Exception):
                 raise outcome
         return cast(list[T], outcomes)
+
+
+def newest_good(start: Path) -> Path:
+    """The newest good checkpoint that `start` names: itself, or in that folder, or in its
+    `checkpoints`. Reads alone. Raises UserError if there is none."""
+    damaged = []
+    for path in _candidates(start):
+        if not (problems := verify(path)):
+            return path
+        damaged.append(f"{path}: {first_few(problems, '; ')}")
+    raise UserError(*(damaged or [f"{start}: no checkpoint in this folder"]))
+
+
+def load_part(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Fill `tensors` in place from checkpoint folder `path`, which may hold more, in this process
+    alone. Raises UserError as `Checkpointer.load` does."""
+    reader = CheckpointReader(path)
+    reader.open(tensors, whole=False)
+    _fill(tensors, reader, None)
+
+
+def _fill(tensors: Mapping[str, Any], reader: CheckpointReader, group: Any) -> None:
+    try:
+        load(
+            dict(tensors),
+            storage_reader=reader,
+            planner=LoadPlanner(),
+            process_group=group,
+            no_dist=group is None,
+        )
+    except CheckpointException as failure:
+        where = f"{reader.path} cannot be loaded; use another."
+        raise (_user_error(failure, where) or failure) from None
 
 
 def _to_save(tensor: Tensor | FlatShard) -> Tensor | FlatShard:

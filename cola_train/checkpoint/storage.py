@@ -251,9 +251,12 @@ class CheckpointReader(_PlansAsGiven, StorageReader):
         self.places: dict[MetadataIndex, _Place] = {}
         self.tensors: dict[str, TensorStorageMetadata] = {}
 
-    def open(self, tensors: Mapping[str, Tensor | FlatShard]) -> None:
+    def open(self, tensors: Mapping[str, Tensor | FlatShard], whole: bool = True) -> None:
         """Read tensors.json. Raises UserError if it is damaged, or if `tensors`, which are to be
-        filled, differ from those saved in name, shape or dtype."""
+        filled, differ from those saved in name, shape or dtype.
+
+        whole: the checkpoint holds nothing else.
+        """
         try:
             for key, saved in read_json(self.path / TENSORS).items():
                 chunks = []
@@ -268,6 +271,8 @@ class CheckpointReader(_PlansAsGiven, StorageReader):
                 )
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise UserError(f"{self.path / TENSORS}: damaged ({error!r})") from None
+        if not whole:
+            self.tensors = {key: saved for key, saved in self.tensors.items() if key in tensors}
         if problems := self._mismatches(tensors):
             raise UserError(
                 f"{self.path} does not fit this run.",

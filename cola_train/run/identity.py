@@ -13,6 +13,14 @@ from cola_train.errors import UserError
 OTHERS = ("name", "attention", "rank_ratio", "activation")
 
 
+def about(config: Config, document_mask: bool) -> dict[str, Any]:
+    """What a checkpoint says of its run: enough to build the model again, and its identity."""
+    return {
+        "config": dataclasses.asdict(config),
+        "identity": identity(config, document_mask),
+    }
+
+
 def identity(config: Config, document_mask: bool) -> dict[str, Any]:
     """Every option that decides what the model computes, by its dotted name, as JSON values.
 

@@ -54,7 +54,7 @@ class Progress:
 class RunState:
     """Where a run is, told to those who ask: a checkpoint, status.json, the watchdog.
 
-    identity: what the checkpoints of this run must agree in (`run.identity`).
+    about: what every checkpoint says of the run (`run.identity.about`).
     progress: what is counted. saved_step: of the newest checkpoint of this run.
     """
 
@@ -65,10 +65,10 @@ class RunState:
         checkpointer: Checkpointer,
         owner: Owner,
         watchdog: Watchdog,
-        identity: dict[str, Any],
+        about: dict[str, Any],
     ) -> None:
         self.engine, self.loader, self.checkpointer = engine, loader, checkpointer
-        self.owner, self.watchdog, self.identity = owner, watchdog, identity
+        self.owner, self.watchdog, self.about = owner, watchdog, about
         self.progress = Progress()
         self.saved_step = 0
 
@@ -109,7 +109,7 @@ class RunState:
         """A checkpoint; `loss`: a validation's, by which the best one is kept."""
         tensors = self.engine.state_dict()
         others = {
-            "identity": self.identity,
+            **self.about,
             "progress": asdict(self.progress),
             "loader": self.loader.state_dict(),
             "rng": rng_state(),
@@ -150,7 +150,7 @@ class RunState:
         """The checkpoint at `path`, into engine, loader and generators."""
         saved = self.checkpointer.state(path)
         if "identity" in saved:
-            refuse_another(saved["identity"], self.identity, path)
+            refuse_another(saved["identity"], self.about["identity"], path)
         elif distributed.is_main():
             unknown = "whether model and method are this run's is known by names and shapes alone"
             print(f"{path}: of an earlier version; {unknown}", file=sys.stderr)

@@ -1,0 +1,54 @@
+"""A trained model, without its engine, its optimizer or its data."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+import yaml
+
+from cola_train.checkpoint.checkpointer import load_part, newest_good, read_state
+from cola_train.config.checks import load
+from cola_train.config.schema import Config
+from cola_train.engines.base import persistent_buffers
+from cola_train.errors import UserError
+from cola_train.methods.base import build_method
+from cola_train.model.init import initialise
+from cola_train.model.llama import Llama, build_model
+
+
+def load_model(path: str | Path, device: torch.device | str = "cpu") -> Llama:
+    """The model of a run's folder (its newest good checkpoint) or of one checkpoint, saved by any
+    engine on any number of processes: fp32 weights on `device`, in evaluation mode.
+
+    `model(tokens_BT)` gives logits (B, T, V), T at most the sequence length it was trained with.
+
+    Raises:
+        UserError: no good checkpoint is there, or it does not say what model it is of.
+    """
+    checkpoint = newest_good(Path(path).expanduser())
+    config, device = config_of(checkpoint), torch.device(device)
+    model = build_model(config, build_method(config, device), device).to_empty(device=device)
+    initialise(model, config.seed)  # for what no checkpoint holds, like RoPE's table
+    tensors = {f"model.{name}": p.detach() for name, p in model.named_parameters()}
+    tensors |= {f"model.{name}": buffer for name, buffer in persistent_buffers(model)}
+    load_part(checkpoint, tensors)
+    return model.eval().requires_grad_(False)
+
+
+def config_of(checkpoint: Path) -> Config:
+    """The config of the run that saved it, for a model in fp32 that nothing has compiled.
+
+    Raises:
+        UserError: an earlier version saved it, and its run's config.yaml is not there.
+    """
+    values = read_state(checkpoint).get("config")
+    if values is None:
+        recorded = checkpoint.parents[1] / "config.yaml"
+        try:
+            values = yaml.safe_load(recorded.read_text(encoding="utf-8"))
+        except (OSError, ValueError, yaml.YAMLError) as error:
+            raise UserError(
+                f"{recorded}: cannot be read ({error}); {checkpoint} needs it"
+            ) from None
+    config = load(values, checks=())
+    return replace(config, train=replace(config.train, precision="fp32", compile=False))
