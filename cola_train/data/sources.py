@@ -6,16 +6,21 @@ To add a source: its options in `options.SOURCES`, its functions in `READERS`. `
 
 import contextlib
 import glob
-import gzip
 import itertools
-import json
 import os
 import sysconfig
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
+from cola_train.data.formats import (
+    DECOMPRESS,
+    JSON_ENDINGS,
+    PARQUET_ENDINGS,
+    TEXT_ENDINGS,
+    file_documents,
+)
 from cola_train.data.options import (
     SOURCES,
     C4Options,
@@ -25,9 +30,6 @@ from cola_train.data.options import (
     TokensOptions,
 )
 from cola_train.errors import UserError
-
-if TYPE_CHECKING:
-    import pyarrow
 
 Split = Literal["train", "validation"]
 SPLITS: tuple[Split, ...] = ("train", "validation")
@@ -108,18 +110,6 @@ def _stdlib_documents(file: InputFile, text_field: str) -> Iterator[str]:
 
 # --- text: the user's own files ------------------------------------------------------------
 
-TEXT_ENDINGS = (".txt", ".txt.gz")
-PARQUET_ENDINGS = (".parquet",)
-JSON_ENDINGS = tuple(
-    kind + compression
-    for kind in (".jsonl", ".json", ".ndjson")
-    for compression in ("", ".gz", ".zst", ".xz", ".bz2")
-)
-
-# A longer .txt file is read as consecutive documents of about this many characters, cut at line
-# ends: it need not fit in memory, and a corpus of one file still has a validation split.
-TEXT_DOCUMENT_CHARACTERS = 1 << 15
-
 
 def _matches(field: str, pattern: str, split: Split | None) -> list[InputFile]:
     expanded = Path(pattern).expanduser()
@@ -138,7 +128,7 @@ def _matches(field: str, pattern: str, split: Split | None) -> list[InputFile]:
     if unknown:
         raise UserError(
             f"{field}: {unknown[0]}: unknown kind of file: use .txt, .jsonl or .json (also "
-            "compressed: .gz, .zst, .xz, .bz2) or .parquet, or narrow the pattern"
+            f"compressed: {', '.join(DECOMPRESS)}) or .parquet, or narrow the pattern"
         )
     return [_local_file(path, root, split) for path in found]
 
@@ -170,83 +160,6 @@ def _text_files(data: TextOptions) -> list[InputFile]:
     if problems:
         raise UserError(*problems)
     return [*list(train.values())[: data.max_files], *validation.values()]
-
-
-def _text_documents(file: InputFile, text_field: str) -> Iterator[str]:
-    if file.location.endswith(TEXT_ENDINGS):
-        return _plain_documents(file.location)
-    if file.location.endswith(PARQUET_ENDINGS):
-        return _parquet_documents(file.location, text_field)
-    return _json_documents(file.location, text_field)
-
-
-def _plain_documents(path: str) -> Iterator[str]:
-    # Not through `datasets`: its set-up costs more than reading one of thousands of small files.
-    opener = gzip.open if path.endswith(".gz") else open
-    with opener(path, "rt", encoding="utf-8") as stream:
-        while text := stream.read(TEXT_DOCUMENT_CHARACTERS):
-            yield text + stream.readline()
-
-
-def _tables(builder: str, location: str) -> Iterator["pyarrow.Table"]:
-    """The rows of one file, through `datasets`: local or on the hub, compressed or not."""
-    import datasets  # a second to import, needed only while preparing
-
-    # Or it contacts a server to count each file read, which an air-gapped machine waits for.
-    datasets.config.HF_UPDATE_DOWNLOAD_COUNTS = False
-    path = location if "://" in location else glob.escape(location)
-    stream = datasets.load_dataset(builder, data_files={"all": [path]}, split="all", streaming=True)
-    try:
-        yield from stream.with_format("arrow").iter(batch_size=1000)
-    except RuntimeError as error:  # how `datasets` reports a file without a row
-        if not isinstance(error.__cause__, StopIteration):
-            raise
-
-
-def _json_documents(location: str, text_field: str) -> Iterator[str]:
-    # By line, not with the `json` builder: it wants the same columns and types in every row,
-    # which corpora with free-form metadata do not have.
-    number = 0
-    for table in _tables("text", location):
-        for line in table.column("text").to_pylist():
-            number += 1
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(line)
-            except json.JSONDecodeError as error:
-                raise UserError(
-                    f"{location}: line {number} is not JSON ({error}): it must hold one JSON "
-                    "object a line; repair the line or remove the file"
-                ) from None
-            if not isinstance(row, dict) or text_field not in row:
-                fields = list(row) if isinstance(row, dict) else []
-                raise _missing_field(location, text_field, fields, f" in line {number}")
-            yield from _checked(row[text_field], location, text_field)
-
-
-def _parquet_documents(location: str, text_field: str) -> Iterator[str]:
-    for table in _tables("parquet", location):
-        if text_field not in table.column_names:
-            raise _missing_field(location, text_field, table.column_names, "")
-        for text in table.column(text_field).to_pylist():
-            yield from _checked(text, location, text_field)
-
-
-def _missing_field(location: str, text_field: str, fields: list[str], where: str) -> UserError:
-    there = f"fields there: {', '.join(fields)}" if fields else "there are no fields"
-    return UserError(f"{location}: no field {text_field!r}{where} ({there}): set data.text_field")
-
-
-def _checked(text: object, location: str, text_field: str) -> Iterator[str]:
-    """The text; nothing for null; a UserError for anything else."""
-    if isinstance(text, str):
-        yield text
-    elif text is not None:
-        raise UserError(
-            f"{location}: field {text_field!r} holds {type(text).__name__}, not text: "
-            "set data.text_field"
-        )
 
 
 # --- c4: allenai/c4, from the hub or a local copy -------------------------------------------
@@ -295,11 +208,15 @@ def _no_files(data: DataOptions) -> list[InputFile]:
     return []
 
 
+def _documents(file: InputFile, text_field: str) -> Iterator[str]:
+    return file_documents(file.location, text_field)
+
+
 READERS: dict[type[DataOptions], Source] = {
     StdlibOptions: Source(_stdlib_files, _stdlib_documents),
-    TextOptions: Source(_text_files, _text_documents),
-    C4Options: Source(_c4_files, _text_documents),
-    TokensOptions: Source(_no_files, _text_documents, _tokens_folder),
+    TextOptions: Source(_text_files, _documents),
+    C4Options: Source(_c4_files, _documents),
+    TokensOptions: Source(_no_files, _documents, _tokens_folder),
 }
 
 

@@ -123,7 +123,7 @@ CONTENT: list[tuple[Callable[[Path], dict[str, Any]], list[str]]] = [
     ),
     (parquet_without_text, ["a.parquet", "no field 'text'", "body, id", "data.text_field"]),
     (text_file("a.jsonl", b'{"text": 3}\n'), ["a.jsonl", "holds int, not text"]),
-    (text_file("a.json", b'{"text": "a"}\n{"te\n'), ["a.json: line 2 is not JSON"]),
+    (text_file("a.json", b'{"text": "a"}\n{"te\n'), ["a.json: line 2 is not a JSON object"]),
     (text_file("a.json.gz", b"not gzip"), ["a.json.gz: cannot be read", "replace the file"]),
     (text_file("a.json.gz", GZ[:-20]), ["a.json.gz: cannot be read", "replace the file"]),
     (text_file("a.txt.gz", GZ[:-20]), ["a.txt.gz: cannot be read", "replace the file"]),
@@ -206,7 +206,7 @@ def test_no_hub(tmp_path: Path, data_config: MakeConfig, monkeypatch: pytest.Mon
         raise ConnectionError("name or service not known")
 
     monkeypatch.setattr("huggingface_hub.hf_hub_download", refuse)
-    monkeypatch.setattr("datasets.load_dataset", refuse)
+    monkeypatch.setattr("huggingface_hub.HfFileSystem.open", refuse)
     with pytest.raises(UserError, match=r"data\.tokenizer=t5-base.*local path"):
         prepare(data_config(source="c4", tokenizer="t5-base"), progress=False)
     t5_like().save(str(tmp_path / "tokenizer.json"))
