@@ -92,6 +92,14 @@ def utf8(text: str) -> tuple[str, int]:
         return encoded.decode(), len(encoded)
 
 
+def progress_bar(what: str, total: int, unit: str, shown: bool, **options: Any) -> "tqdm[Any]":
+    seldom = 0.5 if sys.stderr.isatty() else 30.0  # a log needs fewer lines
+    return tqdm(
+        desc=what, total=total, unit=unit, disable=not shown, miniters=0, mininterval=seldom,
+        **options,
+    )  # fmt: skip
+
+
 def run_jobs(
     jobs: list[Job],
     reading: Reading,
@@ -103,15 +111,7 @@ def run_jobs(
     records = {job.index: record for job in jobs if (record := _finished(job, folder)) is not None}
     todo = [job for job in jobs if job.index not in records]
     started = time.monotonic()
-    with tqdm(
-        total=len(jobs),
-        initial=len(records),
-        desc="Tokenising",
-        unit="shard",
-        disable=not progress,
-        miniters=0,
-        mininterval=0.5 if sys.stderr.isatty() else 30.0,  # a log needs fewer lines
-    ) as bar:
+    with progress_bar("Tokenising", len(jobs), "shard", progress, initial=len(records)) as bar:
 
         def report(n_tokens: int) -> None:
             rate = n_tokens / max(time.monotonic() - started, 1e-9)

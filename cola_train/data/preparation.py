@@ -11,8 +11,10 @@ import hashlib
 import json
 import os
 import sys
+import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +28,7 @@ from cola_train.data.jobs import (
     Reading,
     Record,
     documents,
+    progress_bar,
     run_jobs,
     utf8,
 )
@@ -172,10 +175,7 @@ def _write(
         tokenizer = Tokenizer.load(str(path))
     else:
         if data.tokenizer == tokenizers.TRAIN:
-            if progress:
-                tqdm.write(f"Training a tokenizer of {data.vocab_size:,} tokens", file=sys.stderr)
-            sample = _training_sample(files, reading, keep_alive)
-            tokenizer = Tokenizer.train(sample, data.vocab_size)
+            tokenizer = _train(data.vocab_size, files, reading, progress, keep_alive)
         else:
             tokenizer = Tokenizer.load(data.tokenizer)
         with disk_errors(folder):
@@ -189,18 +189,49 @@ def _write(
         write_json(folder / MANIFEST, _manifest(data, tokenizer, records, folder))
 
 
-def _training_sample(
-    files: list[InputFile], reading: Reading, keep_alive: KeepAlive
-) -> Iterator[str]:
-    """Training documents of files in a fixed mixed order, up to TOKENIZER_TRAINING_BYTES."""
+def _train(
+    vocab_size: int,
+    files: list[InputFile],
+    reading: Reading,
+    progress: bool,
+    keep_alive: KeepAlive,
+) -> Tokenizer:
+    """A tokenizer of the corpus. In a thread, for all but reading is one call of its library."""
+    what = f"Training a tokenizer of {vocab_size:,} tokens"
+    total = min(sum(file.size for file in files), TOKENIZER_TRAINING_BYTES)
+    stopped = threading.Event()
+    with (
+        progress_bar(what, total, "B", progress, unit_scale=True) as bar,
+        ThreadPoolExecutor(1, "tokenizer") as thread,
+    ):
+
+        def sample() -> Iterator[str]:
+            for text, size in _training_sample(files, reading):
+                if stopped.is_set():
+                    raise InterruptedError
+                bar.update(size)
+                yield text
+
+        training = thread.submit(Tokenizer.train, sample(), vocab_size)
+        try:
+            while not wait([training], POLL_SECONDS).done:
+                keep_alive()
+                bar.update(0)
+        finally:
+            stopped.set()
+        return training.result()
+
+
+def _training_sample(files: list[InputFile], reading: Reading) -> Iterator[tuple[str, int]]:
+    """Training documents of files in a fixed mixed order, up to TOKENIZER_TRAINING_BYTES; their
+    UTF-8 bytes."""
     mixed = sorted(files, key=lambda file: hashlib.sha256(os.fsencode(file.name)).digest())
     used = 0
     for split, text in documents(mixed, reading, only="train"):
         if split == "train":
             text, size = utf8(text)
-            yield text
+            yield text, size
             used += size
-            keep_alive()
         if used >= TOKENIZER_TRAINING_BYTES:
             return
 

@@ -16,6 +16,7 @@ TRAIN = "train"  # the value of data.tokenizer that asks for a tokenizer of the 
 END_OF_TEXT = "<|endoftext|>"
 END_TOKENS = (END_OF_TEXT, "</s>", "<|end_of_text|>", "<eos>", "<|eos|>", "[EOS]", "[SEP]")
 BYTES = 256
+LONGEST_WORD = 256  # bytes, of those that a tokenizer is trained on; text has none so long
 
 
 class Tokenizer:
@@ -69,7 +70,10 @@ class Tokenizer:
         from tokenizers import decoders, models, pre_tokenizers, trainers
 
         backend = Backend(models.BPE())
-        backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+        words = pre_tokenizers.ByteLevel(add_prefix_space=False)
+        # Merging takes time quadratic in the longest word, which without blanks is the text.
+        cut = pre_tokenizers.FixedLength(length=LONGEST_WORD)
+        backend.pre_tokenizer = pre_tokenizers.Sequence([words, cut])
         backend.decoder = decoders.ByteLevel()
         trainer = trainers.BpeTrainer(
             vocab_size=vocab_size,
@@ -78,6 +82,7 @@ class Tokenizer:
             show_progress=False,
         )
         backend.train_from_iterator(texts, trainer)
+        backend.pre_tokenizer = words
         return cls(backend, TRAIN)
 
     def to_json(self) -> str:
