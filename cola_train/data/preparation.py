@@ -42,7 +42,7 @@ from cola_train.data.shards import (
     read_manifest,
     token_dtype,
 )
-from cola_train.data.sources import READERS, SPLITS, InputFile
+from cola_train.data.sources import READERS, SPLITS, InputFile, content_digest
 from cola_train.data.tokenizer import Tokenizer
 from cola_train.errors import UserError
 from cola_train.files import TEMPORARY, write_json, write_text
@@ -51,6 +51,10 @@ from cola_train.files import TEMPORARY, write_json, write_text
 SMALL_FILE_BYTES = 4 << 20
 SMALL_FILE_BYTES_MOST = 64 << 20
 SHARDS_WANTED = 256
+
+# How much of the corpus's bytes, and of each file's at least, the key of its shards looks at.
+KEY_BYTES = 32 << 20
+KEY_FILE_BYTES = 16 << 10
 
 # Merges learnt from this much text are as good as from more; the corpus is sampled file by file.
 TOKENIZER_TRAINING_BYTES = 64 << 20
@@ -77,7 +81,7 @@ def prepare(
     if source.folder is not None:
         return source.folder(data)
     files = source.files(data)
-    folder = Path(data.cache_dir).expanduser() / f"{data.source}-{_key(data, files)}"
+    folder = _cache_dir(data) / f"{data.source}-{_key(data, files)}"
     if not _is_complete(folder):
         keep_alive = keep_alive or (lambda: None)
         with disk_errors(folder):
@@ -96,6 +100,7 @@ def problems(data: DataOptions, model_vocab_size: int | None = None) -> list[str
     try:
         if source.folder is None:
             source.files(data)
+            _cache_dir(data)
         else:
             vocab_size = read_manifest(source.folder(data))["vocab_size"]
             _check_fit(data, vocab_size, model_vocab_size)
@@ -106,6 +111,16 @@ def problems(data: DataOptions, model_vocab_size: int | None = None) -> list[str
     return found
 
 
+def _cache_dir(data: DataOptions) -> Path:
+    expanded = os.path.expanduser(data.cache_dir)
+    if expanded.startswith("~"):
+        raise UserError(
+            f"data.cache_dir={data.cache_dir}: no such home folder (is HOME set?): name a folder "
+            "from the root on, or set COLA_CACHE"
+        )
+    return Path(expanded)
+
+
 def _check_fit(data: DataOptions, vocab_size: int, model_vocab_size: int | None) -> None:
     if model_vocab_size is not None and vocab_size > model_vocab_size:
         name = data.path if isinstance(data, TokensOptions) else data.tokenizer
@@ -113,13 +128,14 @@ def _check_fit(data: DataOptions, vocab_size: int, model_vocab_size: int | None)
 
 
 def _key(data: DataOptions, files: list[InputFile]) -> str:
-    """A hash of all that decides the shards' content, as far as the configuration shows it."""
+    """A hash of all that decides the shards' content, as far as a short look shows it."""
     tokenizer: dict[str, object] = {"name": data.tokenizer}
     if data.tokenizer == tokenizers.TRAIN:
         tokenizer["vocab_size"] = data.vocab_size
     elif path := tokenizers.local_file(data.tokenizer):
         tokenizer = {"sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
-    inputs = [(f.name, f.split, f.size, f.modified_ns) for f in files]
+    most = max(KEY_FILE_BYTES, KEY_BYTES // max(1, len(files)))
+    inputs = [(f.name, f.split, f.size, f.modified_ns, content_digest(f, most)) for f in files]
     decides = [FORMAT, data.source, data.text_field, data.validation_fraction, tokenizer, inputs]
     return hashlib.sha256(json.dumps(decides).encode()).hexdigest()[:12]
 

@@ -1,5 +1,6 @@
 """Text to token ids and back, on top of the `tokenizers` library."""
 
+import os
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -109,7 +110,7 @@ class Tokenizer:
 
 def local_file(name: str) -> Path | None:
     """The tokenizer.json that `name` stands for; None when `name` can only be a hub's."""
-    path = Path(name).expanduser()
+    path = Path(os.path.expanduser(name))
     if path.is_dir():
         if not (path / "tokenizer.json").is_file():
             raise UserError(f"data.tokenizer={name}: that folder holds no tokenizer.json")

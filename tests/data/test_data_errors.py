@@ -78,7 +78,7 @@ CONFIGURATION: list[tuple[Callable[[Path], dict[str, Any]], list[str]]] = [
         lambda d: good(d) | {"validation_files": [f"{d}/v.txt"]},
         ["data.validation_files: no file matches", "v.txt"],
     ),
-    (overlapping, ["good.jsonl is in data.files too"]),
+    (overlapping, ["good.jsonl is a training file too"]),
     (text_file("a.docx", b"x"), ["a.docx: unknown kind of file", ".parquet"]),
     (lambda d: good(d) | {"validation_fraction": 0.0}, ["data.validation_fraction=0.0"]),
     (
