@@ -58,6 +58,7 @@ KEY_FILE_BYTES = 16 << 10
 
 # Merges learnt from this much text are as good as from more; the corpus is sampled file by file.
 TOKENIZER_TRAINING_BYTES = 64 << 20
+LOSS_SAMPLE_BYTES = 4 << 20  # looked at for characters that a tokenizer has no token for
 
 
 def prepare(
@@ -194,6 +195,7 @@ def _write(
             tokenizer = _train(data.vocab_size, files, reading, progress, keep_alive)
         else:
             tokenizer = Tokenizer.load(data.tokenizer)
+            _say_what_is_lost(tokenizer, data.tokenizer, files, reading, keep_alive)
         with disk_errors(folder):
             for record in folder.glob("job-*.json"):  # of shards made with a tokenizer since lost
                 record.unlink()
@@ -222,7 +224,7 @@ def _train(
     ):
 
         def sample() -> Iterator[str]:
-            for text, size in _training_sample(files, reading):
+            for text, size in _training_sample(files, reading, TOKENIZER_TRAINING_BYTES):
                 if stopped.is_set():
                     raise InterruptedError
                 bar.update(size)
@@ -238,9 +240,33 @@ def _train(
         return training.result()
 
 
-def _training_sample(files: list[InputFile], reading: Reading) -> Iterator[tuple[str, int]]:
-    """Training documents of files in a fixed mixed order, up to TOKENIZER_TRAINING_BYTES; their
-    UTF-8 bytes."""
+def _say_what_is_lost(
+    tokenizer: Tokenizer,
+    name: str,
+    files: list[InputFile],
+    reading: Reading,
+    keep_alive: KeepAlive,
+) -> None:
+    def sample() -> Iterator[str]:
+        for text, _ in _training_sample(files, reading, LOSS_SAMPLE_BYTES):
+            keep_alive()
+            yield text
+
+    lost, total = tokenizer.lost(sample())
+    if lost:
+        examples = ", ".join(repr(character) for character, _ in lost.most_common(5))
+        tqdm.write(
+            f"data.tokenizer={name}: no token for {100 * lost.total() / total:.2g} % of the "
+            f"text's characters, {examples}: they are left out; a byte-level tokenizer, or one "
+            "with an unknown token, keeps them",
+            file=sys.stderr,
+        )
+
+
+def _training_sample(
+    files: list[InputFile], reading: Reading, most: int
+) -> Iterator[tuple[str, int]]:
+    """Training documents of files in a fixed mixed order, up to `most` bytes; their UTF-8 bytes."""
     mixed = sorted(files, key=lambda file: hashlib.sha256(os.fsencode(file.name)).digest())
     used = 0
     for split, text in documents(mixed, reading, only="train"):
@@ -248,7 +274,7 @@ def _training_sample(files: list[InputFile], reading: Reading) -> Iterator[tuple
             text, size = utf8(text)
             yield text, size
             used += size
-        if used >= TOKENIZER_TRAINING_BYTES:
+        if used >= most:
             return
 
 
