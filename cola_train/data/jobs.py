@@ -24,11 +24,13 @@ from typing import Any
 from tqdm import tqdm
 
 from cola_train.data.shards import (
+    SHARD_SHAPE,
     TOKENIZER,
     Shard,
     ShardWriter,
     disk_errors,
     token_dtype,
+    wrong,
 )
 from cola_train.data.sources import SPLITS, InputFile, Split, read_documents
 from cola_train.data.tokenizer import Tokenizer
@@ -131,6 +133,9 @@ def _finished(job: Job, folder: Path) -> Record | None:
     try:
         values = read_json(folder / job.record)
     except (OSError, ValueError):
+        return None
+    known = isinstance(values, dict) and values.keys() <= set(SPLITS)
+    if not known or any(wrong(shard, SHARD_SHAPE) for shard in values.values()):
         return None
     record: Record = {split: Shard.from_json(shard) for split, shard in values.items()}
     whole = not any(file.problem(folder) for shard in record.values() for file in shard.files)

@@ -32,13 +32,14 @@ from cola_train.data.jobs import (
     run_jobs,
     utf8,
 )
-from cola_train.data.options import DataOptions, TokensOptions
+from cola_train.data.options import DataOptions, TextOptions, TokensOptions
 from cola_train.data.shards import (
     FORMAT,
     MANIFEST,
     TOKENIZER,
     Shard,
     disk_errors,
+    fingerprint,
     read_manifest,
     token_dtype,
 )
@@ -203,6 +204,7 @@ def _write(
     _check_fit(data, tokenizer.vocab_size, model_vocab_size)
     workers = data.workers or os.cpu_count() or 1
     records = run_jobs(_cut(files), reading, folder, workers, progress, keep_alive)
+    _check_splits(data, files, records)
     with disk_errors(folder):
         write_json(folder / MANIFEST, _manifest(data, tokenizer, records, folder))
 
@@ -292,6 +294,31 @@ def _cut(files: list[InputFile]) -> list[Job]:
     return [Job(index, tuple(group)) for index, group in enumerate(groups)]
 
 
+def _check_splits(data: DataOptions, files: list[InputFile], records: list[Record]) -> None:
+    """Both have text."""
+    counts = {s: sum(r[s].n_documents for r in records if s in r) for s in SPLITS}
+    total = sum(counts.values())
+    empty = next((split for split in SPLITS if counts[split] == 0), None)
+    if empty is None:
+        return
+    text = isinstance(data, TextOptions)
+    if total and files[0].split is None:  # they were divided
+        share, way = ("none", "raise") if empty == "validation" else ("all", "lower")
+        other = ", or name data.validation_files" if text else ""
+        raise UserError(
+            f"data.validation_fraction={data.validation_fraction}: {share} of the {total} "
+            f"documents fell to validation: {way} it, or give more documents{other}"
+        )
+    option = f"data.source={data.source}"
+    if text:
+        option = "data.validation_files" if empty == "validation" else "data.files"
+    of_split = [file.location for file in files if file.split in (None, empty)]
+    raise UserError(
+        f"{option}: the {'training' if empty == 'train' else empty} files hold no text "
+        f"({of_split[0]}, {len(of_split)} in all): give files that do"
+    )
+
+
 def _manifest(
     data: DataOptions, tokenizer: Tokenizer, records: list[Record], folder: Path
 ) -> dict[str, Any]:
@@ -299,23 +326,13 @@ def _manifest(
     splits: dict[str, dict[str, Any]] = {}
     for split in SPLITS:
         shards = [record[split] for record in records if split in record]
-        checksums = [file.sha256 for shard in shards for file in shard.files]
-        content = json.dumps([tokenizer_sha256, tokenizer.eos_id, checksums])
         splits[split] = {
-            "fingerprint": hashlib.sha256(content.encode()).hexdigest()[:16],
+            "fingerprint": fingerprint(tokenizer_sha256, tokenizer.eos_id, shards),
             "n_tokens": sum(shard.n_tokens for shard in shards),
             "n_documents": sum(shard.n_documents for shard in shards),
             "bytes_of_text": sum(shard.bytes_of_text for shard in shards),
             "shards": [shard.to_json() for shard in shards],
         }
-    n_documents = sum(shard.n_documents for record in records for shard in record.values())
-    if not splits["train"]["shards"]:
-        raise UserError(f"data.source={data.source}: the training files hold no text")
-    if not splits["validation"]["shards"]:
-        raise UserError(
-            f"data.validation_fraction={data.validation_fraction}: none of the {n_documents} "
-            "documents fell to validation: raise it, or name data.validation_files"
-        )
     return {
         "format": FORMAT,
         "source": data.source,

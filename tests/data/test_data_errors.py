@@ -1,6 +1,7 @@
 """Every mistake a user can make with data: a UserError that names the field or file, and a fix."""
 
 import gzip
+import json
 import multiprocessing
 from collections.abc import Callable
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -19,6 +20,7 @@ from cola_train.data.loader import BatchLoader, evaluation_batches
 from cola_train.data.options import DataOptions
 from cola_train.data.preparation import prepare, problems
 from cola_train.data.prepared import open_data
+from cola_train.data.shards import fingerprint
 from cola_train.errors import UserError
 
 MakeConfig = Callable[..., DataOptions]
@@ -68,6 +70,14 @@ def unwritable(folder: Path) -> dict[str, Any]:
     return good(folder) | {"cache_dir": str(folder / "occupied" / "cache")}
 
 
+SPLIT: dict[str, Any] = {
+    "fingerprint": fingerprint("t", 0, []), "bytes_of_text": 1, "shards": [],
+}  # fmt: skip
+MANIFEST = {
+    "format": 1, "tokenizer": {"sha256": "t"}, "vocab_size": 32000, "eos_id": 0,
+    "splits": {"train": SPLIT, "validation": SPLIT},
+}  # fmt: skip
+
 GZ = gzip.compress(b'{"text": "a"}\n' * 1000)
 
 # What is wrong, and what the message says of it: found before anything is read ...
@@ -106,8 +116,18 @@ CONFIGURATION: list[tuple[Callable[[Path], dict[str, Any]], list[str]]] = [
     (tokens_with("{"), ["not a readable manifest", "data.path"]),
     (tokens_with('{"format": 99}'), ["format 99", "data.path"]),
     (
-        tokens_with('{"format": 1, "vocab_size": 32000}'),
+        tokens_with(json.dumps(MANIFEST)),
         ["model.vocab_size=100 is smaller", "32000 tokens"],
+    ),
+    (
+        tokens_with('{"format": 1, "tokenizer": "t", "eos_id": 0.5, "splits": {"train": {}}}'),
+        [
+            "vocab_size is missing",
+            'tokenizer is "t", not an object',
+            "eos_id is 0.5, not a whole",
+            "splits.validation is missing",
+            "splits.train.shards is missing",
+        ],
     ),
     (
         lambda d: {"files": [f"{d}/*.txt"], "tokenizer": f"{d}/t.json"},  # both at once
@@ -133,6 +153,21 @@ CONTENT: list[tuple[Callable[[Path], dict[str, Any]], list[str]]] = [
     (
         text_file("a.jsonl", b'{"text": "a"}\n'),
         ["data.validation_fraction=0.001", "none of the 1 documents", "data.validation_files"],
+    ),
+    (
+        lambda d: text_file("a.jsonl", b'{"text": "a"}\n' * 3)(d) | {"validation_fraction": 0.9999},
+        ["data.validation_fraction=0.9999: all of the 3 documents", "lower it, or give more"],
+    ),
+    (
+        lambda d: good(d) | {"validation_files": [str(text_file("v.txt", b"")(d)["files"][0])]},
+        ["data.validation_files: the validation files hold no text", "v.txt, 1 in all"],
+    ),
+    (
+        lambda d: {
+            "files": text_file("a.json", b'{"text": null}\n{"text": ""}\n')(d)["files"],
+            "validation_files": good(d)["files"],
+        },
+        ["data.files: the training files hold no text", "a.json, 1 in all"],
     ),
     (unwritable, ["data.cache_dir", "occupied"]),
 ]
