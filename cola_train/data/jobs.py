@@ -163,27 +163,40 @@ def _in_processes(
     # Spawned, not forked: the caller may have threads (tokenizers, torch, the GPU).
     context = multiprocessing.get_context("spawn")
     processes = min(workers, len(jobs))
-    counter = context.Value("q", 0)
-    # No one writes to this pipe. Its end tells the workers that this process stopped or died.
-    leash, leash_holder = context.Pipe(duplex=False)
-    arguments = (leash, counter, reading, folder, max(1, workers // processes))
-    with (
-        leash,
-        ProcessPoolExecutor(processes, context, _start_worker, arguments) as pool,
-        leash_holder,
-    ):
-        try:  # handing out too fails once a worker has died
+    with contextlib.ExitStack() as stack:
+        with _process_errors(processes):  # handing out too fails once a worker has died
+            counter = context.Value("q", 0)
+            # No one writes to this pipe. Its end tells the workers that this process stopped or
+            # died.
+            leash, leash_holder = context.Pipe(duplex=False)
+            arguments = (leash, counter, reading, folder, max(1, workers // processes))
+            stack.enter_context(leash)
+            pool = stack.enter_context(
+                ProcessPoolExecutor(processes, context, _start_worker, arguments)
+            )
+            stack.enter_context(leash_holder)
             pending: dict[Future[Record], Job] = {pool.submit(_run_in_worker, j): j for j in jobs}
-            while pending:
-                done, _ = wait(pending, POLL_SECONDS, FIRST_COMPLETED)
-                report(counter.value)
-                for future in done:
-                    yield pending.pop(future), future.result()
-        except BrokenProcessPool as error:
-            raise UserError(
-                "a process that tokenises died (out of memory?): start again with fewer, "
-                f"data.workers={max(1, processes // 2)}; finished shards are kept"
-            ) from error
+        while pending:
+            done, _ = wait(pending, POLL_SECONDS, FIRST_COMPLETED)
+            report(counter.value)
+            for future in done:
+                with _process_errors(processes):
+                    record = future.result()
+                yield pending.pop(future), record
+
+
+@contextlib.contextmanager
+def _process_errors(processes: int) -> Iterator[None]:
+    """Processes that die or cannot be started are the user's to fix: by fewer of them."""
+    fix = f"start again with fewer, data.workers={max(1, processes // 2)}; finished shards are kept"
+    try:
+        yield
+    except BrokenProcessPool as error:
+        raise UserError(f"a process that tokenises died (out of memory?): {fix}") from error
+    except OSError as error:
+        raise UserError(
+            f"cannot start {processes} processes to tokenise ({error}): {fix}"
+        ) from error
 
 
 @dataclass

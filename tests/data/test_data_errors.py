@@ -1,5 +1,6 @@
 """Every mistake a user can make with data: a UserError that names the field or file, and a fix."""
 
+import errno
 import gzip
 import json
 import multiprocessing
@@ -217,6 +218,41 @@ class DiesWhileHandingOut(ProcessPoolExecutor):
             worker.kill()
         future.exception()
         return future
+
+
+class CannotStart(ProcessPoolExecutor):
+    """Where the system gives no further process."""
+
+    def submit(self, *arguments: Any) -> Future[Any]:  # type: ignore[override]
+        raise BlockingIOError(errno.EAGAIN, "Resource temporarily unavailable")
+
+
+class CannotBeMade(ProcessPoolExecutor):
+    """Where there is no shared memory for its semaphores."""
+
+    def __init__(self, *_: Any) -> None:
+        raise OSError(errno.ENOSYS, "Function not implemented")
+
+
+@pytest.mark.parametrize(
+    ("pool", "reason"),
+    [(CannotStart, "temporarily unavailable"), (CannotBeMade, "not implemented")],
+)
+def test_processes_that_cannot_be_started(
+    tmp_path: Path,
+    data_config: MakeConfig,
+    tokenizer_json: Path,
+    small_shards: None,
+    monkeypatch: pytest.MonkeyPatch,
+    pool: type,
+    reason: str,
+) -> None:
+    for name in "abc":
+        (tmp_path / f"{name}.txt").write_text("some text " * 100)
+    config = data_config(files=[f"{tmp_path}/*.txt"], tokenizer=str(tokenizer_json), workers=3)
+    monkeypatch.setattr(jobs, "ProcessPoolExecutor", pool)
+    with pytest.raises(UserError, match=rf"cannot start 3 processes.*{reason}.*data\.workers=1"):
+        prepare(config, progress=False)
 
 
 def test_a_process_that_dies_while_jobs_are_handed_out(
