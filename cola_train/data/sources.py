@@ -5,10 +5,12 @@ To add a source: its options in `options.SOURCES`, its functions in `READERS`. `
 """
 
 import contextlib
+import functools
 import glob
 import hashlib
 import itertools
 import os
+import stat
 import sysconfig
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -79,19 +81,24 @@ def _local_file(path: Path, root: Path, split: Split | None) -> InputFile:
 
 def _distinct(files: Iterable[InputFile]) -> dict[object, InputFile]:
     """Files by what they are, however they are spelt or linked: each once."""
+    real_folder = functools.cache(os.path.realpath)
+
+    def identity(location: str) -> object:
+        if "://" in location:
+            return location
+        status = os.lstat(location)
+        if stat.S_ISLNK(status.st_mode):
+            location = os.path.realpath(location)
+            status = os.stat(location)
+        if status.st_nlink > 1:  # else not by inode: some file systems give two files the same
+            return status.st_dev, status.st_ino
+        folder, name = os.path.split(location)
+        return os.path.join(real_folder(folder), name)
+
     found: dict[object, InputFile] = {}
     for file in files:
-        found.setdefault(_identity(file.location), file)
+        found.setdefault(identity(file.location), file)
     return found
-
-
-def _identity(location: str) -> object:
-    if "://" in location:
-        return location
-    status = os.stat(location)
-    if status.st_nlink > 1:  # else not by inode: some file systems give two files the same
-        return status.st_dev, status.st_ino
-    return os.path.realpath(location)
 
 
 def _apart(
