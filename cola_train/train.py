@@ -12,7 +12,7 @@ import torch
 from cola_train import costs, distributed, hardware
 from cola_train.checkpoint.checkpointer import Checkpointer
 from cola_train.config.schema import Config
-from cola_train.data.loader import BatchLoader, evaluation_batches
+from cola_train.data.loader import BatchLoader, check_predictions, evaluation_batches
 from cola_train.data.prepared import PreparedData, open_data
 from cola_train.engines.base import Engine, StepResult, build_engine
 from cola_train.errors import EXIT_DONE, EXIT_STOPPED_BY_SIGNAL, TrainingError
@@ -53,6 +53,12 @@ def run(
     """The run itself, in a folder that is its own and on processes that have joined."""
     # The pipeline.
     data = open_data(config.data, config.model.vocab_size)
+    check_predictions(
+        data.train,
+        data.validation,
+        packing=config.data.packing,
+        sequence_length=config.train.sequence_length,
+    )
     stop_signal = StopSignal()  # until here a signal ends the process at once
     engine = on_exit.enter_context(closing(build(config, device)))
     loader = build_loader(config, data)

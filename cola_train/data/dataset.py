@@ -25,7 +25,7 @@ class TokenDataset:
 
     def __init__(self, folder: Path, split: str) -> None:
         manifest = read_manifest(folder)
-        if not manifest["splits"].get(split, {}).get("shards"):
+        if not manifest["splits"][split]["shards"]:
             raise UserError(f"{folder}: no {split} split in its manifest: run cola-prepare again")
         values = manifest["splits"][split]
         self.folder, self.split = folder, split

@@ -24,11 +24,13 @@ from typing import Any
 from tqdm import tqdm
 
 from cola_train.data.shards import (
+    SHARD_SHAPE,
     TOKENIZER,
     Shard,
     ShardWriter,
     disk_errors,
     token_dtype,
+    wrong,
 )
 from cola_train.data.sources import SPLITS, InputFile, Split, read_documents
 from cola_train.data.tokenizer import Tokenizer
@@ -92,6 +94,14 @@ def utf8(text: str) -> tuple[str, int]:
         return encoded.decode(), len(encoded)
 
 
+def progress_bar(what: str, total: int, unit: str, shown: bool, **options: Any) -> "tqdm[Any]":
+    seldom = 0.5 if sys.stderr.isatty() else 30.0  # a log needs fewer lines
+    return tqdm(
+        desc=what, total=total, unit=unit, disable=not shown, miniters=0, mininterval=seldom,
+        **options,
+    )  # fmt: skip
+
+
 def run_jobs(
     jobs: list[Job],
     reading: Reading,
@@ -103,15 +113,7 @@ def run_jobs(
     records = {job.index: record for job in jobs if (record := _finished(job, folder)) is not None}
     todo = [job for job in jobs if job.index not in records]
     started = time.monotonic()
-    with tqdm(
-        total=len(jobs),
-        initial=len(records),
-        desc="Tokenising",
-        unit="shard",
-        disable=not progress,
-        miniters=0,
-        mininterval=0.5 if sys.stderr.isatty() else 30.0,  # a log needs fewer lines
-    ) as bar:
+    with progress_bar("Tokenising", len(jobs), "shard", progress, initial=len(records)) as bar:
 
         def report(n_tokens: int) -> None:
             rate = n_tokens / max(time.monotonic() - started, 1e-9)
@@ -131,6 +133,9 @@ def _finished(job: Job, folder: Path) -> Record | None:
     try:
         values = read_json(folder / job.record)
     except (OSError, ValueError):
+        return None
+    known = isinstance(values, dict) and values.keys() <= set(SPLITS)
+    if not known or any(wrong(shard, SHARD_SHAPE) for shard in values.values()):
         return None
     record: Record = {split: Shard.from_json(shard) for split, shard in values.items()}
     whole = not any(file.problem(folder) for shard in record.values() for file in shard.files)
@@ -158,27 +163,40 @@ def _in_processes(
     # Spawned, not forked: the caller may have threads (tokenizers, torch, the GPU).
     context = multiprocessing.get_context("spawn")
     processes = min(workers, len(jobs))
-    counter = context.Value("q", 0)
-    # No one writes to this pipe. Its end tells the workers that this process stopped or died.
-    leash, leash_holder = context.Pipe(duplex=False)
-    arguments = (leash, counter, reading, folder, max(1, workers // processes))
-    with (
-        leash,
-        ProcessPoolExecutor(processes, context, _start_worker, arguments) as pool,
-        leash_holder,
-    ):
-        try:  # handing out too fails once a worker has died
+    with contextlib.ExitStack() as stack:
+        with _process_errors(processes):  # handing out too fails once a worker has died
+            counter = context.Value("q", 0)
+            # No one writes to this pipe. Its end tells the workers that this process stopped or
+            # died.
+            leash, leash_holder = context.Pipe(duplex=False)
+            arguments = (leash, counter, reading, folder, max(1, workers // processes))
+            stack.enter_context(leash)
+            pool = stack.enter_context(
+                ProcessPoolExecutor(processes, context, _start_worker, arguments)
+            )
+            stack.enter_context(leash_holder)
             pending: dict[Future[Record], Job] = {pool.submit(_run_in_worker, j): j for j in jobs}
-            while pending:
-                done, _ = wait(pending, POLL_SECONDS, FIRST_COMPLETED)
-                report(counter.value)
-                for future in done:
-                    yield pending.pop(future), future.result()
-        except BrokenProcessPool as error:
-            raise UserError(
-                "a process that tokenises died (out of memory?): start again with fewer, "
-                f"data.workers={max(1, processes // 2)}; finished shards are kept"
-            ) from error
+        while pending:
+            done, _ = wait(pending, POLL_SECONDS, FIRST_COMPLETED)
+            report(counter.value)
+            for future in done:
+                with _process_errors(processes):
+                    record = future.result()
+                yield pending.pop(future), record
+
+
+@contextlib.contextmanager
+def _process_errors(processes: int) -> Iterator[None]:
+    """Processes that die or cannot be started are the user's to fix: by fewer of them."""
+    fix = f"start again with fewer, data.workers={max(1, processes // 2)}; finished shards are kept"
+    try:
+        yield
+    except BrokenProcessPool as error:
+        raise UserError(f"a process that tokenises died (out of memory?): {fix}") from error
+    except OSError as error:
+        raise UserError(
+            f"cannot start {processes} processes to tokenise ({error}): {fix}"
+        ) from error
 
 
 @dataclass

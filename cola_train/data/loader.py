@@ -72,6 +72,33 @@ def count_samples(dataset: TokenDataset, packing: str, sequence_length: int) -> 
     return (dataset.n_tokens - 1) // sequence_length
 
 
+def check_predictions(*datasets: TokenDataset, packing: str, sequence_length: int) -> None:
+    """Before the first step: each split has something to predict.
+
+    Raises:
+        UserError: naming each that has no sequence, or none with a token to predict.
+    """
+    problems = []
+    for dataset in datasets:
+        split = f"{dataset.folder}: the {dataset.split} split"
+        if count_samples(dataset, packing, sequence_length) == 0:
+            problems.append(
+                f"{split} has {dataset.n_tokens} tokens, fewer than one sequence of "
+                f"{sequence_length}: add text or lower train.sequence_length"
+            )
+        elif packing == "per_document" and (
+            dataset.n_tokens == dataset.n_documents or sequence_length == 1
+        ):
+            problems.append(
+                f"{split} has no token to predict: with data.packing={packing} and "
+                f"train.sequence_length={sequence_length} each of its {dataset.n_documents} "
+                "documents is a single token: set data.packing=packed, or change the text, "
+                "data.tokenizer or train.sequence_length"
+            )
+    if problems:
+        raise UserError(*problems)
+
+
 class Collator:
     """Makes batches of given samples; -1 stands for a row that is all padding."""
 
@@ -227,16 +254,12 @@ def evaluation_batches(
     yields equally many batches: rows of padding without targets fill them up.
 
     Raises:
-        UserError: the split is shorter than one sequence.
+        UserError: the split is shorter than one sequence, or has nothing to predict.
     """
+    check_predictions(dataset, packing=packing, sequence_length=sequence_length)
     n = count_samples(dataset, packing, sequence_length)
-    if n == 0:
-        raise UserError(
-            f"{dataset.folder}: the {dataset.split} split has {dataset.n_tokens} tokens, fewer "
-            f"than one sequence of {sequence_length}: add text or lower train.sequence_length"
-        )
     if max_tokens is not None:
-        n = max(1, min(n, _samples_within(dataset, packing, sequence_length, max_tokens)))
+        n = _samples_within(dataset, packing, sequence_length, max_tokens)
     collate = Collator(dataset, packing, sequence_length, with_documents)
     together = world_size * micro_batch_size
     for first in range(rank * micro_batch_size, rank * micro_batch_size + n, together):
@@ -247,7 +270,11 @@ def evaluation_batches(
 def _samples_within(
     dataset: TokenDataset, packing: str, sequence_length: int, max_tokens: int
 ) -> int:
+    """How many of the first sequences make up to `max_tokens` predictions; enough for one."""
     if packing == "packed":
-        return max_tokens // sequence_length
-    predictions = np.minimum(dataset.document_lengths(), sequence_length) - 1
-    return int(np.searchsorted(np.cumsum(predictions), max_tokens, side="right"))
+        return min(
+            max(1, max_tokens // sequence_length), count_samples(dataset, packing, sequence_length)
+        )
+    predictions = np.cumsum(np.minimum(dataset.document_lengths(), sequence_length) - 1)
+    within, without = np.searchsorted(predictions, [max_tokens, 0], side="right")
+    return int(max(within, without + 1))

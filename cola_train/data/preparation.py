@@ -11,8 +11,10 @@ import hashlib
 import json
 import os
 import sys
+import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any
 
@@ -26,20 +28,22 @@ from cola_train.data.jobs import (
     Reading,
     Record,
     documents,
+    progress_bar,
     run_jobs,
     utf8,
 )
-from cola_train.data.options import DataOptions, TokensOptions
+from cola_train.data.options import DataOptions, TextOptions, TokensOptions
 from cola_train.data.shards import (
     FORMAT,
     MANIFEST,
     TOKENIZER,
     Shard,
     disk_errors,
+    fingerprint,
     read_manifest,
     token_dtype,
 )
-from cola_train.data.sources import READERS, SPLITS, InputFile
+from cola_train.data.sources import READERS, SPLITS, InputFile, content_digest
 from cola_train.data.tokenizer import Tokenizer
 from cola_train.errors import UserError
 from cola_train.files import TEMPORARY, write_json, write_text
@@ -49,8 +53,13 @@ SMALL_FILE_BYTES = 4 << 20
 SMALL_FILE_BYTES_MOST = 64 << 20
 SHARDS_WANTED = 256
 
+# How much of the corpus's bytes, and of each file's at least, the key of its shards looks at.
+KEY_BYTES = 32 << 20
+KEY_FILE_BYTES = 16 << 10
+
 # Merges learnt from this much text are as good as from more; the corpus is sampled file by file.
 TOKENIZER_TRAINING_BYTES = 64 << 20
+LOSS_SAMPLE_BYTES = 4 << 20  # looked at for characters that a tokenizer has no token for
 
 
 def prepare(
@@ -74,7 +83,7 @@ def prepare(
     if source.folder is not None:
         return source.folder(data)
     files = source.files(data)
-    folder = Path(data.cache_dir).expanduser() / f"{data.source}-{_key(data, files)}"
+    folder = _cache_dir(data) / f"{data.source}-{_key(data, files)}"
     if not _is_complete(folder):
         keep_alive = keep_alive or (lambda: None)
         with disk_errors(folder):
@@ -93,6 +102,7 @@ def problems(data: DataOptions, model_vocab_size: int | None = None) -> list[str
     try:
         if source.folder is None:
             source.files(data)
+            _cache_dir(data)
         else:
             vocab_size = read_manifest(source.folder(data))["vocab_size"]
             _check_fit(data, vocab_size, model_vocab_size)
@@ -103,6 +113,16 @@ def problems(data: DataOptions, model_vocab_size: int | None = None) -> list[str
     return found
 
 
+def _cache_dir(data: DataOptions) -> Path:
+    expanded = os.path.expanduser(data.cache_dir)
+    if expanded.startswith("~"):
+        raise UserError(
+            f"data.cache_dir={data.cache_dir}: no such home folder (is HOME set?): name a folder "
+            "from the root on, or set COLA_CACHE"
+        )
+    return Path(expanded)
+
+
 def _check_fit(data: DataOptions, vocab_size: int, model_vocab_size: int | None) -> None:
     if model_vocab_size is not None and vocab_size > model_vocab_size:
         name = data.path if isinstance(data, TokensOptions) else data.tokenizer
@@ -110,13 +130,14 @@ def _check_fit(data: DataOptions, vocab_size: int, model_vocab_size: int | None)
 
 
 def _key(data: DataOptions, files: list[InputFile]) -> str:
-    """A hash of all that decides the shards' content, as far as the configuration shows it."""
+    """A hash of all that decides the shards' content, as far as a short look shows it."""
     tokenizer: dict[str, object] = {"name": data.tokenizer}
     if data.tokenizer == tokenizers.TRAIN:
         tokenizer["vocab_size"] = data.vocab_size
     elif path := tokenizers.local_file(data.tokenizer):
         tokenizer = {"sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
-    inputs = [(f.name, f.split, f.size, f.modified_ns) for f in files]
+    most = max(KEY_FILE_BYTES, KEY_BYTES // max(1, len(files)))
+    inputs = [(f.name, f.split, f.size, f.modified_ns, content_digest(f, most)) for f in files]
     decides = [FORMAT, data.source, data.text_field, data.validation_fraction, tokenizer, inputs]
     return hashlib.sha256(json.dumps(decides).encode()).hexdigest()[:12]
 
@@ -172,12 +193,10 @@ def _write(
         tokenizer = Tokenizer.load(str(path))
     else:
         if data.tokenizer == tokenizers.TRAIN:
-            if progress:
-                tqdm.write(f"Training a tokenizer of {data.vocab_size:,} tokens", file=sys.stderr)
-            sample = _training_sample(files, reading, keep_alive)
-            tokenizer = Tokenizer.train(sample, data.vocab_size)
+            tokenizer = _train(data.vocab_size, files, reading, progress, keep_alive)
         else:
             tokenizer = Tokenizer.load(data.tokenizer)
+            _say_what_is_lost(tokenizer, data.tokenizer, files, reading, keep_alive)
         with disk_errors(folder):
             for record in folder.glob("job-*.json"):  # of shards made with a tokenizer since lost
                 record.unlink()
@@ -185,23 +204,79 @@ def _write(
     _check_fit(data, tokenizer.vocab_size, model_vocab_size)
     workers = data.workers or os.cpu_count() or 1
     records = run_jobs(_cut(files), reading, folder, workers, progress, keep_alive)
+    _check_splits(data, files, records)
     with disk_errors(folder):
         write_json(folder / MANIFEST, _manifest(data, tokenizer, records, folder))
 
 
+def _train(
+    vocab_size: int,
+    files: list[InputFile],
+    reading: Reading,
+    progress: bool,
+    keep_alive: KeepAlive,
+) -> Tokenizer:
+    """A tokenizer of the corpus. In a thread, for all but reading is one call of its library."""
+    what = f"Training a tokenizer of {vocab_size:,} tokens"
+    total = min(sum(file.size for file in files), TOKENIZER_TRAINING_BYTES)
+    stopped = threading.Event()
+    with (
+        progress_bar(what, total, "B", progress, unit_scale=True) as bar,
+        ThreadPoolExecutor(1, "tokenizer") as thread,
+    ):
+
+        def sample() -> Iterator[str]:
+            for text, size in _training_sample(files, reading, TOKENIZER_TRAINING_BYTES):
+                if stopped.is_set():
+                    raise InterruptedError
+                bar.update(size)
+                yield text
+
+        training = thread.submit(Tokenizer.train, sample(), vocab_size)
+        try:
+            while not wait([training], POLL_SECONDS).done:
+                keep_alive()
+                bar.update(0)
+        finally:
+            stopped.set()
+        return training.result()
+
+
+def _say_what_is_lost(
+    tokenizer: Tokenizer,
+    name: str,
+    files: list[InputFile],
+    reading: Reading,
+    keep_alive: KeepAlive,
+) -> None:
+    def sample() -> Iterator[str]:
+        for text, _ in _training_sample(files, reading, LOSS_SAMPLE_BYTES):
+            keep_alive()
+            yield text
+
+    lost, total = tokenizer.lost(sample())
+    if lost:
+        examples = ", ".join(repr(character) for character, _ in lost.most_common(5))
+        tqdm.write(
+            f"data.tokenizer={name}: no token for {100 * lost.total() / total:.2g} % of the "
+            f"text's characters, {examples}: they are left out; a byte-level tokenizer, or one "
+            "with an unknown token, keeps them",
+            file=sys.stderr,
+        )
+
+
 def _training_sample(
-    files: list[InputFile], reading: Reading, keep_alive: KeepAlive
-) -> Iterator[str]:
-    """Training documents of files in a fixed mixed order, up to TOKENIZER_TRAINING_BYTES."""
+    files: list[InputFile], reading: Reading, most: int
+) -> Iterator[tuple[str, int]]:
+    """Training documents of files in a fixed mixed order, up to `most` bytes; their UTF-8 bytes."""
     mixed = sorted(files, key=lambda file: hashlib.sha256(os.fsencode(file.name)).digest())
     used = 0
     for split, text in documents(mixed, reading, only="train"):
         if split == "train":
             text, size = utf8(text)
-            yield text
+            yield text, size
             used += size
-            keep_alive()
-        if used >= TOKENIZER_TRAINING_BYTES:
+        if used >= most:
             return
 
 
@@ -219,6 +294,31 @@ def _cut(files: list[InputFile]) -> list[Job]:
     return [Job(index, tuple(group)) for index, group in enumerate(groups)]
 
 
+def _check_splits(data: DataOptions, files: list[InputFile], records: list[Record]) -> None:
+    """Both have text."""
+    counts = {s: sum(r[s].n_documents for r in records if s in r) for s in SPLITS}
+    total = sum(counts.values())
+    empty = next((split for split in SPLITS if counts[split] == 0), None)
+    if empty is None:
+        return
+    text = isinstance(data, TextOptions)
+    if total and files[0].split is None:  # they were divided
+        share, way = ("none", "raise") if empty == "validation" else ("all", "lower")
+        other = ", or name data.validation_files" if text else ""
+        raise UserError(
+            f"data.validation_fraction={data.validation_fraction}: {share} of the {total} "
+            f"documents fell to validation: {way} it, or give more documents{other}"
+        )
+    option = f"data.source={data.source}"
+    if text:
+        option = "data.validation_files" if empty == "validation" else "data.files"
+    of_split = [file.location for file in files if file.split in (None, empty)]
+    raise UserError(
+        f"{option}: the {'training' if empty == 'train' else empty} files hold no text "
+        f"({of_split[0]}, {len(of_split)} in all): give files that do"
+    )
+
+
 def _manifest(
     data: DataOptions, tokenizer: Tokenizer, records: list[Record], folder: Path
 ) -> dict[str, Any]:
@@ -226,23 +326,13 @@ def _manifest(
     splits: dict[str, dict[str, Any]] = {}
     for split in SPLITS:
         shards = [record[split] for record in records if split in record]
-        checksums = [file.sha256 for shard in shards for file in shard.files]
-        content = json.dumps([tokenizer_sha256, tokenizer.eos_id, checksums])
         splits[split] = {
-            "fingerprint": hashlib.sha256(content.encode()).hexdigest()[:16],
+            "fingerprint": fingerprint(tokenizer_sha256, tokenizer.eos_id, shards),
             "n_tokens": sum(shard.n_tokens for shard in shards),
             "n_documents": sum(shard.n_documents for shard in shards),
             "bytes_of_text": sum(shard.bytes_of_text for shard in shards),
             "shards": [shard.to_json() for shard in shards],
         }
-    n_documents = sum(shard.n_documents for record in records for shard in record.values())
-    if not splits["train"]["shards"]:
-        raise UserError(f"data.source={data.source}: the training files hold no text")
-    if not splits["validation"]["shards"]:
-        raise UserError(
-            f"data.validation_fraction={data.validation_fraction}: none of the {n_documents} "
-            "documents fell to validation: raise it, or name data.validation_files"
-        )
     return {
         "format": FORMAT,
         "source": data.source,

@@ -1,5 +1,6 @@
 """A prepared corpus, opened by all processes of a run together."""
 
+import hashlib
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -8,7 +9,7 @@ from pathlib import Path
 from cola_train.data.dataset import TokenDataset
 from cola_train.data.options import DataOptions
 from cola_train.data.preparation import prepare
-from cola_train.data.shards import TOKENIZER
+from cola_train.data.shards import MANIFEST, TOKENIZER, read_manifest
 from cola_train.data.tokenizer import Tokenizer
 from cola_train.errors import UserError
 
@@ -65,7 +66,28 @@ def _open(folder: Path, verify: bool, part: int = 0, parts: int = 1) -> Prepared
     if verify:
         train.verify(part, parts)
         validation.verify(part, parts)
-    return PreparedData(train, validation, Tokenizer.load(str(folder / TOKENIZER)))
+    return PreparedData(train, validation, _tokenizer(folder))
+
+
+def _tokenizer(folder: Path) -> Tokenizer:
+    """The one that made the tokens there."""
+    manifest, path = read_manifest(folder), folder / TOKENIZER
+    fix = "copy it anew, or delete it and run cola-prepare again with the settings that made it"
+    try:
+        digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror}): {fix}") from error
+    if digest != manifest["tokenizer"]["sha256"]:
+        raise UserError(
+            f"{path}: its checksum differs: it is not the one that made these tokens: {fix}"
+        )
+    tokenizer = Tokenizer.load(str(path))
+    if tokenizer.vocab_size != manifest["vocab_size"]:
+        raise UserError(
+            f"{folder / MANIFEST}: vocab_size is {manifest['vocab_size']}, and {TOKENIZER} has "
+            f"{tokenizer.vocab_size}: {fix}"
+        )
+    return tokenizer
 
 
 def _prepare_on_one(data: DataOptions, model_vocab_size: int | None, progress: bool) -> Path:

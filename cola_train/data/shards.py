@@ -8,6 +8,7 @@ Nothing here imports torch: the processes that write shards do not need it.
 
 import dataclasses
 import hashlib
+import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -66,11 +67,40 @@ class Shard:
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> "Shard":
+        """Of values in which `wrong` finds nothing."""
         return cls(
-            ArrayFile(**values["tokens"]),
-            ArrayFile(**values["documents"]),
+            ArrayFile(*(values["tokens"][name] for name in FILE_SHAPE)),
+            ArrayFile(*(values["documents"][name] for name in FILE_SHAPE)),
             values["bytes_of_text"],
         )
+
+
+# What is read of the JSON in a folder.
+FILE_SHAPE = {"name": str, "items": int, "size": int, "sha256": str}
+SHARD_SHAPE = {"tokens": FILE_SHAPE, "documents": FILE_SHAPE, "bytes_of_text": int}
+SPLIT_SHAPE = {"fingerprint": str, "bytes_of_text": int, "shards": [SHARD_SHAPE]}
+MANIFEST_SHAPE = {
+    "tokenizer": {"sha256": str},
+    "vocab_size": int,
+    "eos_id": int,
+    "splits": {"train": SPLIT_SHAPE, "validation": SPLIT_SHAPE},
+}
+
+
+def wrong(values: Any, shape: Any, path: str = "") -> list[str]:
+    """Where JSON has not the shape of an example with types in place of values."""
+    if isinstance(shape, dict) and isinstance(values, dict):
+        names = [(name, f"{path}.{name}".lstrip(".")) for name in shape]
+        missing = [f"{inner} is missing" for name, inner in names if name not in values]
+        there = [(values[name], shape[name], inner) for name, inner in names if name in values]
+        return missing + [problem for each in there for problem in wrong(*each)]
+    if isinstance(shape, list) and isinstance(values, list):
+        return [p for i, value in enumerate(values) for p in wrong(value, shape[0], f"{path}[{i}]")]
+    if type(values) is shape:
+        return []
+    words = {int: "a whole number", str: "text", dict: "an object", list: "a list"}
+    kind = shape if isinstance(shape, type) else type(shape)
+    return [f"{path or 'all'} is {json.dumps(values)}, not {words[kind]}"]
 
 
 class ArrayWriter:
@@ -149,6 +179,13 @@ def token_dtype(vocab_size: int) -> np.dtype:
     return np.dtype("<u2" if vocab_size <= 1 << 16 else "<u4")
 
 
+def fingerprint(tokenizer_sha256: str, eos_id: int, shards: list[Shard]) -> str:
+    """A hash of a split's content: equal ones mean equal tokens."""
+    checksums = [file.sha256 for shard in shards for file in shard.files]
+    content = json.dumps([tokenizer_sha256, eos_id, checksums])
+    return hashlib.sha256(content.encode()).hexdigest()[:16]
+
+
 def read_manifest(folder: Path) -> dict[str, Any]:
     """The manifest of a prepared folder.
 
@@ -164,6 +201,13 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         raise UserError(f"{path}: not a readable manifest ({error}): {fix}") from error
     if version != FORMAT:
         raise UserError(f"{path}: format {version}, this version reads format {FORMAT}: {fix}")
+    if problems := wrong(manifest, MANIFEST_SHAPE):
+        raise UserError(*(f"{path}: {problem}: {fix}" for problem in problems))
+    for split, values in manifest["splits"].items():
+        shards = [Shard.from_json(shard) for shard in values["shards"]]
+        made_of = manifest["tokenizer"]["sha256"], manifest["eos_id"], shards
+        if fingerprint(*made_of) != values["fingerprint"]:
+            raise UserError(f"{path}: splits.{split}.fingerprint is not that of its shards: {fix}")
     return dict(manifest)
 
 

@@ -5,17 +5,25 @@ To add a source: its options in `options.SOURCES`, its functions in `READERS`. `
 """
 
 import contextlib
+import functools
 import glob
-import gzip
+import hashlib
 import itertools
-import json
 import os
+import stat
 import sysconfig
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
+from cola_train.data.formats import (
+    DECOMPRESS,
+    JSON_ENDINGS,
+    PARQUET_ENDINGS,
+    TEXT_ENDINGS,
+    file_documents,
+)
 from cola_train.data.options import (
     SOURCES,
     C4Options,
@@ -26,11 +34,11 @@ from cola_train.data.options import (
 )
 from cola_train.errors import UserError
 
-if TYPE_CHECKING:
-    import pyarrow
-
 Split = Literal["train", "validation"]
 SPLITS: tuple[Split, ...] = ("train", "validation")
+
+
+CONTENT_PIECES = 5  # of a large file, hashed in place of the whole
 
 
 @dataclass(frozen=True)
@@ -63,9 +71,51 @@ class Source:
 
 
 def _local_file(path: Path, root: Path, split: Split | None) -> InputFile:
-    status = path.stat()
+    try:
+        status = path.stat()
+    except OSError as error:  # a link to nothing, say
+        raise _unreadable(str(path), error) from error
     name = path.relative_to(root).as_posix()
     return InputFile(name, str(path), split, status.st_size, status.st_mtime_ns)
+
+
+def _distinct(files: Iterable[InputFile]) -> dict[object, InputFile]:
+    """Files by what they are, however they are spelt or linked: each once."""
+    real_folder = functools.cache(os.path.realpath)
+
+    def identity(location: str) -> object:
+        if "://" in location:
+            return location
+        status = os.lstat(location)
+        if stat.S_ISLNK(status.st_mode):
+            location = os.path.realpath(location)
+            status = os.stat(location)
+        if status.st_nlink > 1:  # else not by inode: some file systems give two files the same
+            return status.st_dev, status.st_ino
+        folder, name = os.path.split(location)
+        return os.path.join(real_folder(folder), name)
+
+    found: dict[object, InputFile] = {}
+    for file in files:
+        found.setdefault(identity(file.location), file)
+    return found
+
+
+def _apart(
+    field: str, train: list[InputFile], validation: list[InputFile], max_files: int | None
+) -> list[InputFile]:
+    """Each file once, those for validation last.
+
+    Raises:
+        UserError: a file is in both.
+    """
+    of_train, of_validation = _distinct(train), _distinct(validation)
+    if shared := [i for i in of_validation if i in of_train]:
+        raise UserError(
+            f"{field}: {of_validation[shared[0]].location} is a training file too (as "
+            f"{of_train[shared[0]].location}; {len(shared)} such files): keep the two apart"
+        )
+    return [*list(of_train.values())[:max_files], *of_validation.values()]
 
 
 def _fraction_problems(data: DataOptions) -> list[str]:
@@ -88,7 +138,8 @@ def _stdlib_files(data: DataOptions) -> list[InputFile]:
         # _sysconfigdata is written when the interpreter is built and names that machine's folders.
         sources = (n for n in names if n.endswith(".py") and not n.startswith("_sysconfigdata"))
         paths += [Path(folder, name) for name in sources]
-    files = [_local_file(path, root, None) for path in sorted(paths) if path.is_file()]
+    found = [_local_file(path, root, None) for path in sorted(paths) if path.is_file()]
+    files = list(_distinct(found).values())
     problems = _fraction_problems(data)
     if not files:
         problems.append(
@@ -108,29 +159,17 @@ def _stdlib_documents(file: InputFile, text_field: str) -> Iterator[str]:
 
 # --- text: the user's own files ------------------------------------------------------------
 
-TEXT_ENDINGS = (".txt", ".txt.gz")
-PARQUET_ENDINGS = (".parquet",)
-JSON_ENDINGS = tuple(
-    kind + compression
-    for kind in (".jsonl", ".json", ".ndjson")
-    for compression in ("", ".gz", ".zst", ".xz", ".bz2")
-)
-
-# A longer .txt file is read as consecutive documents of about this many characters, cut at line
-# ends: it need not fit in memory, and a corpus of one file still has a validation split.
-TEXT_DOCUMENT_CHARACTERS = 1 << 15
-
 
 def _matches(field: str, pattern: str, split: Split | None) -> list[InputFile]:
-    expanded = Path(pattern).expanduser()
+    expanded = Path(os.path.expanduser(pattern))
     fixed = itertools.takewhile(lambda part: not glob.has_magic(part), expanded.parts)
     root = Path(*fixed)
     if root == expanded:
         root = expanded.parent
-    paths = [Path(p) for p in glob.glob(str(expanded), recursive=True)]
-    if not paths and expanded.exists():  # the name itself holds a character of the glob language
+    paths = _glob(expanded)
+    if not paths and os.path.lexists(expanded):  # its name holds a character of glob's language
         paths, root = [expanded], expanded.parent
-    found = sorted(path for path in paths if path.is_file())
+    found = sorted(path for path in paths if os.path.isfile(path) or not os.path.exists(path))
     if not found:
         raise UserError(f"{field}: no file matches {pattern!r}: correct the path or the pattern")
     known = TEXT_ENDINGS + PARQUET_ENDINGS + JSON_ENDINGS
@@ -138,19 +177,43 @@ def _matches(field: str, pattern: str, split: Split | None) -> list[InputFile]:
     if unknown:
         raise UserError(
             f"{field}: {unknown[0]}: unknown kind of file: use .txt, .jsonl or .json (also "
-            "compressed: .gz, .zst, .xz, .bz2) or .parquet, or narrow the pattern"
+            f"compressed: {', '.join(DECOMPRESS)}) or .parquet, or narrow the pattern"
         )
     return [_local_file(path, root, split) for path in found]
+
+
+def _glob(pattern: Path) -> list[Path]:
+    """As `glob.glob`, but `**` goes into each folder once: links can form a circle."""
+    if "**" not in pattern.parts:
+        return [Path(path) for path in glob.glob(str(pattern))]
+    at = pattern.parts.index("**")
+    rest = pattern.parts[at + 1 :] or ("*",)
+    folders = [f for top in glob.glob(str(Path(*pattern.parts[:at]))) for f in _folders(top)]
+    return [path for f in folders for path in _glob(Path(glob.escape(f), *rest))]
+
+
+def _folders(top: str) -> list[str]:
+    """A folder and all those in it, by the way there that goes over the fewest links."""
+    found: dict[str, str] = {}
+    waiting = [top]
+    for start in waiting:  # which grows meanwhile
+        for folder, inner, _ in os.walk(start):
+            real = os.path.realpath(folder)
+            known = found.setdefault(real, folder) != folder
+            inner[:] = [] if known else sorted(n for n in inner if not n.startswith("."))
+            paths = [os.path.join(folder, name) for name in inner]
+            waiting += [path for path in paths if os.path.islink(path)]
+    return list(found.values())
 
 
 def _text_files(data: TextOptions) -> list[InputFile]:
     problems: list[str] = []
 
-    def expand(field: str, patterns: list[str], split: Split | None) -> dict[str, InputFile]:
-        files: dict[str, InputFile] = {}
+    def expand(field: str, patterns: list[str], split: Split | None) -> list[InputFile]:
+        files: list[InputFile] = []
         for pattern in patterns:
             try:
-                files |= {file.location: file for file in _matches(field, pattern, split)}
+                files += _matches(field, pattern, split)
             except UserError as error:
                 problems.extend(error.problems)
         return files
@@ -160,93 +223,15 @@ def _text_files(data: TextOptions) -> list[InputFile]:
     train_split: Split | None = "train" if data.validation_files else None
     train = expand("data.files", list(data.files), train_split)
     validation = expand("data.validation_files", list(data.validation_files), "validation")
-    if shared := sorted(train.keys() & validation.keys()):
-        problems.append(
-            f"data.validation_files: {shared[0]} is in data.files too ({len(shared)} such files): "
-            "keep the two apart"
-        )
     if not data.validation_files:
         problems += _fraction_problems(data)
+    try:
+        files = _apart("data.validation_files", train, validation, data.max_files)
+    except UserError as error:
+        problems += error.problems
     if problems:
         raise UserError(*problems)
-    return [*list(train.values())[: data.max_files], *validation.values()]
-
-
-def _text_documents(file: InputFile, text_field: str) -> Iterator[str]:
-    if file.location.endswith(TEXT_ENDINGS):
-        return _plain_documents(file.location)
-    if file.location.endswith(PARQUET_ENDINGS):
-        return _parquet_documents(file.location, text_field)
-    return _json_documents(file.location, text_field)
-
-
-def _plain_documents(path: str) -> Iterator[str]:
-    # Not through `datasets`: its set-up costs more than reading one of thousands of small files.
-    opener = gzip.open if path.endswith(".gz") else open
-    with opener(path, "rt", encoding="utf-8") as stream:
-        while text := stream.read(TEXT_DOCUMENT_CHARACTERS):
-            yield text + stream.readline()
-
-
-def _tables(builder: str, location: str) -> Iterator["pyarrow.Table"]:
-    """The rows of one file, through `datasets`: local or on the hub, compressed or not."""
-    import datasets  # a second to import, needed only while preparing
-
-    # Or it contacts a server to count each file read, which an air-gapped machine waits for.
-    datasets.config.HF_UPDATE_DOWNLOAD_COUNTS = False
-    path = location if "://" in location else glob.escape(location)
-    stream = datasets.load_dataset(builder, data_files={"all": [path]}, split="all", streaming=True)
-    try:
-        yield from stream.with_format("arrow").iter(batch_size=1000)
-    except RuntimeError as error:  # how `datasets` reports a file without a row
-        if not isinstance(error.__cause__, StopIteration):
-            raise
-
-
-def _json_documents(location: str, text_field: str) -> Iterator[str]:
-    # By line, not with the `json` builder: it wants the same columns and types in every row,
-    # which corpora with free-form metadata do not have.
-    number = 0
-    for table in _tables("text", location):
-        for line in table.column("text").to_pylist():
-            number += 1
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(line)
-            except json.JSONDecodeError as error:
-                raise UserError(
-                    f"{location}: line {number} is not JSON ({error}): it must hold one JSON "
-                    "object a line; repair the line or remove the file"
-                ) from None
-            if not isinstance(row, dict) or text_field not in row:
-                fields = list(row) if isinstance(row, dict) else []
-                raise _missing_field(location, text_field, fields, f" in line {number}")
-            yield from _checked(row[text_field], location, text_field)
-
-
-def _parquet_documents(location: str, text_field: str) -> Iterator[str]:
-    for table in _tables("parquet", location):
-        if text_field not in table.column_names:
-            raise _missing_field(location, text_field, table.column_names, "")
-        for text in table.column(text_field).to_pylist():
-            yield from _checked(text, location, text_field)
-
-
-def _missing_field(location: str, text_field: str, fields: list[str], where: str) -> UserError:
-    there = f"fields there: {', '.join(fields)}" if fields else "there are no fields"
-    return UserError(f"{location}: no field {text_field!r}{where} ({there}): set data.text_field")
-
-
-def _checked(text: object, location: str, text_field: str) -> Iterator[str]:
-    """The text; nothing for null; a UserError for anything else."""
-    if isinstance(text, str):
-        yield text
-    elif text is not None:
-        raise UserError(
-            f"{location}: field {text_field!r} holds {type(text).__name__}, not text: "
-            "set data.text_field"
-        )
+    return files
 
 
 # --- c4: allenai/c4, from the hub or a local copy -------------------------------------------
@@ -267,7 +252,7 @@ def _c4_files(data: C4Options) -> list[InputFile]:
                 InputFile(name, f"{C4_HUB}/{name}", split, C4_HUB_FILE_BYTES) for name in names
             ]
         else:
-            root = Path(data.path).expanduser()
+            root = Path(os.path.expanduser(data.path))
             pattern = f"c4-{split}.*.json.gz"
             files[split] = [_local_file(p, root, split) for p in sorted(root.glob(pattern))]
             if not files[split]:
@@ -277,7 +262,7 @@ def _c4_files(data: C4Options) -> list[InputFile]:
                 )
     if problems:
         raise UserError(*problems)
-    return [*files["train"][: data.max_files], *files["validation"]]
+    return _apart(f"data.path={data.path}", files["train"], files["validation"], data.max_files)
 
 
 # --- tokens: what cola-prepare wrote --------------------------------------------------------
@@ -285,7 +270,7 @@ def _c4_files(data: C4Options) -> list[InputFile]:
 
 def _tokens_folder(data: TokensOptions) -> Path:
     fix = "name the folder that cola-prepare printed"
-    folder = Path(data.path).expanduser()
+    folder = Path(os.path.expanduser(data.path))
     if not (folder / "manifest.json").is_file():
         raise UserError(f"data.path={data.path}: no manifest.json there: {fix}")
     return folder
@@ -295,24 +280,51 @@ def _no_files(data: DataOptions) -> list[InputFile]:
     return []
 
 
+def _documents(file: InputFile, text_field: str) -> Iterator[str]:
+    return file_documents(file.location, text_field)
+
+
 READERS: dict[type[DataOptions], Source] = {
     StdlibOptions: Source(_stdlib_files, _stdlib_documents),
-    TextOptions: Source(_text_files, _text_documents),
-    C4Options: Source(_c4_files, _text_documents),
-    TokensOptions: Source(_no_files, _text_documents, _tokens_folder),
+    TextOptions: Source(_text_files, _documents),
+    C4Options: Source(_c4_files, _documents),
+    TokensOptions: Source(_no_files, _documents, _tokens_folder),
 }
 
 
 def read_documents(source: str, file: InputFile, text_field: str) -> Iterator[str]:
     """The documents of one file. Whatever goes wrong in reading is a UserError that names it."""
-    fix = "replace the file, or leave it out"
-    if "://" in file.location:
-        fix = "check the network, or give a local copy: data.path=FOLDER"
     try:
         yield from READERS[SOURCES[source]].documents(file, text_field)
     except (UserError, GeneratorExit, MemoryError):
         raise
     except Exception as error:  # each format and each network library has errors of its own
-        raise UserError(
-            f"{file.location}: cannot be read ({type(error).__name__}: {error}): {fix}"
-        ) from error
+        raise _unreadable(file.location, error) from error
+
+
+def content_digest(file: InputFile, most: int) -> str:
+    """A hash of a file's bytes; if they are more than `most`, of pieces of it from end to end.
+
+    Raises:
+        UserError: it cannot be read.
+    """
+    if "://" in file.location:
+        return ""  # not worth the network's time: its names stand for what they hold
+    pieces = 1 if file.size <= most else CONTENT_PIECES
+    length = min(file.size, most) // pieces
+    digest = hashlib.sha256()
+    try:
+        with open(file.location, "rb", buffering=0) as stream:
+            for i in range(pieces):
+                stream.seek((file.size - length) * i // max(1, pieces - 1))
+                digest.update(stream.read(length))
+    except OSError as error:
+        raise _unreadable(file.location, error) from error
+    return digest.hexdigest()
+
+
+def _unreadable(location: str, error: Exception) -> UserError:
+    fix = "replace the file, or leave it out"
+    if "://" in location:
+        fix = "check the network, or give a local copy: data.path=FOLDER"
+    return UserError(f"{location}: cannot be read ({type(error).__name__}: {error}): {fix}")

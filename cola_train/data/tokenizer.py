@@ -1,6 +1,9 @@
 """Text to token ids and back, on top of the `tokenizers` library."""
 
+import json
+import os
 import re
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,14 +19,15 @@ TRAIN = "train"  # the value of data.tokenizer that asks for a tokenizer of the 
 END_OF_TEXT = "<|endoftext|>"
 END_TOKENS = (END_OF_TEXT, "</s>", "<|end_of_text|>", "<eos>", "<|eos|>", "[EOS]", "[SEP]")
 BYTES = 256
+LONGEST_WORD = 256  # bytes, of those that a tokenizer is trained on; text has none so long
 
 
 class Tokenizer:
     """A tokenizer whose output is plain text's tokens only: no special tokens are added or found.
 
-    vocab_size: one more than the largest id that text or the end-of-document token can have.
-        Special tokens past it do not count: T5's 100 sentinels follow its 32,000 pieces, and a
-        model of 32,000 tokens takes T5's text.
+    vocab_size: one more than the largest id that text, an unknown word of it included, or the
+        end-of-document token can have. Special tokens past it do not count: T5's 100 sentinels
+        follow its 32,000 pieces, and a model of 32,000 tokens takes T5's text.
     eos_id: the id that ends a document; `encode` never returns it.
     """
 
@@ -37,13 +41,16 @@ class Tokenizer:
             )
         self.eos_id: int = vocabulary[ends[0]]
         special = {t.content for t in backend.get_added_tokens_decoder().values() if t.special}
-        text_ids = (i for token, i in vocabulary.items() if token not in special)
+        text_ids = {i for token, i in vocabulary.items() if token not in special}
+        self._unknown_id = _unknown_id(backend)
+        if self._unknown_id is not None:
+            text_ids.add(self._unknown_id)
         self.vocab_size: int = 1 + max([self.eos_id, *text_ids])
         # A document that quotes "</s>" is text like any other, and nothing is cut or padded here.
         backend.encode_special_tokens = True
         backend.no_truncation()
         backend.no_padding()
-        self._backend = backend
+        self._backend, self._name = backend, name
 
     @classmethod
     def load(cls, name: str) -> "Tokenizer":
@@ -69,7 +76,10 @@ class Tokenizer:
         from tokenizers import decoders, models, pre_tokenizers, trainers
 
         backend = Backend(models.BPE())
-        backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+        words = pre_tokenizers.ByteLevel(add_prefix_space=False)
+        # Merging takes time quadratic in the longest word, which without blanks is the text.
+        cut = pre_tokenizers.FixedLength(length=LONGEST_WORD)
+        backend.pre_tokenizer = pre_tokenizers.Sequence([words, cut])
         backend.decoder = decoders.ByteLevel()
         trainer = trainers.BpeTrainer(
             vocab_size=vocab_size,
@@ -78,6 +88,7 @@ class Tokenizer:
             show_progress=False,
         )
         backend.train_from_iterator(texts, trainer)
+        backend.pre_tokenizer = words
         return cls(backend, TRAIN)
 
     def to_json(self) -> str:
@@ -86,7 +97,10 @@ class Tokenizer:
 
     def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
         """Each text's ids: uint32, 1-D, all below `vocab_size`, none equal to `eos_id`."""
-        encodings = self._backend.encode_batch_fast(list(texts), add_special_tokens=False)
+        try:
+            encodings = self._backend.encode_batch_fast(list(texts), add_special_tokens=False)
+        except Exception as error:  # `tokenizers` raises plain Exception
+            raise self._cannot_encode(error) from error
         return [self._text_only(np.asarray(e.ids, dtype=np.uint32)) for e in encodings]
 
     def encode(self, text: str) -> list[int]:
@@ -96,15 +110,57 @@ class Tokenizer:
         """Text of the ids; special tokens (the end of a document) are left out."""
         return self._backend.decode(list(ids), skip_special_tokens=True)
 
+    def lost(self, texts: Iterable[str]) -> tuple[Counter[str], int]:
+        """Characters that leave no token, how often each is there, and the number of all; those
+        that go in normalising or in splitting into words, as blanks do, are not lost.
+
+        Reads no text where nothing can be lost, for there is a token for what is unknown.
+        """
+        if self._unknown_id not in (None, self.eos_id):
+            return Counter(), 0
+        characters: Counter[str] = Counter()
+        for text in texts:
+            characters.update(text)
+        lost = {c: count for c, count in characters.items() if self._loses(c)}
+        return Counter(lost), characters.total()
+
+    def _loses(self, character: str) -> bool:
+        backend = self._backend
+        text = backend.normalizer.normalize_str(character) if backend.normalizer else character
+        words = [text]
+        if backend.pre_tokenizer:
+            words = [word for word, _ in backend.pre_tokenizer.pre_tokenize_str(text)]
+        try:
+            tokens = [t for w in words for t in backend.model.tokenize(w) if t.id != self.eos_id]
+        except Exception as error:
+            raise self._cannot_encode(error) from error
+        covered = sum(end - start for start, end in (t.offsets for t in tokens))
+        return covered < sum(len(word.encode()) for word in words)
+
+    def _cannot_encode(self, error: Exception) -> UserError:
+        return UserError(
+            f"data.tokenizer={self._name}: cannot encode the text ({error}): mend the tokenizer, "
+            "or give another"
+        )
+
     def _text_only(self, ids: np.ndarray) -> np.ndarray:
         # Some models hold their special tokens as pieces too (T5), so text can still spell them.
         keep = (ids < self.vocab_size) & (ids != self.eos_id)
         return ids if keep.all() else ids[keep]
 
 
+def _unknown_id(backend: "tokenizers.Tokenizer") -> int | None:
+    """The token that stands for words that are not in the vocabulary, if there is one."""
+    model = json.loads(backend.to_str())["model"]
+    unknown: int | None = model.get("unk_id")
+    if model.get("unk_token") is not None:
+        unknown = backend.token_to_id(model["unk_token"])
+    return unknown
+
+
 def local_file(name: str) -> Path | None:
     """The tokenizer.json that `name` stands for; None when `name` can only be a hub's."""
-    path = Path(name).expanduser()
+    path = Path(os.path.expanduser(name))
     if path.is_dir():
         if not (path / "tokenizer.json").is_file():
             raise UserError(f"data.tokenizer={name}: that folder holds no tokenizer.json")

@@ -58,7 +58,7 @@ def test_train_step(tmp_path: Path, config_of: Callable[..., Config]) -> None:
 def test_recompute_where_little_is_installed(tmp_path: Path) -> None:
     """With torch, Triton, numpy and PyYAML alone: every policy, alternated, beside its formula."""
     path = tmp_path / "figures.json"
-    blocked = ["hydra", "omegaconf", "datasets", "tokenizers", "wandb", "safetensors",
+    blocked = ["hydra", "omegaconf", "pyarrow", "tokenizers", "wandb", "safetensors",
                "tqdm", "matplotlib", "transformers", "deepspeed"]  # fmt: skip
     arguments = ["recompute", "--model", "small", "--layers", "1", "--batch", "2", "--sequence",
                  "32", "--repeats", "2", "--precision", "fp32", "--json", str(path),

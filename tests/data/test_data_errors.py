@@ -1,6 +1,8 @@
 """Every mistake a user can make with data: a UserError that names the field or file, and a fix."""
 
+import errno
 import gzip
+import json
 import multiprocessing
 from collections.abc import Callable
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -19,6 +21,7 @@ from cola_train.data.loader import BatchLoader, evaluation_batches
 from cola_train.data.options import DataOptions
 from cola_train.data.preparation import prepare, problems
 from cola_train.data.prepared import open_data
+from cola_train.data.shards import fingerprint
 from cola_train.errors import UserError
 
 MakeConfig = Callable[..., DataOptions]
@@ -68,6 +71,14 @@ def unwritable(folder: Path) -> dict[str, Any]:
     return good(folder) | {"cache_dir": str(folder / "occupied" / "cache")}
 
 
+SPLIT: dict[str, Any] = {
+    "fingerprint": fingerprint("t", 0, []), "bytes_of_text": 1, "shards": [],
+}  # fmt: skip
+MANIFEST = {
+    "format": 1, "tokenizer": {"sha256": "t"}, "vocab_size": 32000, "eos_id": 0,
+    "splits": {"train": SPLIT, "validation": SPLIT},
+}  # fmt: skip
+
 GZ = gzip.compress(b'{"text": "a"}\n' * 1000)
 
 # What is wrong, and what the message says of it: found before anything is read ...
@@ -78,7 +89,7 @@ CONFIGURATION: list[tuple[Callable[[Path], dict[str, Any]], list[str]]] = [
         lambda d: good(d) | {"validation_files": [f"{d}/v.txt"]},
         ["data.validation_files: no file matches", "v.txt"],
     ),
-    (overlapping, ["good.jsonl is in data.files too"]),
+    (overlapping, ["good.jsonl is a training file too"]),
     (text_file("a.docx", b"x"), ["a.docx: unknown kind of file", ".parquet"]),
     (lambda d: good(d) | {"validation_fraction": 0.0}, ["data.validation_fraction=0.0"]),
     (
@@ -106,8 +117,18 @@ CONFIGURATION: list[tuple[Callable[[Path], dict[str, Any]], list[str]]] = [
     (tokens_with("{"), ["not a readable manifest", "data.path"]),
     (tokens_with('{"format": 99}'), ["format 99", "data.path"]),
     (
-        tokens_with('{"format": 1, "vocab_size": 32000}'),
+        tokens_with(json.dumps(MANIFEST)),
         ["model.vocab_size=100 is smaller", "32000 tokens"],
+    ),
+    (
+        tokens_with('{"format": 1, "tokenizer": "t", "eos_id": 0.5, "splits": {"train": {}}}'),
+        [
+            "vocab_size is missing",
+            'tokenizer is "t", not an object',
+            "eos_id is 0.5, not a whole",
+            "splits.validation is missing",
+            "splits.train.shards is missing",
+        ],
     ),
     (
         lambda d: {"files": [f"{d}/*.txt"], "tokenizer": f"{d}/t.json"},  # both at once
@@ -123,7 +144,7 @@ CONTENT: list[tuple[Callable[[Path], dict[str, Any]], list[str]]] = [
     ),
     (parquet_without_text, ["a.parquet", "no field 'text'", "body, id", "data.text_field"]),
     (text_file("a.jsonl", b'{"text": 3}\n'), ["a.jsonl", "holds int, not text"]),
-    (text_file("a.json", b'{"text": "a"}\n{"te\n'), ["a.json: line 2 is not JSON"]),
+    (text_file("a.json", b'{"text": "a"}\n{"te\n'), ["a.json: line 2 is not a JSON object"]),
     (text_file("a.json.gz", b"not gzip"), ["a.json.gz: cannot be read", "replace the file"]),
     (text_file("a.json.gz", GZ[:-20]), ["a.json.gz: cannot be read", "replace the file"]),
     (text_file("a.txt.gz", GZ[:-20]), ["a.txt.gz: cannot be read", "replace the file"]),
@@ -133,6 +154,21 @@ CONTENT: list[tuple[Callable[[Path], dict[str, Any]], list[str]]] = [
     (
         text_file("a.jsonl", b'{"text": "a"}\n'),
         ["data.validation_fraction=0.001", "none of the 1 documents", "data.validation_files"],
+    ),
+    (
+        lambda d: text_file("a.jsonl", b'{"text": "a"}\n' * 3)(d) | {"validation_fraction": 0.9999},
+        ["data.validation_fraction=0.9999: all of the 3 documents", "lower it, or give more"],
+    ),
+    (
+        lambda d: good(d) | {"validation_files": [str(text_file("v.txt", b"")(d)["files"][0])]},
+        ["data.validation_files: the validation files hold no text", "v.txt, 1 in all"],
+    ),
+    (
+        lambda d: {
+            "files": text_file("a.json", b'{"text": null}\n{"text": ""}\n')(d)["files"],
+            "validation_files": good(d)["files"],
+        },
+        ["data.files: the training files hold no text", "a.json, 1 in all"],
     ),
     (unwritable, ["data.cache_dir", "occupied"]),
 ]
@@ -184,6 +220,41 @@ class DiesWhileHandingOut(ProcessPoolExecutor):
         return future
 
 
+class CannotStart(ProcessPoolExecutor):
+    """Where the system gives no further process."""
+
+    def submit(self, *arguments: Any) -> Future[Any]:  # type: ignore[override]
+        raise BlockingIOError(errno.EAGAIN, "Resource temporarily unavailable")
+
+
+class CannotBeMade(ProcessPoolExecutor):
+    """Where there is no shared memory for its semaphores."""
+
+    def __init__(self, *_: Any) -> None:
+        raise OSError(errno.ENOSYS, "Function not implemented")
+
+
+@pytest.mark.parametrize(
+    ("pool", "reason"),
+    [(CannotStart, "temporarily unavailable"), (CannotBeMade, "not implemented")],
+)
+def test_processes_that_cannot_be_started(
+    tmp_path: Path,
+    data_config: MakeConfig,
+    tokenizer_json: Path,
+    small_shards: None,
+    monkeypatch: pytest.MonkeyPatch,
+    pool: type,
+    reason: str,
+) -> None:
+    for name in "abc":
+        (tmp_path / f"{name}.txt").write_text("some text " * 100)
+    config = data_config(files=[f"{tmp_path}/*.txt"], tokenizer=str(tokenizer_json), workers=3)
+    monkeypatch.setattr(jobs, "ProcessPoolExecutor", pool)
+    with pytest.raises(UserError, match=rf"cannot start 3 processes.*{reason}.*data\.workers=1"):
+        prepare(config, progress=False)
+
+
 def test_a_process_that_dies_while_jobs_are_handed_out(
     tmp_path: Path,
     data_config: MakeConfig,
@@ -206,7 +277,7 @@ def test_no_hub(tmp_path: Path, data_config: MakeConfig, monkeypatch: pytest.Mon
         raise ConnectionError("name or service not known")
 
     monkeypatch.setattr("huggingface_hub.hf_hub_download", refuse)
-    monkeypatch.setattr("datasets.load_dataset", refuse)
+    monkeypatch.setattr("huggingface_hub.HfFileSystem.open", refuse)
     with pytest.raises(UserError, match=r"data\.tokenizer=t5-base.*local path"):
         prepare(data_config(source="c4", tokenizer="t5-base"), progress=False)
     t5_like().save(str(tmp_path / "tokenizer.json"))
