@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from cola_train import costs
-from cola_train.commands.cli import run_composed
+from cola_train.commands.cli import given_options, run_composed
 from cola_train.config.checks import OF_THE_CONFIG, load
 from cola_train.config.fields import (
     Among,
@@ -71,7 +71,7 @@ def plan(values: Mapping[str, Any], problems: list[str]) -> int:
     if problems:
         raise UserError(*problems)
     others = {k: v for k, v in values.items() if k not in own}
-    given = given_options()
+    given = given_options(sys.argv[1:])
     if "train.batch_tokens" in given and "train.batch_size" not in given:
         others["train"] = {**others["train"], "batch_size": None}
     elif options.goal and not given & {"train.batch_size", "train.batch_tokens", "experiment"}:
@@ -105,11 +105,6 @@ def plan(values: Mapping[str, Any], problems: list[str]) -> int:
             raise UserError(f"plot: cannot write {options.plot}: {error}") from error
     print(json.dumps(answer, indent=2) if options.output == "json" else report.text(answer))
     return EXIT_DONE
-
-
-def given_options() -> set[str]:
-    """Names of the options on the command line."""
-    return {word.split("=")[0].lstrip("+~") for word in sys.argv[1:] if "=" in word}
 
 
 def describe(

@@ -43,6 +43,19 @@ def optim_problems(config: Config, topology: Topology) -> Iterator[str]:
     yield from config.optim.problems(config.train.steps)
 
 
+def source_problems(config: Config, topology: Topology) -> Iterator[str]:
+    yield from config.data.problems(config.model)
+
+
+def stop_problems(config: Config, topology: Topology) -> Iterator[str]:
+    train = config.train
+    if train.stop_after is not None and train.stop_after > train.steps:
+        yield (
+            f"train.stop_after: {train.stop_after} has no effect, train.steps ({train.steps}) end "
+            "before; raise train.steps, or leave it out"
+        )
+
+
 def recompute_problems(config: Config, topology: Topology) -> Iterator[str]:
     policy, method = config.recompute.name, config.method
     if policy in method.policies:
@@ -170,6 +183,8 @@ OF_THE_CONFIG: tuple[Check, ...] = (
     engine_problems,
     recompute_problems,
     optim_problems,
+    source_problems,
+    stop_problems,
     rollback_problems,
 )
 OF_THE_FILES: tuple[Check, ...] = (

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from cola_train.data.options import (
     SOURCES,
     C4Options,
+    CorpusOptions,
     DataOptions,
     StdlibOptions,
     TextOptions,
@@ -68,7 +69,7 @@ def _local_file(path: Path, root: Path, split: Split | None) -> InputFile:
     return InputFile(name, str(path), split, status.st_size, status.st_mtime_ns)
 
 
-def _fraction_problems(data: DataOptions) -> list[str]:
+def _fraction_problems(data: CorpusOptions) -> list[str]:
     if 0 < data.validation_fraction < 1:
         return []
     return [
@@ -80,7 +81,7 @@ def _fraction_problems(data: DataOptions) -> list[str]:
 # --- stdlib: the source of Python's own standard library -----------------------------------
 
 
-def _stdlib_files(data: DataOptions) -> list[InputFile]:
+def _stdlib_files(data: StdlibOptions) -> list[InputFile]:
     root = Path(sysconfig.get_paths()["stdlib"])
     paths: list[Path] = []
     for folder, subfolders, names in os.walk(root):

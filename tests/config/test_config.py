@@ -1,11 +1,15 @@
 """What a config refuses, before anything starts, and that every file of configs/ is one."""
 
 import dataclasses
+from collections.abc import Iterator
 
 import pytest
 from helpers import exit_code_of, make_config
 
-from cola_train.commands.cli import config_dir
+from cola_train.commands.cli import UNIONS, check_overrides, compose, config_dir
+from cola_train.config.checks import OF_THE_CONFIG, load
+from cola_train.data.options import TokensOptions
+from cola_train.errors import UserError
 
 # (overrides after the tiny defaults, what the message must name)
 BAD_OPTIONS = [
@@ -46,6 +50,23 @@ BAD_OPTIONS = [
     (["data=tokens"], ["data.path", "missing"]),
     (["data=tokens", "data.path=/nowhere"], ["data.path", "/nowhere"]),
     (["data=c4", "data.path=/nowhere", "data.tokenizer=train"], ["data.path", "/nowhere"]),
+    (
+        ["data=tokens", "data.workers=2"],
+        ["data.workers: 2", "data=stdlib and data=text"],
+    ),
+    (["data=c4", "data.validation_fraction=0.2"], ["data.validation_fraction: 0.2", "data=c4"]),
+    (["engine=deepspeed", "engine.sharding=full"], ["engine.sharding", "and this is engine=deep"]),
+    (["engine.shard_size=2"], ["engine.shard_size: 2 has no effect", "engine.sharding=hybrid"]),
+    (["data.tokenizer=gpt2", "data.vocab_size=280"], ["data.vocab_size: 280", "not trained here"]),
+    (
+        ["data.validation_files=[/a/*.txt]", "data.validation_fraction=0.2"],
+        ["data.validation_fraction: 0.2 has no effect with data.validation_files"],
+    ),
+    (
+        ["data.packing=per_document", "data.document_mask=true"],
+        ["data.document_mask: has no effect with data.packing=per_document"],
+    ),
+    (["train.stop_after=400"], ["train.stop_after: 400 has no effect", "train.steps (300)"]),
     (["train.steps"], ["train.steps", "option=value"]),
     (["engine.sharding=some"], ["engine.sharding", "full, hybrid, replicate"]),
     (["run_name=${nothing}"], ["nothing"]),
@@ -65,6 +86,37 @@ def test_bad_options_exit_2_before_anything_starts(
     assert all(word in err for word in named), err
     assert "Traceback" not in err and not out
     assert not (tmp_path / "run").exists()
+
+
+def union_options() -> Iterator[tuple[str, str, str]]:
+    """(group, a member, an option that it lacks and another one has)"""
+    for group, union in UNIONS.items():
+        names = {tag: {f.name for f in dataclasses.fields(m)} for tag, m in union.members.items()}
+        for tag in names:
+            for option in sorted(set.union(*names.values()) - names[tag]):
+                yield group, tag, option
+
+
+@pytest.mark.parametrize(("group", "member", "option"), list(union_options()))
+def test_an_option_of_another_member_is_refused(group, member, option):
+    good, problems = check_overrides([f"{group}={member}", f"{group}.{option}=7"])
+    assert not problems
+    with pytest.raises(UserError) as refused:
+        load(compose(good, problems), checks=[])
+    (line,) = [line for line in refused.value.problems if option in line]
+    assert line.startswith(f"{group}.{option}: 7 is an option of {group}=")
+    assert line.endswith(f", and this is {group}={member}; leave it out")
+
+
+def test_a_source_on_the_command_line_replaces_an_experiments(tmp_path):
+    """With the options of its own: the paper's recipe on shards that are prepared."""
+    overrides = ["experiment=paper_60m", "data=tokens", f"data.path={tmp_path}"]
+    config = load(compose(overrides, []), checks=OF_THE_CONFIG)
+    assert config.data == TokensOptions("tokens", packing="per_document", path=str(tmp_path))
+    config = load(compose(["experiment=paper_60m", "data=c4"], []), checks=OF_THE_CONFIG)
+    assert config.data.max_files == 15
+    with pytest.raises(UserError, match=r"data.max_files: 3 is an option of"):
+        load(compose([*overrides, "++data.max_files=3"], []), checks=OF_THE_CONFIG)
 
 
 def test_all_problems_at_once(tiny, tmp_path, capsys):
