@@ -20,7 +20,7 @@ from omegaconf.errors import OmegaConfBaseException
 from cola_train import distributed
 from cola_train.commands.sweep import clean_state, job_name
 from cola_train.config.checks import load
-from cola_train.config.fields import defaults, field_names, union_of, unknown
+from cola_train.config.fields import defaults, field_types, union_of, unknown
 from cola_train.config.schema import Config
 from cola_train.errors import (
     EXIT_DONE,
@@ -37,6 +37,7 @@ UNIONS = {
     for field in dataclasses.fields(Config)
     if (union := union_of(field.type)) is not None
 }
+OPTIONS = field_types(Config)
 
 
 def config_dir() -> Path:
@@ -58,11 +59,11 @@ def run_composed(
     task: Callable[[Mapping[str, Any], list[str]], int],
     arguments: list[str] | None = None,
     primary: str = "config",
-    also: Iterable[str] = (),
+    options: Mapping[str, Any] = OPTIONS,
 ) -> NoReturn:
     """`run_app` for a task that takes plain values, and the problems found so far, to load itself.
 
-    primary: the file of configs/ to start from; also: names of its options beside `Config`'s.
+    primary: the file of configs/ to start from; options: the types of its options, by name.
     """
     if "LOCAL_RANK" in os.environ:  # DeepSpeed's launcher also gives it as an argument
         sys.argv = [word for word in sys.argv if not word.startswith("--local_rank=")]
@@ -70,7 +71,7 @@ def run_composed(
     parsed = vars(get_args_parser().parse_args(arguments))
     given = parsed.pop("overrides")
     try:
-        overrides, problems = check_overrides(given, also)
+        overrides, problems = check_overrides(given, options)
         if any(parsed.values()):  # Hydra's flags
             if problems:
                 raise UserError(*problems)
@@ -132,14 +133,16 @@ def members_help() -> str:
     return "\n".join(lines)
 
 
-def check_overrides(overrides: list[str], also: Iterable[str] = ()) -> tuple[list[str], list[str]]:
+def check_overrides(
+    overrides: list[str], options: Mapping[str, Any] = OPTIONS
+) -> tuple[list[str], list[str]]:
     """The overrides that can be composed, and a message for each that cannot.
 
     An option of a union's other member is let through, for `build` to name its owner.
 
-    also: names of options beside `Config`'s.
+    options: the types of all options, by name.
     """
-    names = [*also, *field_names(Config)]
+    names = list(options)
     groups = {
         folder.name: sorted(file.stem for file in folder.glob("*.yaml"))
         for folder in config_dir().iterdir()

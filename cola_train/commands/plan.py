@@ -14,16 +14,16 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from cola_train import costs
-from cola_train.commands.cli import given_options, run_composed
+from cola_train.commands.cli import OPTIONS, given_options, run_composed
 from cola_train.config.checks import OF_THE_CONFIG, load
 from cola_train.config.fields import (
     Among,
     Fraction,
     PositiveFloat,
-    PositiveInt,
+    PositiveFraction,
     Range,
     build,
-    field_names,
+    field_types,
 )
 from cola_train.errors import EXIT_DONE, UserError
 from cola_train.gpus import GPUS
@@ -42,14 +42,14 @@ PAPER_BATCH = 512  # sequences; what a search starts from if no batch is given
 class PlanConfig:
     """The options of configs/plan.yaml, which `cola-train` does not take."""
 
-    gpus: PositiveInt
-    gpus_per_node: PositiveInt
+    gpus: Annotated[int, Range(1, 10**6)]
+    gpus_per_node: Annotated[int, Range(1, 10**6)]
     gpu: Annotated[str, Among(GPUS)]
     goal: Literal["throughput", "memory"] | None
     output: Literal["table", "json"]
     plot: str | None
-    utilisation: Annotated[float, Range(high=1.0, above=0.0)]
-    link_utilisation: Annotated[float, Range(high=1.0, above=0.0)]
+    utilisation: PositiveFraction
+    link_utilisation: PositiveFraction
     network_gbit: PositiveFloat
     reserved: Fraction
 
@@ -57,7 +57,7 @@ class PlanConfig:
 def main() -> None:
     """The command `cola-plan`."""
     signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `cola-plan ... | head` just ends
-    run_composed(plan, primary="plan", also=list(field_names(PlanConfig)))
+    run_composed(plan, primary="plan", options=field_types(PlanConfig) | OPTIONS)
 
 
 def plan(values: Mapping[str, Any], problems: list[str]) -> int:

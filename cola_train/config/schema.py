@@ -8,7 +8,7 @@ be right, before a process group, a GPU or a download is touched (docs/architect
 from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
-from cola_train.config.fields import NaturalInt, OneOf
+from cola_train.config.fields import OneOf, Range
 from cola_train.config.groups import (
     CheckpointConfig,
     EvaluationConfig,
@@ -37,7 +37,7 @@ class Config:
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
-    seed: NaturalInt = 0
+    seed: Annotated[int, Range(0, 2**63 - 1)] = 0
     resume: str = "auto"  # auto | never | a checkpoint or run, where a new run begins
     kernels: Literal["auto", "torch", "triton"] = "auto"  # of low-rank layers; auto: Triton on CUDA
 

@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
-from cola_train.config.fields import Fraction, PositiveInt
-from cola_train.config.groups import ModelConfig
+from cola_train.config.fields import Fraction, PositiveInt, Workers
+from cola_train.config.groups import ModelConfig, VocabSize
 
 
 def default_cache_dir() -> str:
@@ -39,10 +39,10 @@ class CorpusOptions(DataOptions):
     """What a source of text takes, which is tokenised here."""
 
     tokenizer: str = "train"  # a byte-level BPE of the corpus; or a tokenizer.json, or a hub's name
-    vocab_size: PositiveInt = 4096  # of a tokenizer trained here
+    vocab_size: VocabSize = 4096  # of a tokenizer trained here
     cache_dir: str = field(default_factory=default_cache_dir)
     max_files: PositiveInt | None = None  # the first ones of the training files
-    workers: PositiveInt | None = None  # null: all cores
+    workers: Workers | None = None  # null: all cores
 
     text_field: ClassVar[str] = "text"
     validation_fraction: ClassVar[float] = 0.05

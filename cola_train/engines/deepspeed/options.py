@@ -43,7 +43,7 @@ Offload = Literal["none", "cpu", "nvme"]
 @dataclass(frozen=True)
 class DeepSpeedOptions(EngineOptions):
     # 0: a copy on each process; sharded are 1: the optimizer's state, 2: gradients, 3: parameters
-    zero_stage: Annotated[int, Range(low=0, high=3)] = 2
+    zero_stage: Annotated[int, Range(0, 3)] = 2
     offload_optimizer: Offload = "none"  # cpu: stages 1 to 3; nvme: stage 3 on one process
     offload_parameters: Offload = "none"  # stage 3
     nvme_path: str | None = None  # a folder on a local NVMe disk
