@@ -11,16 +11,16 @@ import hydra
 from hydra._internal.utils import get_args_parser
 from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
-from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from cola_train import distributed
+from cola_train.commands import quoting
 from cola_train.commands.sweep import clean_state, job_name
 from cola_train.config.checks import load
-from cola_train.config.fields import defaults, field_types, union_of, unknown
+from cola_train.config.fields import defaults, field_types, is_text, is_texts, union_of, unknown
 from cola_train.config.schema import Config
 from cola_train.errors import (
     EXIT_DONE,
@@ -71,7 +71,7 @@ def run_composed(
     parsed = vars(get_args_parser().parse_args(arguments))
     given = parsed.pop("overrides")
     try:
-        overrides, problems = check_overrides(given, options)
+        overrides, problems = check_overrides(given, options, parsed["multirun"])
         if any(parsed.values()):  # Hydra's flags
             if problems:
                 raise UserError(*problems)
@@ -134,13 +134,13 @@ def members_help() -> str:
 
 
 def check_overrides(
-    overrides: list[str], options: Mapping[str, Any] = OPTIONS
+    overrides: list[str], options: Mapping[str, Any] = OPTIONS, multirun: bool = False
 ) -> tuple[list[str], list[str]]:
     """The overrides that can be composed, and a message for each that cannot.
 
     An option of a union's other member is let through, for `build` to name its owner.
 
-    options: the types of all options, by name.
+    options: the types of all options, by name. multirun: several values are a sweep.
     """
     names = list(options)
     groups = {
@@ -152,21 +152,20 @@ def check_overrides(
         f"{group}.{union.tag}": " or ".join(f"{group}={member}" for member in union.members)
         for group, union in UNIONS.items()
     }
-    parser = OverridesParser.create()
     good, problems = [], []
-    for text in overrides:
-        try:
-            override = parser.parse_override(text)
-        except HydraException:
-            problems.append(f"override `{text}`: cannot be read; write option=value")
+    for word in overrides:
+        text, problem = readable(word, options, multirun)
+        problems += [problem] if problem else []
+        if (override := quoting.parse(text)) is None:
             continue
         key = override.key_or_group
         if key.split(".")[0].split("/")[0] == "hydra":
             good.append(text)
         elif key in groups:
             choice = override.value()
-            optional = key == "experiment" and choice is None
-            if override.is_sweep_override() or choice in groups[key] or optional:
+            if key == "experiment" and (override.is_delete() or "null" in text):
+                good.append(text.replace("null", "[]"))  # Hydra's word for none
+            elif override.is_sweep_override() or choice in groups[key]:
                 good.append(text)
             elif choice is None:
                 problems.append(f"{key}: null is no choice; use one of {', '.join(groups[key])}")
@@ -180,6 +179,30 @@ def check_overrides(
             of_union = "." in key and key.split(".")[0] in UNIONS and text.startswith(key)
             good.append(f"++{text}" if of_union else text)
     return good, problems
+
+
+def readable(word: str, options: Mapping[str, Any], multirun: bool) -> tuple[str, str]:
+    """An override as Hydra reads what was meant, and what the user must be told, if anything; with
+    that said, the value stands for the one meant, so that no second problem follows from it."""
+    kind = options.get(word.partition("=")[0].lstrip("+"))
+    takes_text = is_text(kind) or is_texts(kind)
+    override = quoting.parse(word)
+    if override is None or (is_text(kind) and isinstance(override.value(), list | dict)):
+        quoted = quoting.quote(word, kind)
+        if "=" not in word or quoting.parse(quoted) is None:
+            return word, f"override `{word}`: cannot be read; write option=value"
+        # the grammar lacks the `~` of a path; what a number or a choice must be, `build` says
+        if not takes_text or (override is None and quoting.parse(word.replace("~", "-"))):
+            return quoted, ""
+        typed = quoting.in_a_shell(word, kind)
+        return quoted, f"override `{word}`: its value needs quotes; in a shell, type {typed}"
+    if override.is_sweep_override() and not multirun:
+        problem = f"override `{word}`: several values need --multirun (-m)"
+        if takes_text:
+            typed = quoting.in_a_shell(word, kind)
+            return quoting.quote(word, kind), f"{problem}; for one text, type {typed}"
+        return quoting.first_of_sweep(word, override), problem
+    return quoting.as_typed(word, override, kind), ""
 
 
 def _run_hydra(task: Callable[[Mapping[str, Any], list[str]], int], primary: str) -> int:

@@ -19,6 +19,7 @@ from cola_train.config.checks import OF_THE_CONFIG, load
 from cola_train.config.fields import (
     Among,
     Fraction,
+    PathText,
     PositiveFloat,
     PositiveFraction,
     Range,
@@ -47,7 +48,7 @@ class PlanConfig:
     gpu: Annotated[str, Among(GPUS)]
     goal: Literal["throughput", "memory"] | None
     output: Literal["table", "json"]
-    plot: str | None
+    plot: PathText | None
     utilisation: PositiveFraction
     link_utilisation: PositiveFraction
     network_gbit: PositiveFloat

@@ -4,6 +4,7 @@ Each check yields one line for each problem: the field, its value, what would be
 torch or a tokenizer is imported by the checks of this machine alone: `cola-plan` makes the others.
 """
 
+import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from importlib.util import find_spec
 from pathlib import Path
@@ -15,6 +16,14 @@ from cola_train.config.schema import Config
 from cola_train.errors import UserError
 from cola_train.methods import METHODS
 from cola_train.parallel.topology import Topology
+
+
+def name_problems(config: Config, topology: Topology) -> Iterator[str]:
+    if {"", ".", "..", "~"} & set(config.run_name.split("/")):
+        yield (
+            "run_name: must be the name of a folder, or several joined by /, got "
+            f"{config.run_name!r}"
+        )
 
 
 def model_problems(config: Config, topology: Topology) -> Iterator[str]:
@@ -161,7 +170,7 @@ def resume_problems(config: Config, topology: Topology) -> Iterator[str]:
         Path(config.run_dir).glob("checkpoints/step-*")
     ):  # the run goes on from its own
         return
-    if not Path(config.resume).is_dir():
+    if not os.path.isdir(config.resume):  # false too for a name that is too long
         yield (
             f"resume: must be auto, never or the folder of a run or checkpoint; "
             f"{config.resume!r} is no folder"
@@ -177,6 +186,7 @@ def data_problems(config: Config, topology: Topology) -> list[str]:
 Check = Callable[[Config, Topology], Iterable[str]]
 
 OF_THE_CONFIG: tuple[Check, ...] = (
+    name_problems,
     model_problems,
     method_problems,
     batch_problems,

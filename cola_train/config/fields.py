@@ -11,6 +11,7 @@ import types
 import typing
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin
 
 
@@ -48,6 +49,26 @@ class Among:
 
 
 @dataclass(frozen=True)
+class FileName:
+    """A text that names a file or folder; `~` stands for the user's home."""
+
+    def allows(self, value: str) -> bool:
+        return bool(value)
+
+    def __str__(self) -> str:
+        return "a path"
+
+    def expanded(self, value: str) -> str:
+        if not value.startswith("~"):
+            return value
+        try:
+            return str(Path(value).expanduser())
+        except RuntimeError:
+            home = value.split("/")[0]
+            raise ValueError(f"no home folder is known for {home}; give the whole path") from None
+
+
+@dataclass(frozen=True)
 class OneOf:
     """Marks a group that is one of several dataclasses; its field `tag` says which."""
 
@@ -77,6 +98,7 @@ NaturalFloat = Annotated[float, Range(0.0, 1e30)]
 Seconds = Annotated[float, Range(1e-3, 1e6)]  # the longest wait that C libraries take is 2**31 ms
 Fraction = Annotated[float, Range(0.0, 1.0)]
 PositiveFraction = Annotated[float, Range(1e-6, 1.0)]
+PathText = Annotated[str, FileName()]
 Workers = Annotated[int, Range(1, 1024)]  # threads or processes of a machine
 
 
@@ -110,6 +132,18 @@ def defaults(cls: Any) -> dict[str, Any]:
         else:
             values[field.name] = _default(field, "???")
     return values
+
+
+def is_text(kind: Any) -> bool:
+    """Whether a type is text, optional or bounded text included."""
+    if get_origin(kind) in (Annotated, types.UnionType):
+        return is_text(get_args(kind)[0])
+    return kind is str
+
+
+def is_texts(kind: Any) -> bool:
+    """Whether a type is a list of texts."""
+    return get_origin(kind) is list and is_text(get_args(kind)[0])
 
 
 def unknown(name: str, known: list[str], what: str) -> str:
@@ -149,7 +183,7 @@ def _build_member(union: OneOf, values: Any, group: str, problems: list[str]) ->
     if not _is_group(values, group, problems):
         return INVALID
     tag = values.get(union.tag)
-    if tag not in union.members:
+    if not isinstance(tag, str) or tag not in union.members:
         choices = ", ".join(union.members)
         problems.append(f"{group}.{union.tag}: must be one of {choices}, got {_shown(tag)}")
         return INVALID
@@ -197,8 +231,9 @@ def _default(field: "dataclasses.Field[Any]", otherwise: Any) -> Any:
 
 
 def _shown(value: Any) -> str:
-    """As a user types it."""
-    return "null" if value is None else repr(value)
+    """As a user types it, the beginning if it is long."""
+    text = "null" if value is None else repr(value)
+    return text if len(text) <= 200 else f"{text[:200]}..."
 
 
 def _convert(value: Any, kind: Any) -> Any:
@@ -209,7 +244,7 @@ def _convert(value: Any, kind: Any) -> Any:
         converted = _convert(value, base)
         if not bounds.allows(converted):
             raise ValueError(f"must be {bounds}")
-        return converted
+        return bounds.expanded(converted) if isinstance(bounds, FileName) else converted
     if origin is types.UnionType or origin is typing.Union:
         choices = [k for k in get_args(kind) if k is not types.NoneType]
         return None if value is None else _convert(value, choices[0])

@@ -8,7 +8,7 @@ be right, before a process group, a GPU or a download is touched (docs/architect
 from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
-from cola_train.config.fields import OneOf, Range
+from cola_train.config.fields import OneOf, PathText, Range
 from cola_train.config.groups import (
     CheckpointConfig,
     EvaluationConfig,
@@ -26,7 +26,7 @@ from cola_train.optim import OPTIMIZERS, OptimOptions
 @dataclass(frozen=True)
 class Config:
     run_name: str
-    run_dir: str
+    run_dir: PathText
     model: ModelConfig
     method: Annotated[MethodOptions, OneOf(METHODS)]
     engine: Annotated[EngineOptions, OneOf(ENGINES)]
@@ -38,7 +38,7 @@ class Config:
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
     seed: Annotated[int, Range(0, 2**63 - 1)] = 0
-    resume: str = "auto"  # auto | never | a checkpoint or run, where a new run begins
+    resume: PathText = "auto"  # auto | never | a checkpoint or run, where a new run begins
     kernels: Literal["auto", "torch", "triton"] = "auto"  # of low-rank layers; auto: Triton on CUDA
 
     @property

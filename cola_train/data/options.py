@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
-from cola_train.config.fields import Fraction, PositiveInt, Workers
+from cola_train.config.fields import Fraction, PathText, PositiveInt, Workers
 from cola_train.config.groups import ModelConfig, VocabSize
 
 
@@ -38,9 +38,9 @@ class DataOptions:
 class CorpusOptions(DataOptions):
     """What a source of text takes, which is tokenised here."""
 
-    tokenizer: str = "train"  # a byte-level BPE of the corpus; or a tokenizer.json, or a hub's name
+    tokenizer: PathText = "train"  # a byte-level BPE of it; or a tokenizer.json, or a hub's name
     vocab_size: VocabSize = 4096  # of a tokenizer trained here
-    cache_dir: str = field(default_factory=default_cache_dir)
+    cache_dir: PathText = field(default_factory=default_cache_dir)
     max_files: PositiveInt | None = None  # the first ones of the training files
     workers: Workers | None = None  # null: all cores
 
@@ -67,8 +67,8 @@ class StdlibOptions(CorpusOptions):
 class TextOptions(CorpusOptions):
     """The user's own files, by patterns."""
 
-    files: list[str] = field(default_factory=list)
-    validation_files: list[str] = field(default_factory=list)
+    files: list[PathText] = field(default_factory=list)
+    validation_files: list[PathText] = field(default_factory=list)
     validation_fraction: Fraction = 0.05  # type: ignore[misc]  # without validation_files
     text_field: str = "text"  # type: ignore[misc]
 
@@ -85,16 +85,16 @@ class TextOptions(CorpusOptions):
 class C4Options(CorpusOptions):
     """allenai/c4's English part."""
 
-    path: str | None = None  # a folder of its files; null: the hub
+    path: PathText | None = None  # a folder of its files; null: the hub
     text_field: str = "text"  # type: ignore[misc]
-    tokenizer: str = "t5-base"
+    tokenizer: PathText = "t5-base"
 
 
 @dataclass(frozen=True, kw_only=True)
 class TokensOptions(DataOptions):
     """Shards that cola-prepare wrote."""
 
-    path: str
+    path: PathText
 
 
 SOURCES: dict[str, type[DataOptions]] = {

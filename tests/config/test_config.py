@@ -1,6 +1,7 @@
 """What a config refuses, before anything starts, and that every file of configs/ is one."""
 
 import dataclasses
+import re
 from collections.abc import Iterator
 
 import pytest
@@ -70,6 +71,7 @@ BAD_OPTIONS = [
     (["seed=18446744073709551616"], ["seed", "at most 9223372036854775807"]),
     (["engine.timeout_seconds=1e20"], ["engine.timeout_seconds", "to 1e+06"]),
     (["train.threads=1000000"], ["train.threads", "at most 1024"]),
+    (["resume=" + 300 * "x"], ["resume", "is no folder"]),
     (["train.steps"], ["train.steps", "option=value"]),
     (["engine.sharding=some"], ["engine.sharding", "full, hybrid, replicate"]),
     (["run_name=${nothing}"], ["nothing"]),
@@ -107,7 +109,7 @@ def test_an_option_of_another_member_is_refused(group, member, option):
     with pytest.raises(UserError) as refused:
         load(compose(good, problems), checks=[])
     (line,) = [line for line in refused.value.problems if option in line]
-    assert line.startswith(f"{group}.{option}: 7 is an option of {group}=")
+    assert re.match(rf"{group}\.{option}: '?7'? is an option of {group}=", line)
     assert line.endswith(f", and this is {group}={member}; leave it out")
 
 
