@@ -250,9 +250,14 @@ def _plain(values: DictConfig, overrides: Iterable[str]) -> Mapping[str, Any]:
 
 
 def without_replaced(values: dict[str, Any], overrides: Iterable[str]) -> dict[str, Any]:
-    """Where the command line chooses another member of a union than an experiment, what the
-    experiment says for its own goes too: `experiment=paper_60m data=tokens` reads no C4 files."""
+    """What an experiment says goes where the command line says the same in another way: the batch
+    in tokens, or another member of a union (`experiment=paper_60m data=tokens` reads no C4)."""
     given = given_options(overrides)
+    train = values.get("train")
+    for name, other in (("batch_size", "batch_tokens"), ("batch_tokens", "batch_size")):
+        only_this = f"train.{name}" in given and f"train.{other}" not in given
+        if only_this and isinstance(train, dict) and train[name] is not None:
+            train[other] = None
     for group in given & UNIONS.keys():
         union, options = UNIONS[group], values[group]
         names = {tag: {f.name for f in dataclasses.fields(m)} for tag, m in union.members.items()}

@@ -73,14 +73,11 @@ def plan(values: Mapping[str, Any], problems: list[str]) -> int:
         raise UserError(*problems)
     others = {k: v for k, v in values.items() if k not in own}
     given = given_options(sys.argv[1:])
-    if "train.batch_tokens" in given and "train.batch_size" not in given:
-        others["train"] = {**others["train"], "batch_size": None}
-    elif options.goal and not given & {"train.batch_size", "train.batch_tokens", "experiment"}:
-        others["train"] = {
-            **others["train"],
-            "batch_size": -(-PAPER_BATCH // options.gpus) * options.gpus,
-        }
     topology = Topology(options.gpus, min(options.gpus, options.gpus_per_node))
+    train, unset = others.get("train"), {"batch_size": None, "batch_tokens": None}
+    if options.goal and isinstance(train, dict) and train == {**train, **unset}:
+        batch_size = -(-PAPER_BATCH // options.gpus) * options.gpus
+        others["train"] = {**train, "batch_size": batch_size}
     run = Run(load(others, topology=topology, checks=OF_THE_CONFIG), topology)
     assumptions = Assumptions(
         GPUS[options.gpu],

@@ -80,10 +80,10 @@ def recompute_problems(config: Config, topology: Topology) -> Iterator[str]:
 
 def batch_problems(config: Config, topology: Topology) -> Iterator[str]:
     train, processes = config.train, topology.data
-    if (train.batch_size is None) == (train.batch_tokens is None):
+    if train.batch_size is not None and train.batch_tokens is not None:
         yield (
-            "train.batch_size: give exactly one of train.batch_size (sequences) and "
-            f"train.batch_tokens, got {train.batch_size} and {train.batch_tokens}"
+            f"train.batch_size: {train.batch_size} sequences and train.batch_tokens="
+            f"{train.batch_tokens} are two batches; give one of them, or set the other to null"
         )
         return
     if train.batch_tokens is not None and train.batch_tokens % train.sequence_length:

@@ -58,8 +58,8 @@ class TrainConfig:
     steps: Annotated[int, Range(1, 99_999_999)] = 300  # checkpoints are named by eight digits
     stop_after: PositiveInt | None = None  # end early; the schedule still spans `steps`
     sequence_length: Annotated[int, Range(2, 10**8)] = 256
-    batch_size: BatchSize | None = 32  # global batch in sequences ...
-    batch_tokens: PositiveInt | None = None  # ... or in tokens; exactly one of the two
+    batch_size: BatchSize | None = None  # global batch in sequences; null: 32 ...
+    batch_tokens: PositiveInt | None = None  # ... or in tokens, in its place
     micro_batch_size: BatchSize | None = None  # sequences at a time; null: a process's share
     precision: Literal["auto", "bf16", "fp32"] = "auto"  # bf16 where the hardware has it
     compile: bool = False

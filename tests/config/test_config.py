@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 from helpers import exit_code_of, make_config
 
-from cola_train.commands.cli import UNIONS, check_overrides, compose, config_dir
+from cola_train.commands.cli import UNIONS, check_overrides, compose, config_dir, without_replaced
 from cola_train.config.checks import OF_THE_CONFIG, load
 from cola_train.data.options import TokensOptions
 from cola_train.errors import UserError
@@ -40,7 +40,10 @@ BAD_OPTIONS = [
     (["kernels=triton"], ["kernels", "triton cannot run here", "kernels=torch"]),
     (["method=full", "recompute=cola_m"], ["recompute", "method=cola", "recompute=full"]),
     (["model.attention=flash"], ["model.attention", "flash"]),
-    (["train.batch_tokens=100"], ["train.batch_size", "exactly one"]),
+    (
+        ["train.batch_size=8", "train.batch_tokens=256"],
+        ["train.batch_size: 8 sequences and train.batch_tokens=256", "to null"],
+    ),
     (["train.batch_size=null", "train.batch_tokens=100"], ["train.batch_tokens", "multiple"]),
     (["train.micro_batch_size=3"], ["train.micro_batch_size", "divide", "8"]),
     (["optim.warmup_steps=1000000"], ["optim.warmup_steps", "train.steps"]),
@@ -165,7 +168,19 @@ def test_every_config_group_and_experiment_loads(corpus):
     assert rank_of("method.rank=7", "method.rank_ratio=0.5") == 7
     config = make_config("model=350m")
     assert config.method.placement(config.model) == "low_rank"
+
+
+def test_a_batch_in_tokens_is_enough():
+    """Over the default and over an experiment's sequences, and the other way round."""
+    assert make_config().batch_size == 32
+    assert make_config("train.batch_tokens=1024").batch_size == 4
     assert make_config("train.batch_size=null", "train.batch_tokens=1024").batch_size == 4
+    paper = make_config("experiment=paper_60m", "train.batch_tokens=49152")
+    assert paper.batch_size == 192 and paper.train.batch_size is None
+    assert make_config("experiment=paper_60m", "train.batch_tokens=null").batch_size == 512
+    in_tokens = {"train": {"batch_size": 6, "batch_tokens": 1024}}
+    in_sequences = {"train": {"batch_size": 6, "batch_tokens": None}}
+    assert without_replaced(in_tokens, ["train.batch_size=6"]) == in_sequences
 
 
 def rank_of(*overrides: str) -> int:
