@@ -150,7 +150,10 @@ def unknown(name: str, known: list[str], what: str) -> str:
     """The message for a name that is not among `known`, with the nearest one."""
     near = [k for k in known if k.endswith(f".{name}")][:1]  # `lr` for `optim.lr`
     near = near or difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-    hint = f"; did you mean `{near[0]}`?" if near else f"; known: {', '.join(known)}"
+    if near:
+        hint = f"; did you mean `{near[0]}`?"
+    else:
+        hint = f"; known: {', '.join(known)}" if len(known) < 20 else "; --help lists them"
     return f"{what} `{name}` does not exist{hint}"
 
 
