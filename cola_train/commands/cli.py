@@ -11,16 +11,16 @@ import hydra
 from hydra._internal.utils import get_args_parser
 from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
-from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from cola_train import distributed
+from cola_train.commands import quoting
 from cola_train.commands.sweep import Folders, clean_state, job_name, one_folder_for_all
 from cola_train.config.checks import load
-from cola_train.config.fields import defaults, field_names, union_of, unknown
+from cola_train.config.fields import defaults, field_types, is_text, is_texts, union_of, unknown
 from cola_train.config.schema import Config
 from cola_train.errors import (
     EXIT_DONE,
@@ -38,6 +38,7 @@ UNIONS = {
     for field in dataclasses.fields(Config)
     if (union := union_of(field.type)) is not None
 }
+OPTIONS = field_types(Config)
 
 
 def config_dir() -> Path:
@@ -59,11 +60,11 @@ def run_composed(
     task: Callable[[Mapping[str, Any], list[str]], int],
     arguments: list[str] | None = None,
     primary: str = "config",
-    also: Iterable[str] = (),
+    options: Mapping[str, Any] = OPTIONS,
 ) -> NoReturn:
     """`run_app` for a task that takes plain values, and the problems found so far, to load itself.
 
-    primary: the file of configs/ to start from; also: names of its options beside `Config`'s.
+    primary: the file of configs/ to start from; options: the types of its options, by name.
     """
     if "LOCAL_RANK" in os.environ:  # DeepSpeed's launcher also gives it as an argument
         sys.argv = [word for word in sys.argv if not word.startswith("--local_rank=")]
@@ -72,7 +73,7 @@ def run_composed(
     parsed = vars(get_args_parser().parse_args(arguments))
     given = parsed.pop("overrides")
     try:
-        overrides, problems = check_overrides(given, also)
+        overrides, problems = check_overrides(given, options, parsed["multirun"])
         if parsed["multirun"]:
             problems += one_folder_for_all(given)
         if any(parsed.values()):  # Hydra's flags
@@ -108,7 +109,7 @@ def compose(
     register_options()
     try:
         with hydra.initialize_config_dir(str(config_dir()), version_base="1.3"):
-            return _plain(hydra.compose(primary, overrides))
+            return _plain(hydra.compose(primary, overrides), overrides)
     except (HydraException, OmegaConfBaseException) as error:
         raise UserError(*problems, _one_line(error)) from error
 
@@ -136,14 +137,16 @@ def members_help() -> str:
     return "\n".join(lines)
 
 
-def check_overrides(overrides: list[str], also: Iterable[str] = ()) -> tuple[list[str], list[str]]:
+def check_overrides(
+    overrides: list[str], options: Mapping[str, Any] = OPTIONS, multirun: bool = False
+) -> tuple[list[str], list[str]]:
     """The overrides that can be composed, and a message for each that cannot.
 
     An option of a union's other member is let through, for `build` to name its owner.
 
-    also: names of options beside `Config`'s.
+    options: the types of all options, by name. multirun: several values are a sweep.
     """
-    names = [*also, *field_names(Config)]
+    names = list(options)
     groups = {
         folder.name: sorted(file.stem for file in folder.glob("*.yaml"))
         for folder in config_dir().iterdir()
@@ -153,21 +156,20 @@ def check_overrides(overrides: list[str], also: Iterable[str] = ()) -> tuple[lis
         f"{group}.{union.tag}": " or ".join(f"{group}={member}" for member in union.members)
         for group, union in UNIONS.items()
     }
-    parser = OverridesParser.create()
     good, problems = [], []
-    for text in overrides:
-        try:
-            override = parser.parse_override(text)
-        except HydraException:
-            problems.append(f"override `{text}`: cannot be read; write option=value")
+    for word in overrides:
+        text, problem = readable(word, options, multirun)
+        problems += [problem] if problem else []
+        if (override := quoting.parse(text)) is None:
             continue
         key = override.key_or_group
         if key.split(".")[0].split("/")[0] == "hydra":
             good.append(text)
         elif key in groups:
             choice = override.value()
-            optional = key == "experiment" and choice is None
-            if override.is_sweep_override() or choice in groups[key] or optional:
+            if key == "experiment" and (override.is_delete() or "null" in text):
+                good.append(text.replace("null", "[]"))  # Hydra's word for none
+            elif override.is_sweep_override() or choice in groups[key]:
                 good.append(text)
             elif choice is None:
                 problems.append(f"{key}: null is no choice; use one of {', '.join(groups[key])}")
@@ -183,6 +185,30 @@ def check_overrides(overrides: list[str], also: Iterable[str] = ()) -> tuple[lis
     return good, problems
 
 
+def readable(word: str, options: Mapping[str, Any], multirun: bool) -> tuple[str, str]:
+    """An override as Hydra reads what was meant, and what the user must be told, if anything; with
+    that said, the value stands for the one meant, so that no second problem follows from it."""
+    kind = options.get(word.partition("=")[0].lstrip("+"))
+    takes_text = is_text(kind) or is_texts(kind)
+    override = quoting.parse(word)
+    if override is None or (is_text(kind) and isinstance(override.value(), list | dict)):
+        quoted = quoting.quote(word, kind)
+        if "=" not in word or quoting.parse(quoted) is None:
+            return word, f"override `{word}`: cannot be read; write option=value"
+        # the grammar lacks the `~` of a path; what a number or a choice must be, `build` says
+        if not takes_text or (override is None and quoting.parse(word.replace("~", "-"))):
+            return quoted, ""
+        typed = quoting.in_a_shell(word, kind)
+        return quoted, f"override `{word}`: its value needs quotes; in a shell, type {typed}"
+    if override.is_sweep_override() and not multirun:
+        problem = f"override `{word}`: several values need --multirun (-m)"
+        if takes_text:
+            typed = quoting.in_a_shell(word, kind)
+            return quoting.quote(word, kind), f"{problem}; for one text, type {typed}"
+        return quoting.first_of_sweep(word, override), problem
+    return quoting.as_typed(word, override, kind), ""
+
+
 def _run_hydra(task: Callable[[Mapping[str, Any], list[str]], int], primary: str) -> int:
     """Let Hydra take the command line: for its flags, and for sweeps, whose jobs run in turn.
 
@@ -195,7 +221,7 @@ def _run_hydra(task: Callable[[Mapping[str, Any], list[str]], int], primary: str
 
     def job(values: DictConfig) -> None:
         if HydraConfig.get().mode != RunMode.MULTIRUN:
-            codes.append(task(_plain(values), []))
+            codes.append(task(_plain(values, HydraConfig.get().overrides.task), []))
         elif EXIT_STOPPED_BY_SIGNAL not in codes:
             values.run_name = job_name(values.run_name)
             with clean_state():
@@ -211,7 +237,7 @@ def _exit_code(
     """Of one job, whose mistakes are printed here: the next one has none of its frames."""
     try:
         folders.take(str(values.run_dir))
-        return task(_plain(values), [])
+        return task(_plain(values, HydraConfig.get().overrides.task), [])
     except (UserError, TrainingError) as error:
         if distributed.is_main() or isinstance(error, TrainingError):
             print(f"{values.run_name}:", file=sys.stderr)
@@ -219,10 +245,33 @@ def _exit_code(
         return EXIT_FAULT if isinstance(error, TrainingError) else EXIT_USER_ERROR
 
 
-def _plain(values: DictConfig) -> Mapping[str, Any]:
+def given_options(overrides: Iterable[str]) -> set[str]:
+    """Names of the options and groups that overrides set."""
+    return {word.split("=")[0].lstrip("+~") for word in overrides if "=" in word}
+
+
+def _plain(values: DictConfig, overrides: Iterable[str]) -> Mapping[str, Any]:
     plain = OmegaConf.to_container(values, resolve=True)
     assert isinstance(plain, dict)
-    return {str(key): value for key, value in plain.items()}
+    return without_replaced({str(key): value for key, value in plain.items()}, overrides)
+
+
+def without_replaced(values: dict[str, Any], overrides: Iterable[str]) -> dict[str, Any]:
+    """What an experiment says goes where the command line says the same in another way: the batch
+    in tokens, or another member of a union (`experiment=paper_60m data=tokens` reads no C4)."""
+    given = given_options(overrides)
+    train = values.get("train")
+    for name, other in (("batch_size", "batch_tokens"), ("batch_tokens", "batch_size")):
+        only_this = f"train.{name}" in given and f"train.{other}" not in given
+        if only_this and isinstance(train, dict) and train[name] is not None:
+            train[other] = None
+    for group in given & UNIONS.keys():
+        union, options = UNIONS[group], values[group]
+        names = {tag: {f.name for f in dataclasses.fields(m)} for tag, m in union.members.items()}
+        others = set.union(*names.values()) - names[options[union.tag]]
+        replaced = {name for name in others if f"{group}.{name}" not in given}
+        values[group] = {name: value for name, value in options.items() if name not in replaced}
+    return values
 
 
 def _one_line(error: BaseException) -> str:

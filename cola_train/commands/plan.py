@@ -14,16 +14,17 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from cola_train import costs
-from cola_train.commands.cli import run_composed
+from cola_train.commands.cli import OPTIONS, given_options, run_composed
 from cola_train.config.checks import OF_THE_CONFIG, load
 from cola_train.config.fields import (
     Among,
     Fraction,
+    PathText,
     PositiveFloat,
-    PositiveInt,
+    PositiveFraction,
     Range,
     build,
-    field_names,
+    field_types,
 )
 from cola_train.errors import EXIT_DONE, UserError
 from cola_train.gpus import GPUS
@@ -42,14 +43,14 @@ PAPER_BATCH = 512  # sequences; what a search starts from if no batch is given
 class PlanConfig:
     """The options of configs/plan.yaml, which `cola-train` does not take."""
 
-    gpus: PositiveInt
-    gpus_per_node: PositiveInt
+    gpus: Annotated[int, Range(1, 10**6)]
+    gpus_per_node: Annotated[int, Range(1, 10**6)]
     gpu: Annotated[str, Among(GPUS)]
     goal: Literal["throughput", "memory"] | None
     output: Literal["table", "json"]
-    plot: str | None
-    utilisation: Annotated[float, Range(high=1.0, above=0.0)]
-    link_utilisation: Annotated[float, Range(high=1.0, above=0.0)]
+    plot: PathText | None
+    utilisation: PositiveFraction
+    link_utilisation: PositiveFraction
     network_gbit: PositiveFloat
     reserved: Fraction
 
@@ -57,7 +58,7 @@ class PlanConfig:
 def main() -> None:
     """The command `cola-plan`."""
     signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `cola-plan ... | head` just ends
-    run_composed(plan, primary="plan", also=list(field_names(PlanConfig)))
+    run_composed(plan, primary="plan", options=field_types(PlanConfig) | OPTIONS)
 
 
 def plan(values: Mapping[str, Any], problems: list[str]) -> int:
@@ -71,15 +72,12 @@ def plan(values: Mapping[str, Any], problems: list[str]) -> int:
     if problems:
         raise UserError(*problems)
     others = {k: v for k, v in values.items() if k not in own}
-    given = given_options()
-    if "train.batch_tokens" in given and "train.batch_size" not in given:
-        others["train"] = {**others["train"], "batch_size": None}
-    elif options.goal and not given & {"train.batch_size", "train.batch_tokens", "experiment"}:
-        others["train"] = {
-            **others["train"],
-            "batch_size": -(-PAPER_BATCH // options.gpus) * options.gpus,
-        }
+    given = given_options(sys.argv[1:])
     topology = Topology(options.gpus, min(options.gpus, options.gpus_per_node))
+    train, unset = others.get("train"), {"batch_size": None, "batch_tokens": None}
+    if options.goal and isinstance(train, dict) and train == {**train, **unset}:
+        batch_size = -(-PAPER_BATCH // options.gpus) * options.gpus
+        others["train"] = {**train, "batch_size": batch_size}
     run = Run(load(others, topology=topology, checks=OF_THE_CONFIG), topology)
     assumptions = Assumptions(
         GPUS[options.gpu],
@@ -105,11 +103,6 @@ def plan(values: Mapping[str, Any], problems: list[str]) -> int:
             raise UserError(f"plot: cannot write {options.plot}: {error}") from error
     print(json.dumps(answer, indent=2) if options.output == "json" else report.text(answer))
     return EXIT_DONE
-
-
-def given_options() -> set[str]:
-    """Names of the options on the command line."""
-    return {word.split("=")[0].lstrip("+~") for word in sys.argv[1:] if "=" in word}
 
 
 def describe(

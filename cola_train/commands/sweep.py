@@ -74,10 +74,16 @@ class Folders:
 
 def job_name(run_name: str) -> str:
     """A run name of its own for each job: the sweep's, and the job's overrides."""
-    overrides = ",".join(sorted(word.lstrip("+") for word in HydraConfig.get().overrides.task))
-    if not overrides:
-        return run_name
-    suffix = re.sub(r"[^\w.,=+-]", "_", overrides)
-    if len(suffix) > 120:  # the part cut off may be what differs
-        suffix = f"{suffix[:111]}-{hashlib.sha256(overrides.encode()).hexdigest()[:8]}"
-    return f"{run_name}-{suffix}"
+    overrides = sorted(word.lstrip("+") for word in HydraConfig.get().overrides.task)
+    return f"{run_name}+{suffix(overrides)}" if overrides else run_name
+
+
+def suffix(overrides: list[str]) -> str:
+    """Overrides as a part of a name that needs no quotes, in Hydra's grammar or a shell's; others
+    have another one: what is left out or cut off is in a hash."""
+    words = [word.replace('"', "").replace("=", "-", 1) for word in overrides]
+    name = "+".join(re.sub(r"[^\w.-]", "_", word, flags=re.ASCII) for word in words)
+    exact = all(re.fullmatch(r"[\w.]+=[\w.-]*", word, re.ASCII) for word in overrides)
+    if exact and len(name) <= 120:
+        return name
+    return f"{name[:111]}-{hashlib.sha256('+'.join(overrides).encode()).hexdigest()[:8]}"

@@ -4,6 +4,7 @@ Each check yields one line for each problem: the field, its value, what would be
 torch or a tokenizer is imported by the checks of this machine alone: `cola-plan` makes the others.
 """
 
+import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from importlib.util import find_spec
 from pathlib import Path
@@ -15,6 +16,14 @@ from cola_train.config.schema import Config
 from cola_train.errors import UserError
 from cola_train.methods import METHODS
 from cola_train.parallel.topology import Topology
+
+
+def name_problems(config: Config, topology: Topology) -> Iterator[str]:
+    if {"", ".", "..", "~"} & set(config.run_name.split("/")):
+        yield (
+            "run_name: must be the name of a folder, or several joined by /, got "
+            f"{config.run_name!r}"
+        )
 
 
 def model_problems(config: Config, topology: Topology) -> Iterator[str]:
@@ -43,6 +52,19 @@ def optim_problems(config: Config, topology: Topology) -> Iterator[str]:
     yield from config.optim.problems(config.train.steps)
 
 
+def source_problems(config: Config, topology: Topology) -> Iterator[str]:
+    yield from config.data.problems(config.model)
+
+
+def stop_problems(config: Config, topology: Topology) -> Iterator[str]:
+    train = config.train
+    if train.stop_after is not None and train.stop_after > train.steps:
+        yield (
+            f"train.stop_after: {train.stop_after} has no effect, train.steps ({train.steps}) end "
+            "before; raise train.steps, or leave it out"
+        )
+
+
 def recompute_problems(config: Config, topology: Topology) -> Iterator[str]:
     policy, method = config.recompute.name, config.method
     if policy in method.policies:
@@ -58,10 +80,10 @@ def recompute_problems(config: Config, topology: Topology) -> Iterator[str]:
 
 def batch_problems(config: Config, topology: Topology) -> Iterator[str]:
     train, processes = config.train, topology.data
-    if (train.batch_size is None) == (train.batch_tokens is None):
+    if train.batch_size is not None and train.batch_tokens is not None:
         yield (
-            "train.batch_size: give exactly one of train.batch_size (sequences) and "
-            f"train.batch_tokens, got {train.batch_size} and {train.batch_tokens}"
+            f"train.batch_size: {train.batch_size} sequences and train.batch_tokens="
+            f"{train.batch_tokens} are two batches; give one of them, or set the other to null"
         )
         return
     if train.batch_tokens is not None and train.batch_tokens % train.sequence_length:
@@ -148,7 +170,7 @@ def resume_problems(config: Config, topology: Topology) -> Iterator[str]:
         Path(config.run_dir).glob("checkpoints/step-*")
     ):  # the run goes on from its own
         return
-    if not Path(config.resume).is_dir():
+    if not os.path.isdir(config.resume):  # false too for a name that is too long
         yield (
             f"resume: must be auto, never or the folder of a run or checkpoint; "
             f"{config.resume!r} is no folder"
@@ -164,12 +186,15 @@ def data_problems(config: Config, topology: Topology) -> list[str]:
 Check = Callable[[Config, Topology], Iterable[str]]
 
 OF_THE_CONFIG: tuple[Check, ...] = (
+    name_problems,
     model_problems,
     method_problems,
     batch_problems,
     engine_problems,
     recompute_problems,
     optim_problems,
+    source_problems,
+    stop_problems,
     rollback_problems,
 )
 OF_THE_FILES: tuple[Check, ...] = (

@@ -6,32 +6,33 @@ registry MEMBERS is the list of names and whose members hold their own options a
 
 import dataclasses
 import difflib
-import math
+import sys
 import types
 import typing
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin
 
 
 @dataclass(frozen=True)
 class Range:
-    """Bounds of a number, both inclusive unless `above` (exclusive lower bound) is given."""
+    """Bounds of a number, both inclusive."""
 
-    low: float = -math.inf
-    high: float = math.inf
-    above: float | None = None
+    low: float
+    high: float
 
     def allows(self, value: float) -> bool:
-        return self.low <= value <= self.high and (self.above is None or value > self.above)
+        return self.low <= value <= self.high
 
     def __str__(self) -> str:
-        if self.above is not None:
-            low = f"more than {self.above:g}"
-        else:
-            low = f"at least {self.low:g}" if self.low > -math.inf else ""
-        high = f"at most {self.high:g}" if self.high < math.inf else ""
-        return " and ".join(part for part in (low, high) if part)
+        if 0 < self.low < 1:
+            return f"more than 0 ({self.low:g} to {self.high:g})"
+        return f"at least {_exact(self.low)} and at most {_exact(self.high)}"
+
+
+def _exact(number: float) -> str:
+    return str(number) if isinstance(number, int) else f"{number:g}"
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,26 @@ class Among:
 
     def __str__(self) -> str:
         return f"one of {', '.join(self.registry)}"
+
+
+@dataclass(frozen=True)
+class FileName:
+    """A text that names a file or folder; `~` stands for the user's home."""
+
+    def allows(self, value: str) -> bool:
+        return bool(value)
+
+    def __str__(self) -> str:
+        return "a path"
+
+    def expanded(self, value: str) -> str:
+        if not value.startswith("~"):
+            return value
+        try:
+            return str(Path(value).expanduser())
+        except RuntimeError:
+            home = value.split("/")[0]
+            raise ValueError(f"no home folder is known for {home}; give the whole path") from None
 
 
 @dataclass(frozen=True)
@@ -69,10 +90,16 @@ class _Invalid:
 
 INVALID: Any = _Invalid()  # stands for a field whose value was refused, while others are checked
 
-PositiveInt = Annotated[int, Range(low=1)]
-NaturalInt = Annotated[int, Range(low=0)]
-PositiveFloat = Annotated[float, Range(above=0.0)]
-Fraction = Annotated[float, Range(low=0.0, high=1.0)]
+# Wider than any use, and narrow enough for int64 and fp32.
+PositiveInt = Annotated[int, Range(1, 10**12)]
+NaturalInt = Annotated[int, Range(0, 10**12)]
+PositiveFloat = Annotated[float, Range(1e-30, 1e30)]
+NaturalFloat = Annotated[float, Range(0.0, 1e30)]
+Seconds = Annotated[float, Range(1e-3, 1e6)]  # the longest wait that C libraries take is 2**31 ms
+Fraction = Annotated[float, Range(0.0, 1.0)]
+PositiveFraction = Annotated[float, Range(1e-6, 1.0)]
+PathText = Annotated[str, FileName()]
+Workers = Annotated[int, Range(1, 1024)]  # threads or processes of a machine
 
 
 def union_of(kind: Any) -> OneOf | None:
@@ -80,19 +107,17 @@ def union_of(kind: Any) -> OneOf | None:
     return next((mark for mark in get_args(kind)[1:] if isinstance(mark, OneOf)), None)
 
 
-def field_names(cls: Any, prefix: str = "") -> Iterator[str]:
-    """Dotted names of every option, groups and all members of unions included, each once."""
+def field_types(cls: Any, prefix: str = "") -> dict[str, Any]:
+    """Dotted name -> type of every option, groups and all members of unions included."""
+    found: dict[str, Any] = {}
     for field in dataclasses.fields(cls):
         name = prefix + field.name
-        yield name
-        if (union := union_of(field.type)) is not None:
-            yield from dict.fromkeys(
-                inner
-                for member in union.members.values()
-                for inner in field_names(member, f"{name}.")
-            )
-        elif dataclasses.is_dataclass(field.type):
-            yield from field_names(field.type, f"{name}.")
+        found[name] = field.type
+        union = union_of(field.type)
+        for group in union.members.values() if union else [field.type]:
+            if dataclasses.is_dataclass(group):
+                found |= field_types(group, f"{name}.")
+    return found
 
 
 def defaults(cls: Any) -> dict[str, Any]:
@@ -109,11 +134,26 @@ def defaults(cls: Any) -> dict[str, Any]:
     return values
 
 
+def is_text(kind: Any) -> bool:
+    """Whether a type is text, optional or bounded text included."""
+    if get_origin(kind) in (Annotated, types.UnionType):
+        return is_text(get_args(kind)[0])
+    return kind is str
+
+
+def is_texts(kind: Any) -> bool:
+    """Whether a type is a list of texts."""
+    return get_origin(kind) is list and is_text(get_args(kind)[0])
+
+
 def unknown(name: str, known: list[str], what: str) -> str:
     """The message for a name that is not among `known`, with the nearest one."""
     near = [k for k in known if k.endswith(f".{name}")][:1]  # `lr` for `optim.lr`
     near = near or difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-    hint = f"; did you mean `{near[0]}`?" if near else f"; known: {', '.join(known)}"
+    if near:
+        hint = f"; did you mean `{near[0]}`?"
+    else:
+        hint = f"; known: {', '.join(known)}" if len(known) < 20 else "; --help lists them"
     return f"{what} `{name}` does not exist{hint}"
 
 
@@ -146,7 +186,7 @@ def _build_member(union: OneOf, values: Any, group: str, problems: list[str]) ->
     if not _is_group(values, group, problems):
         return INVALID
     tag = values.get(union.tag)
-    if tag not in union.members:
+    if not isinstance(tag, str) or tag not in union.members:
         choices = ", ".join(union.members)
         problems.append(f"{group}.{union.tag}: must be one of {choices}, got {_shown(tag)}")
         return INVALID
@@ -194,8 +234,9 @@ def _default(field: "dataclasses.Field[Any]", otherwise: Any) -> Any:
 
 
 def _shown(value: Any) -> str:
-    """As a user types it."""
-    return "null" if value is None else repr(value)
+    """As a user types it, the beginning if it is long."""
+    text = "null" if value is None else repr(value)
+    return text if len(text) <= 200 else f"{text[:200]}..."
 
 
 def _convert(value: Any, kind: Any) -> Any:
@@ -206,7 +247,7 @@ def _convert(value: Any, kind: Any) -> Any:
         converted = _convert(value, base)
         if not bounds.allows(converted):
             raise ValueError(f"must be {bounds}")
-        return converted
+        return bounds.expanded(converted) if isinstance(bounds, FileName) else converted
     if origin is types.UnionType or origin is typing.Union:
         choices = [k for k in get_args(kind) if k is not types.NoneType]
         return None if value is None else _convert(value, choices[0])
@@ -224,7 +265,8 @@ def _convert(value: Any, kind: Any) -> Any:
             raise ValueError("must be a group, like {a:{b:1}}")
         return dict(value)
     if kind is float and isinstance(value, int | float) and not isinstance(value, bool):
-        if not math.isfinite(value):
+        # an int may be more than a float can hold
+        if not -sys.float_info.max <= value <= sys.float_info.max:
             raise ValueError("must be a finite number")
         return float(value)
     if kind is int and isinstance(value, int) and not isinstance(value, bool):

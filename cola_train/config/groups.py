@@ -6,9 +6,15 @@ from typing import Annotated, Literal
 from cola_train.config.fields import (
     NaturalInt,
     PositiveFloat,
+    PositiveFraction,
     PositiveInt,
     Range,
+    Seconds,
+    Workers,
 )
+
+VocabSize = Annotated[int, Range(1, 10**7)]
+BatchSize = Annotated[int, Range(1, 10**7)]  # sequences
 
 
 @dataclass(frozen=True)
@@ -16,12 +22,12 @@ class ModelConfig:
     """A LLaMA decoder's shape; two hints for low-rank methods (arXiv 2502.10940's code)."""
 
     name: str
-    vocab_size: PositiveInt
-    d_model: PositiveInt
-    d_ff: PositiveInt
-    n_layers: PositiveInt
+    vocab_size: VocabSize
+    d_model: Annotated[int, Range(1, 10**6)]
+    d_ff: Annotated[int, Range(1, 10**7)]
+    n_layers: Annotated[int, Range(1, 10**4)]
     n_heads: PositiveInt
-    rank_ratio: PositiveFloat  # r / d_model, unless the method's own option says otherwise
+    rank_ratio: PositiveFraction  # r / d_model, unless the method's own option says otherwise
     activation: str  # where the paper puts SiLU in low-rank layers of this size
     norm_eps: PositiveFloat = 1e-6
     rope_theta: PositiveFloat = 1e4
@@ -49,21 +55,21 @@ class RecomputeConfig:
 class TrainConfig:
     """The loop: how long, how large a batch, in which precision."""
 
-    steps: PositiveInt = 300
+    steps: Annotated[int, Range(1, 99_999_999)] = 300  # checkpoints are named by eight digits
     stop_after: PositiveInt | None = None  # end early; the schedule still spans `steps`
-    sequence_length: Annotated[int, Range(low=2)] = 256
-    batch_size: PositiveInt | None = 32  # global batch in sequences ...
-    batch_tokens: PositiveInt | None = None  # ... or in tokens; exactly one of the two
-    micro_batch_size: PositiveInt | None = None  # sequences at a time; null: a process's share
+    sequence_length: Annotated[int, Range(2, 10**8)] = 256
+    batch_size: BatchSize | None = None  # global batch in sequences; null: 32 ...
+    batch_tokens: PositiveInt | None = None  # ... or in tokens, in its place
+    micro_batch_size: BatchSize | None = None  # sequences at a time; null: a process's share
     precision: Literal["auto", "bf16", "fp32"] = "auto"  # bf16 where the hardware has it
     compile: bool = False
     deterministic: bool = False
-    threads: PositiveInt | None = None  # CPU threads of each process; null: its share of the cores
+    threads: Workers | None = None  # CPU threads of each process; null: its share of the cores
     non_finite: Literal["skip", "stop"] = "skip"
     max_skipped_in_a_row: PositiveInt = 10
     spike_deviations: PositiveFloat | None = None  # a loss so far above the mean is skipped
     rollback_after: PositiveInt | None = None  # skipped steps in a row; then back to a checkpoint
-    hang_seconds: PositiveFloat | None = 300.0  # without progress; then the run ends with 75
+    hang_seconds: Seconds | None = 300.0  # without progress; then the run ends with 75
     log_every: PositiveInt = 1
 
 
@@ -71,7 +77,7 @@ class TrainConfig:
 class EvaluationConfig:
     every: NaturalInt = 100  # steps; 0: at the end only
     tokens: PositiveInt | None = 262_144  # null: the whole validation split
-    batch_size: PositiveInt = 32  # sequences of one process at a time
+    batch_size: BatchSize = 32  # sequences of one process at a time
     sample_prompt: str = "def "
     sample_tokens: NaturalInt = 128
 

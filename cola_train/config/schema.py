@@ -8,7 +8,7 @@ be right, before a process group, a GPU or a download is touched (docs/architect
 from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
-from cola_train.config.fields import NaturalInt, OneOf
+from cola_train.config.fields import OneOf, PathText, Range
 from cola_train.config.groups import (
     CheckpointConfig,
     EvaluationConfig,
@@ -22,11 +22,13 @@ from cola_train.engines import ENGINES, EngineOptions
 from cola_train.methods import METHODS, MethodOptions
 from cola_train.optim import OPTIMIZERS, OptimOptions
 
+DEFAULT_BATCH_SIZE = 32
+
 
 @dataclass(frozen=True)
 class Config:
     run_name: str
-    run_dir: str
+    run_dir: PathText
     model: ModelConfig
     method: Annotated[MethodOptions, OneOf(METHODS)]
     engine: Annotated[EngineOptions, OneOf(ENGINES)]
@@ -37,17 +39,16 @@ class Config:
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
-    seed: NaturalInt = 0
-    resume: str = "auto"  # auto | never | a checkpoint or run, where a new run begins
+    seed: Annotated[int, Range(0, 2**63 - 1)] = 0
+    resume: PathText = "auto"  # auto | never | a checkpoint or run, where a new run begins
     kernels: Literal["auto", "torch", "triton"] = "auto"  # of low-rank layers; auto: Triton on CUDA
 
     @property
     def batch_size(self) -> int:
         """Global batch in sequences."""
-        if self.train.batch_size is not None:
-            return self.train.batch_size
-        assert self.train.batch_tokens is not None
-        return self.train.batch_tokens // self.train.sequence_length
+        if self.train.batch_tokens is not None:
+            return self.train.batch_tokens // self.train.sequence_length
+        return self.train.batch_size or DEFAULT_BATCH_SIZE
 
     def micro_batch_size(self, processes: int) -> int:
         """Sequences that one of `processes` with different batches runs at a time."""

@@ -4,10 +4,12 @@ Imports nothing heavy: the planner reads a config too.
 """
 
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
-from cola_train.config.fields import Fraction, PositiveInt
+from cola_train.config.fields import Fraction, PathText, PositiveInt, Workers
+from cola_train.config.groups import ModelConfig, VocabSize
 
 
 def default_cache_dir() -> str:
@@ -19,47 +21,80 @@ class DataOptions:
     """What every source takes."""
 
     source: str
-    tokenizer: str = "train"  # a byte-level BPE of the corpus; or a tokenizer.json, or a hub's name
-    vocab_size: PositiveInt = 4096  # of a tokenizer trained here
-    cache_dir: str = field(default_factory=default_cache_dir)
-    validation_fraction: Fraction = 0.05  # of documents, where there is no split of its own
-    max_files: PositiveInt | None = None  # the first ones of the training files
     packing: Literal["packed", "per_document"] = "packed"
     document_mask: bool | None = None  # null: where the attention backend can do it at speed
-    workers: PositiveInt | None = None  # null: all cores
     verify: bool = True  # compare the shards' checksums at start, the processes sharing the work
 
-    text_field: ClassVar[str] = "text"
+    def problems(self, model: ModelConfig) -> Iterator[str]:
+        """Options that others leave without effect."""
+        if self.packing == "per_document" and self.document_mask is not None:
+            yield (
+                "data.document_mask: has no effect with data.packing=per_document, where a row is "
+                "one document; leave it out"
+            )
 
 
 @dataclass(frozen=True)
-class StdlibOptions(DataOptions):
+class CorpusOptions(DataOptions):
+    """What a source of text takes, which is tokenised here."""
+
+    tokenizer: PathText = "train"  # a byte-level BPE of it; or a tokenizer.json, or a hub's name
+    vocab_size: VocabSize = 4096  # of a tokenizer trained here
+    cache_dir: PathText = field(default_factory=default_cache_dir)
+    max_files: PositiveInt | None = None  # the first ones of the training files
+    workers: Workers | None = None  # null: all cores
+
+    text_field: ClassVar[str] = "text"
+    validation_fraction: ClassVar[float] = 0.05
+
+    def problems(self, model: ModelConfig) -> Iterator[str]:
+        yield from super().problems(model)
+        if self.tokenizer != "train" and self.vocab_size != model.vocab_size:
+            yield (
+                f"data.vocab_size: {self.vocab_size} has no effect with data.tokenizer="
+                f"{self.tokenizer}, which is not trained here; leave it out"
+            )
+
+
+@dataclass(frozen=True)
+class StdlibOptions(CorpusOptions):
     """The source of Python's own standard library."""
 
+    validation_fraction: Fraction = 0.05  # type: ignore[misc]  # of documents; an option here
+
 
 @dataclass(frozen=True)
-class TextOptions(DataOptions):
+class TextOptions(CorpusOptions):
     """The user's own files, by patterns."""
 
-    files: list[str] = field(default_factory=list)
-    validation_files: list[str] = field(default_factory=list)
-    text_field: str = "text"  # type: ignore[misc]  # an option here
+    files: list[PathText] = field(default_factory=list)
+    validation_files: list[PathText] = field(default_factory=list)
+    validation_fraction: Fraction = 0.05  # type: ignore[misc]  # without validation_files
+    text_field: str = "text"  # type: ignore[misc]
+
+    def problems(self, model: ModelConfig) -> Iterator[str]:
+        yield from super().problems(model)
+        if self.validation_files and self.validation_fraction != TextOptions.validation_fraction:
+            yield (
+                f"data.validation_fraction: {self.validation_fraction} has no effect with "
+                "data.validation_files; leave one of them out"
+            )
 
 
 @dataclass(frozen=True)
-class C4Options(DataOptions):
+class C4Options(CorpusOptions):
     """allenai/c4's English part."""
 
-    path: str | None = None  # a folder of its files; null: the hub
+    path: PathText | None = None  # a folder of its files; null: the hub
     text_field: str = "text"  # type: ignore[misc]
-    tokenizer: str = "t5-base"
+    tokenizer: PathText = "t5-base"
 
 
 @dataclass(frozen=True, kw_only=True)
 class TokensOptions(DataOptions):
     """Shards that cola-prepare wrote."""
 
-    path: str
+    path: PathText
 
 
 SOURCES: dict[str, type[DataOptions]] = {

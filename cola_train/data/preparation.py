@@ -32,7 +32,7 @@ from cola_train.data.jobs import (
     run_jobs,
     utf8,
 )
-from cola_train.data.options import DataOptions, TextOptions, TokensOptions
+from cola_train.data.options import CorpusOptions, DataOptions, TextOptions
 from cola_train.data.shards import (
     FORMAT,
     MANIFEST,
@@ -82,8 +82,9 @@ def prepare(
     source = READERS[type(data)]
     if source.folder is not None:
         return source.folder(data)
+    assert isinstance(data, CorpusOptions)
     files = source.files(data)
-    folder = _cache_dir(data) / f"{data.source}-{_key(data, files)}"
+    folder = Path(data.cache_dir) / f"{data.source}-{_key(data, files)}"
     if not _is_complete(folder):
         keep_alive = keep_alive or (lambda: None)
         with disk_errors(folder):
@@ -91,7 +92,8 @@ def prepare(
         with _only_writer(folder, keep_alive):
             if not _is_complete(folder):  # another process may have finished it meanwhile
                 _write(data, model_vocab_size, files, folder, progress, keep_alive)
-    _check_fit(data, read_manifest(folder)["vocab_size"], model_vocab_size)
+    given = f"data.tokenizer={data.tokenizer}"
+    _check_fit(given, read_manifest(folder)["vocab_size"], model_vocab_size)
     return folder
 
 
@@ -102,34 +104,23 @@ def problems(data: DataOptions, model_vocab_size: int | None = None) -> list[str
     try:
         if source.folder is None:
             source.files(data)
-            _cache_dir(data)
         else:
-            vocab_size = read_manifest(source.folder(data))["vocab_size"]
-            _check_fit(data, vocab_size, model_vocab_size)
+            path = source.folder(data)
+            _check_fit(f"data.path={path}", read_manifest(path)["vocab_size"], model_vocab_size)
     except UserError as error:
         found += error.problems
-    if source.folder is None:
+    if isinstance(data, CorpusOptions):
         found += tokenizers.problems(data.tokenizer, data.vocab_size, model_vocab_size)
     return found
 
 
-def _cache_dir(data: DataOptions) -> Path:
-    expanded = os.path.expanduser(data.cache_dir)
-    if expanded.startswith("~"):
-        raise UserError(
-            f"data.cache_dir={data.cache_dir}: no such home folder (is HOME set?): name a folder "
-            "from the root on, or set COLA_CACHE"
-        )
-    return Path(expanded)
-
-
-def _check_fit(data: DataOptions, vocab_size: int, model_vocab_size: int | None) -> None:
+def _check_fit(given: str, vocab_size: int, model_vocab_size: int | None) -> None:
+    """given: the option that decides the tokenizer, and its value."""
     if model_vocab_size is not None and vocab_size > model_vocab_size:
-        name = data.path if isinstance(data, TokensOptions) else data.tokenizer
-        raise UserError(tokenizers.does_not_fit(str(name), vocab_size, model_vocab_size))
+        raise UserError(tokenizers.does_not_fit(given, vocab_size, model_vocab_size))
 
 
-def _key(data: DataOptions, files: list[InputFile]) -> str:
+def _key(data: CorpusOptions, files: list[InputFile]) -> str:
     """A hash of all that decides the shards' content, as far as a short look shows it."""
     tokenizer: dict[str, object] = {"name": data.tokenizer}
     if data.tokenizer == tokenizers.TRAIN:
@@ -180,7 +171,7 @@ def _only_writer(folder: Path, keep_alive: KeepAlive) -> Iterator[None]:
 
 
 def _write(
-    data: DataOptions,
+    data: CorpusOptions,
     model_vocab_size: int | None,
     files: list[InputFile],
     folder: Path,
@@ -201,7 +192,7 @@ def _write(
             for record in folder.glob("job-*.json"):  # of shards made with a tokenizer since lost
                 record.unlink()
             write_text(path, tokenizer.to_json())
-    _check_fit(data, tokenizer.vocab_size, model_vocab_size)
+    _check_fit(f"data.tokenizer={data.tokenizer}", tokenizer.vocab_size, model_vocab_size)
     workers = data.workers or os.cpu_count() or 1
     records = run_jobs(_cut(files), reading, folder, workers, progress, keep_alive)
     _check_splits(data, files, records)
@@ -294,7 +285,7 @@ def _cut(files: list[InputFile]) -> list[Job]:
     return [Job(index, tuple(group)) for index, group in enumerate(groups)]
 
 
-def _check_splits(data: DataOptions, files: list[InputFile], records: list[Record]) -> None:
+def _check_splits(data: CorpusOptions, files: list[InputFile], records: list[Record]) -> None:
     """Both have text."""
     counts = {s: sum(r[s].n_documents for r in records if s in r) for s in SPLITS}
     total = sum(counts.values())
@@ -303,11 +294,11 @@ def _check_splits(data: DataOptions, files: list[InputFile], records: list[Recor
         return
     text = isinstance(data, TextOptions)
     if total and files[0].split is None:  # they were divided
-        share, way = ("none", "raise") if empty == "validation" else ("all", "lower")
+        way = "raise" if empty == "validation" else "lower"
         other = ", or name data.validation_files" if text else ""
         raise UserError(
-            f"data.validation_fraction={data.validation_fraction}: {share} of the {total} "
-            f"documents fell to validation: {way} it, or give more documents{other}"
+            f"data.validation_fraction={data.validation_fraction}: {counts['validation']} of the "
+            f"{total} documents fell to validation: {way} it, or give more documents{other}"
         )
     option = f"data.source={data.source}"
     if text:
@@ -320,7 +311,7 @@ def _check_splits(data: DataOptions, files: list[InputFile], records: list[Recor
 
 
 def _manifest(
-    data: DataOptions, tokenizer: Tokenizer, records: list[Record], folder: Path
+    data: CorpusOptions, tokenizer: Tokenizer, records: list[Record], folder: Path
 ) -> dict[str, Any]:
     tokenizer_sha256 = hashlib.sha256((folder / TOKENIZER).read_bytes()).hexdigest()
     splits: dict[str, dict[str, Any]] = {}

@@ -27,6 +27,7 @@ from cola_train.data.formats import (
 from cola_train.data.options import (
     SOURCES,
     C4Options,
+    CorpusOptions,
     DataOptions,
     StdlibOptions,
     TextOptions,
@@ -118,7 +119,7 @@ def _apart(
     return [*list(of_train.values())[:max_files], *of_validation.values()]
 
 
-def _fraction_problems(data: DataOptions) -> list[str]:
+def _fraction_problems(data: CorpusOptions) -> list[str]:
     if 0 < data.validation_fraction < 1:
         return []
     return [
@@ -130,7 +131,7 @@ def _fraction_problems(data: DataOptions) -> list[str]:
 # --- stdlib: the source of Python's own standard library -----------------------------------
 
 
-def _stdlib_files(data: DataOptions) -> list[InputFile]:
+def _stdlib_files(data: StdlibOptions) -> list[InputFile]:
     root = Path(sysconfig.get_paths()["stdlib"])
     paths: list[Path] = []
     for folder, subfolders, names in os.walk(root):
@@ -161,7 +162,7 @@ def _stdlib_documents(file: InputFile, text_field: str) -> Iterator[str]:
 
 
 def _matches(field: str, pattern: str, split: Split | None) -> list[InputFile]:
-    expanded = Path(os.path.expanduser(pattern))
+    expanded = Path(pattern)
     fixed = itertools.takewhile(lambda part: not glob.has_magic(part), expanded.parts)
     root = Path(*fixed)
     if root == expanded:
@@ -252,7 +253,7 @@ def _c4_files(data: C4Options) -> list[InputFile]:
                 InputFile(name, f"{C4_HUB}/{name}", split, C4_HUB_FILE_BYTES) for name in names
             ]
         else:
-            root = Path(os.path.expanduser(data.path))
+            root = Path(data.path)
             pattern = f"c4-{split}.*.json.gz"
             files[split] = [_local_file(p, root, split) for p in sorted(root.glob(pattern))]
             if not files[split]:
@@ -270,7 +271,7 @@ def _c4_files(data: C4Options) -> list[InputFile]:
 
 def _tokens_folder(data: TokensOptions) -> Path:
     fix = "name the folder that cola-prepare printed"
-    folder = Path(os.path.expanduser(data.path))
+    folder = Path(data.path)
     if not (folder / "manifest.json").is_file():
         raise UserError(f"data.path={data.path}: no manifest.json there: {fix}")
     return folder

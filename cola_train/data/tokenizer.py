@@ -1,7 +1,6 @@
 """Text to token ids and back, on top of the `tokenizers` library."""
 
 import json
-import os
 import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -160,7 +159,7 @@ def _unknown_id(backend: "tokenizers.Tokenizer") -> int | None:
 
 def local_file(name: str) -> Path | None:
     """The tokenizer.json that `name` stands for; None when `name` can only be a hub's."""
-    path = Path(os.path.expanduser(name))
+    path = Path(name)
     if path.is_dir():
         if not (path / "tokenizer.json").is_file():
             raise UserError(f"data.tokenizer={name}: that folder holds no tokenizer.json")
@@ -186,7 +185,8 @@ def problems(name: str, vocab_size: int, model_vocab_size: int | None) -> list[s
                 f"tokens ({BYTES} bytes and {END_OF_TEXT})"
             ]
         if model_vocab_size is not None and vocab_size > model_vocab_size:
-            return [does_not_fit(name, vocab_size, model_vocab_size, "data.vocab_size")]
+            given = f"data.tokenizer={name}"
+            return [does_not_fit(given, vocab_size, model_vocab_size, "data.vocab_size")]
         return []
     try:
         if local_file(name) is None:
@@ -195,16 +195,19 @@ def problems(name: str, vocab_size: int, model_vocab_size: int | None) -> list[s
     except UserError as error:
         return list(error.problems)
     if model_vocab_size is not None and loaded.vocab_size > model_vocab_size:
-        return [does_not_fit(name, loaded.vocab_size, model_vocab_size)]
+        return [does_not_fit(f"data.tokenizer={name}", loaded.vocab_size, model_vocab_size)]
     return []
 
 
 def does_not_fit(
-    name: str, vocab_size: int, model_vocab_size: int, field: str = "data.tokenizer"
+    given: str, vocab_size: int, model_vocab_size: int, field: str | None = None
 ) -> str:
+    """given: the option that decides the tokenizer, and its value; field: what to change if it is
+    another option."""
     return (
         f"model.vocab_size={model_vocab_size} is smaller than the tokenizer's {vocab_size} tokens "
-        f"(data.tokenizer={name}): set model.vocab_size={vocab_size} or more, or change {field}"
+        f"({given}): set model.vocab_size={vocab_size} or more, or change "
+        f"{field or given.split('=')[0]}"
     )
 
 

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar
 
-from cola_train.config.fields import PositiveFloat
+from cola_train.config.fields import Seconds
 from cola_train.parallel.topology import Topology
 
 
@@ -13,7 +13,7 @@ class EngineOptions:
     """How parameters, gradients and optimizer state are spread over processes."""
 
     name: str
-    timeout_seconds: PositiveFloat = 600.0  # of a collective
+    timeout_seconds: Seconds = 600.0  # of a collective
 
     implementation: ClassVar[str]  # "module:class" of an `engines.base.Engine`
     planner: ClassVar[str]  # the module of planning/ that knows its memory and traffic

@@ -6,9 +6,9 @@ they build, one entry in OPTIMIZERS, one YAML file, one test.
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Annotated, ClassVar
+from typing import ClassVar
 
-from cola_train.config.fields import Fraction, NaturalInt, PositiveFloat, Range
+from cola_train.config.fields import Fraction, NaturalFloat, NaturalInt, PositiveFloat
 
 
 @dataclass(frozen=True)
@@ -17,7 +17,7 @@ class OptimOptions:
 
     name: str
     lr: PositiveFloat = 3e-3
-    weight_decay: Annotated[float, Range(low=0.0)] = 0.01
+    weight_decay: NaturalFloat = 0.01
     warmup_steps: NaturalInt | None = None  # null: a twentieth of train.steps
     final_lr_ratio: Fraction = 0.1
     clip: PositiveFloat | None = 0.5  # of the global gradient norm; null: none

@@ -10,7 +10,7 @@ import pytest
 import yaml
 from helpers import exit_code_of, losses, make_config, run_python, run_to_end
 
-from cola_train.config.fields import field_names
+from cola_train.config.fields import field_types
 from cola_train.config.schema import Config
 from cola_train.data.preparation import prepare
 
@@ -72,7 +72,7 @@ def test_bad_checkpoints_exit_2(tiny, tmp_path, capsys):
 def test_damaged_shard_exits_2(tiny, tmp_path, capsys):
     config = make_config(*tiny)
     folder = shutil.copytree(prepare(config.data, config.model.vocab_size), tmp_path / "shards")
-    common = [word for word in tiny if not word.startswith("data.files=")]
+    common = [word for word in tiny if not word.startswith("data")]
     arguments = [*common, "data=tokens", f"data.path={folder}", "train.steps=1"]
     assert exit_code_of([*arguments, f"run_dir={tmp_path / 'good'}"]) == 0
     shard = folder / "train-00000.tokens.npy"
@@ -88,11 +88,11 @@ def hydra_command(*arguments: str) -> str:
 def test_help_and_cfg():
     help_text = hydra_command("--help")
     assert "experiment" in help_text and "paper_60m" in help_text and "60m" in help_text
-    for option in field_names(Config):  # of every member of every union
+    for option in field_types(Config):  # of every member of every union
         assert re.search(rf"\b{option.split('.')[-1]}\b", help_text), option
     shown = yaml.safe_load(hydra_command("--cfg", "job", "model=60m"))
     assert shown["model"]["d_model"] == 512
-    assert set(shown) == {name for name in field_names(Config) if "." not in name}
+    assert set(shown) == {name for name in field_types(Config) if "." not in name}
 
 
 def test_multirun(tiny, tmp_path):

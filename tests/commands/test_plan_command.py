@@ -68,6 +68,18 @@ def test_a_search_leaves_what_is_named_and_proposes_the_rest(arguments, keys):
     assert json.loads(again.stdout)["memory"] == answer["memory"]
 
 
+def test_a_batch_in_tokens_is_enough_as_for_cola_train():
+    answer = json.loads(cola_plan("train.batch_tokens=6144", "output=json").stdout)
+    assert answer["batch_size"] == 24
+    common = ["model=60m", "gpus=3", "goal=memory", "output=json"]
+    answer = json.loads(cola_plan(*common).stdout)
+    assert answer["batch_size"] == 513  # the paper's 512, among three
+    answer = json.loads(cola_plan(*common, "train.batch_tokens=6144").stdout)
+    assert answer["batch_size"] == 24
+    refused = cola_plan("train.batch_tokens=6144", "train.batch_size=24")
+    assert refused.returncode == EXIT_USER_ERROR and "are two batches" in refused.stderr
+
+
 def test_largest_micro_batch_is_the_largest(tmp_path):
     common = ["model=1b", "recompute=cola_m", "gpu=a10", "output=json"]
     plot = tmp_path / "plan.png"

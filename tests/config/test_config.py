@@ -1,11 +1,16 @@
 """What a config refuses, before anything starts, and that every file of configs/ is one."""
 
 import dataclasses
+import re
+from collections.abc import Iterator
 
 import pytest
 from helpers import exit_code_of, make_config
 
-from cola_train.commands.cli import config_dir
+from cola_train.commands.cli import UNIONS, check_overrides, compose, config_dir, without_replaced
+from cola_train.config.checks import OF_THE_CONFIG, load
+from cola_train.data.options import TokensOptions
+from cola_train.errors import UserError
 
 # (overrides after the tiny defaults, what the message must name)
 BAD_OPTIONS = [
@@ -35,7 +40,10 @@ BAD_OPTIONS = [
     (["kernels=triton"], ["kernels", "triton cannot run here", "kernels=torch"]),
     (["method=full", "recompute=cola_m"], ["recompute", "method=cola", "recompute=full"]),
     (["model.attention=flash"], ["model.attention", "flash"]),
-    (["train.batch_tokens=100"], ["train.batch_size", "exactly one"]),
+    (
+        ["train.batch_size=8", "train.batch_tokens=256"],
+        ["train.batch_size: 8 sequences and train.batch_tokens=256", "to null"],
+    ),
     (["train.batch_size=null", "train.batch_tokens=100"], ["train.batch_tokens", "multiple"]),
     (["train.micro_batch_size=3"], ["train.micro_batch_size", "divide", "8"]),
     (["optim.warmup_steps=1000000"], ["optim.warmup_steps", "train.steps"]),
@@ -46,6 +54,27 @@ BAD_OPTIONS = [
     (["data=tokens"], ["data.path", "missing"]),
     (["data=tokens", "data.path=/nowhere"], ["data.path", "/nowhere"]),
     (["data=c4", "data.path=/nowhere", "data.tokenizer=train"], ["data.path", "/nowhere"]),
+    (
+        ["data=tokens", "data.workers=2"],
+        ["data.workers: 2", "data=stdlib and data=text"],
+    ),
+    (["data=c4", "data.validation_fraction=0.2"], ["data.validation_fraction: 0.2", "data=c4"]),
+    (["engine=deepspeed", "engine.sharding=full"], ["engine.sharding", "and this is engine=deep"]),
+    (["engine.shard_size=2"], ["engine.shard_size: 2 has no effect", "engine.sharding=hybrid"]),
+    (["data.tokenizer=gpt2", "data.vocab_size=280"], ["data.vocab_size: 280", "not trained here"]),
+    (
+        ["data.validation_files=[/a/*.txt]", "data.validation_fraction=0.2"],
+        ["data.validation_fraction: 0.2 has no effect with data.validation_files"],
+    ),
+    (
+        ["data.packing=per_document", "data.document_mask=true"],
+        ["data.document_mask: has no effect with data.packing=per_document"],
+    ),
+    (["train.stop_after=400"], ["train.stop_after: 400 has no effect", "train.steps (300)"]),
+    (["seed=18446744073709551616"], ["seed", "at most 9223372036854775807"]),
+    (["engine.timeout_seconds=1e20"], ["engine.timeout_seconds", "to 1e+06"]),
+    (["train.threads=1000000"], ["train.threads", "at most 1024"]),
+    (["resume=" + 300 * "x"], ["resume", "is no folder"]),
     (["train.steps"], ["train.steps", "option=value"]),
     (["engine.sharding=some"], ["engine.sharding", "full, hybrid, replicate"]),
     (["run_name=${nothing}"], ["nothing"]),
@@ -65,6 +94,37 @@ def test_bad_options_exit_2_before_anything_starts(
     assert all(word in err for word in named), err
     assert "Traceback" not in err and not out
     assert not (tmp_path / "run").exists()
+
+
+def union_options() -> Iterator[tuple[str, str, str]]:
+    """(group, a member, an option that it lacks and another one has)"""
+    for group, union in UNIONS.items():
+        names = {tag: {f.name for f in dataclasses.fields(m)} for tag, m in union.members.items()}
+        for tag in names:
+            for option in sorted(set.union(*names.values()) - names[tag]):
+                yield group, tag, option
+
+
+@pytest.mark.parametrize(("group", "member", "option"), list(union_options()))
+def test_an_option_of_another_member_is_refused(group, member, option):
+    good, problems = check_overrides([f"{group}={member}", f"{group}.{option}=7"])
+    assert not problems
+    with pytest.raises(UserError) as refused:
+        load(compose(good, problems), checks=[])
+    (line,) = [line for line in refused.value.problems if option in line]
+    assert re.match(rf"{group}\.{option}: '?7'? is an option of {group}=", line)
+    assert line.endswith(f", and this is {group}={member}; leave it out")
+
+
+def test_a_source_on_the_command_line_replaces_an_experiments(tmp_path):
+    """With the options of its own: the paper's recipe on shards that are prepared."""
+    overrides = ["experiment=paper_60m", "data=tokens", f"data.path={tmp_path}"]
+    config = load(compose(overrides, []), checks=OF_THE_CONFIG)
+    assert config.data == TokensOptions("tokens", packing="per_document", path=str(tmp_path))
+    config = load(compose(["experiment=paper_60m", "data=c4"], []), checks=OF_THE_CONFIG)
+    assert config.data.max_files == 15
+    with pytest.raises(UserError, match=r"data.max_files: 3 is an option of"):
+        load(compose([*overrides, "++data.max_files=3"], []), checks=OF_THE_CONFIG)
 
 
 def test_all_problems_at_once(tiny, tmp_path, capsys):
@@ -108,7 +168,19 @@ def test_every_config_group_and_experiment_loads(corpus):
     assert rank_of("method.rank=7", "method.rank_ratio=0.5") == 7
     config = make_config("model=350m")
     assert config.method.placement(config.model) == "low_rank"
+
+
+def test_a_batch_in_tokens_is_enough():
+    """Over the default and over an experiment's sequences, and the other way round."""
+    assert make_config().batch_size == 32
+    assert make_config("train.batch_tokens=1024").batch_size == 4
     assert make_config("train.batch_size=null", "train.batch_tokens=1024").batch_size == 4
+    paper = make_config("experiment=paper_60m", "train.batch_tokens=49152")
+    assert paper.batch_size == 192 and paper.train.batch_size is None
+    assert make_config("experiment=paper_60m", "train.batch_tokens=null").batch_size == 512
+    in_tokens = {"train": {"batch_size": 6, "batch_tokens": 1024}}
+    in_sequences = {"train": {"batch_size": 6, "batch_tokens": None}}
+    assert without_replaced(in_tokens, ["train.batch_size=6"]) == in_sequences
 
 
 def rank_of(*overrides: str) -> int:

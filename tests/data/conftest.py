@@ -1,5 +1,6 @@
 """A small cache folder, a small tokenizer and the config fields that the data package reads."""
 
+import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,8 +20,10 @@ DEFAULTS: dict[str, Any] = {
 @pytest.fixture
 def data_config(tmp_path: Path) -> Callable[..., DataOptions]:
     def make(**changes: Any) -> DataOptions:
-        values = {**DEFAULTS, "cache_dir": str(tmp_path / "cache"), **changes}
-        return SOURCES[values["source"]](**values)
+        options = SOURCES[changes.get("source", DEFAULTS["source"])]
+        own = {field.name for field in dataclasses.fields(options)}
+        values = {**DEFAULTS, "cache_dir": str(tmp_path / "cache")}
+        return options(**{k: v for k, v in values.items() if k in own} | changes)
 
     return make
 

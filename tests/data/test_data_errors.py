@@ -153,11 +153,11 @@ CONTENT: list[tuple[Callable[[Path], dict[str, Any]], list[str]]] = [
     (text_file("a.jsonl", b""), ["hold no text"]),
     (
         text_file("a.jsonl", b'{"text": "a"}\n'),
-        ["data.validation_fraction=0.001", "none of the 1 documents", "data.validation_files"],
+        ["data.validation_fraction=0.001", "0 of the 1 documents", "data.validation_files"],
     ),
     (
         lambda d: text_file("a.jsonl", b'{"text": "a"}\n' * 3)(d) | {"validation_fraction": 0.9999},
-        ["data.validation_fraction=0.9999: all of the 3 documents", "lower it, or give more"],
+        ["data.validation_fraction=0.9999: 3 of the 3 documents", "lower it, or give more"],
     ),
     (
         lambda d: good(d) | {"validation_files": [str(text_file("v.txt", b"")(d)["files"][0])]},

@@ -160,17 +160,6 @@ def test_a_corpus_of_equal_names_sizes_and_times_has_shards_of_its_own(
     assert (keys[0] != keys[1]) == (at is not None)
 
 
-def test_a_home_that_is_not_there(
-    corpus: Path, data_config: MakeConfig, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    config = data_config(files=["~nobody-of-this-name/a.txt"], cache_dir="~nobody-of-this-name/c")
-    assert "data.files: no file matches" in problems(config)[0]
-    config = data_config(files=[f"{corpus}/*.jsonl"], cache_dir="~nobody-of-this-name/c")
-    assert "data.cache_dir=~nobody-of-this-name/c: no such home folder" in problems(config)[0]
-    config = data_config(source="tokens", path="~nobody-of-this-name/c")
-    assert "no manifest.json there" in problems(config)[0]
-
-
 def test_two_corpora_that_a_look_at_the_folder_cannot_tell_apart(
     tmp_path: Path, data_config: MakeConfig, tokenizer_json: Path
 ) -> None:

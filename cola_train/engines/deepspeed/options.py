@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import Annotated, Any, Literal
 
-from cola_train.config.fields import Range
+from cola_train.config.fields import PathText, Range
 from cola_train.engines.options import EngineOptions
 from cola_train.parallel.topology import Topology
 
@@ -43,10 +43,10 @@ Offload = Literal["none", "cpu", "nvme"]
 @dataclass(frozen=True)
 class DeepSpeedOptions(EngineOptions):
     # 0: a copy on each process; sharded are 1: the optimizer's state, 2: gradients, 3: parameters
-    zero_stage: Annotated[int, Range(low=0, high=3)] = 2
+    zero_stage: Annotated[int, Range(0, 3)] = 2
     offload_optimizer: Offload = "none"  # cpu: stages 1 to 3; nvme: stage 3 on one process
     offload_parameters: Offload = "none"  # stage 3
-    nvme_path: str | None = None  # a folder on a local NVMe disk
+    nvme_path: PathText | None = None  # a folder on a local NVMe disk
     overrides: dict[str, Any] | None = None  # more of DeepSpeed's JSON
 
     implementation = "cola_train.engines.deepspeed.engine:DeepSpeedEngine"

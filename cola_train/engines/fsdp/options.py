@@ -26,6 +26,11 @@ class FSDPOptions(EngineOptions):
         return 1 if self.sharding == "replicate" else topology.world
 
     def problems(self, topology: Topology) -> Iterator[str]:
+        if self.sharding != "hybrid" and self.shard_size is not None:
+            yield (
+                f"engine.shard_size: {self.shard_size} has no effect with engine.sharding="
+                f"{self.sharding}; use engine.sharding=hybrid, or leave it out"
+            )
         if topology.world % self.copy_size(topology):
             yield (
                 f"engine.shard_size: {self.copy_size(topology)} does not divide the "

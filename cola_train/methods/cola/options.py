@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal, cast, get_args
 
-from cola_train.config.fields import PositiveFloat, PositiveInt
+from cola_train.config.fields import PositiveFraction, PositiveInt
 from cola_train.config.groups import ModelConfig
 from cola_train.methods.costs import (
     NORMS_FP32,
@@ -25,7 +25,7 @@ Placement = Literal["low_rank", "both", "full_rank"]
 class ColaOptions(MethodOptions):
     """Every linear of a block as an auto-encoder of rank r, `B silu(A x)` (arXiv 2502.10940)."""
 
-    rank_ratio: PositiveFloat | None = None  # r / d_model; null: model.rank_ratio
+    rank_ratio: PositiveFraction | None = None  # r / d_model; null: model.rank_ratio
     rank: PositiveInt | None = None  # wins over rank_ratio
     # low_rank: SiLU on the rank-r vectors only; full_rank: on SwiGLU's gate only (plain low-rank
     # layers); both. null: model.activation

@@ -1,0 +1,74 @@
+"""Hydra's grammar of overrides, which reads 1e3 as a number and `=`, `,` or `(` as its own."""
+
+import re
+import shlex
+from typing import Any
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override, OverrideType, QuotedString
+from hydra.errors import HydraException
+
+from cola_train.config.fields import is_text, is_texts
+
+PARSER = OverridesParser.create()
+
+
+def parse(text: str) -> Override | None:
+    """None if the grammar has no such override."""
+    try:
+        return PARSER.parse_override(text)
+    except (HydraException, ValueError):  # ValueError: an integer of thousands of digits
+        return None
+
+
+def quote(text: str, kind: Any) -> str:
+    """`option=value` with the value in quotes; in a list of texts, each item."""
+    option, _, value = text.partition("=")
+    if not is_texts(kind):
+        return f"{option}={_quoted(value)}"
+    items = (item.strip() for item in value.removeprefix("[").removesuffix("]").split(","))
+    return f"{option}=[{','.join(map(_quoted, items))}]"
+
+
+def as_typed(text: str, override: Override, kind: Any) -> str:
+    """The override, quoted where a text would come out as another than the one typed: `1e3` as
+    1000.0, or without the blank at its end."""
+    value, typed = override._value, text.partition("=")[2]
+    if override.type == OverrideType.DEL:
+        return text
+    if is_texts(kind) and isinstance(value, list):
+        return quote(text, kind) if any(map(_is_number, value)) else text
+    if not is_text(kind):
+        return text
+    if override.is_sweep_override():
+        option, _, values = text.partition("=")
+        numbers = any(map(_is_number, getattr(value, "list", []))) and "(" not in values
+        return f"{option}={','.join(map(_quoted, values.split(',')))}" if numbers else text
+    trimmed = isinstance(value, str) and value == typed.strip() != typed
+    return quote(text, kind) if trimmed or _is_number(value) else text
+
+
+def first_of_sweep(text: str, override: Override) -> str:
+    """The first job's override."""
+    try:
+        return f"{text.partition('=')[0]}={next(override.sweep_string_iterator())}"
+    except (HydraException, StopIteration, AttributeError):  # a glob, an interval, an empty range
+        return ""
+
+
+def in_a_shell(text: str, kind: Any) -> str:
+    """The override as it must be typed for its value to be the text that was meant."""
+    return shlex.quote(quote(text, kind))
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float)  # true and false are ints
+
+
+def _quoted(text: str) -> str:
+    if isinstance(getattr(parse(f"x={text}"), "_value", None), QuotedString):
+        return text  # it is quoted already
+    text = re.sub(r'(\\*)"', r'\1\1\\"', text)  # a backslash escapes only before a quote
+    text = re.sub(r"(\\+)$", r"\1\1", text)
+    text = re.sub(r"\$\{(?![^{}]*\})", r"\\${", text)  # the beginning of no interpolation
+    return f'"{text}"'
