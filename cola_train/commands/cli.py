@@ -268,7 +268,7 @@ def without_replaced(values: dict[str, Any], overrides: Iterable[str]) -> dict[s
     for group in given & UNIONS.keys():
         union, options = UNIONS[group], values[group]
         names = {tag: {f.name for f in dataclasses.fields(m)} for tag, m in union.members.items()}
-        others = set.union(*names.values()) - names[options[union.tag]]
+        others = set.union(*names.values()) - names.get(str(options.get(union.tag)), {union.tag})
         replaced = {name for name in others if f"{group}.{name}" not in given}
         values[group] = {name: value for name, value in options.items() if name not in replaced}
     return values

@@ -83,7 +83,10 @@ def main() -> None:
     processes, gpus = options.processes_per_node, options.gpus_per_node
     topology = Topology(options.nodes * processes, processes)
     checks = (*OF_THE_CONFIG, *OF_THE_FILES) if options.elsewhere else CHECKS
+    counts = {"NODES": options.nodes, "PROCESSES_PER_NODE": processes}
     try:
+        if few := [name for name, count in counts.items() if count < 1]:
+            raise UserError(*(f"{name}: must be at least 1, got {counts[name]}" for name in few))
         good, wrong = check_overrides(options.overrides)
         config = load(compose(good, wrong), wrong, topology=topology, checks=checks)
         if found := problems(config, processes, gpus, options.elsewhere):

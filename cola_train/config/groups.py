@@ -72,6 +72,11 @@ class TrainConfig:
     hang_seconds: Seconds | None = 300.0  # without progress; then the run ends with 75
     log_every: PositiveInt = 1
 
+    def __post_init__(self) -> None:
+        if self.batch_size is None and self.batch_tokens is None:
+            # not its default: that would stand beside a batch in tokens
+            object.__setattr__(self, "batch_size", 32)
+
 
 @dataclass(frozen=True)
 class EvaluationConfig:

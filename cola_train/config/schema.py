@@ -22,8 +22,6 @@ from cola_train.engines import ENGINES, EngineOptions
 from cola_train.methods import METHODS, MethodOptions
 from cola_train.optim import OPTIMIZERS, OptimOptions
 
-DEFAULT_BATCH_SIZE = 32
-
 
 @dataclass(frozen=True)
 class Config:
@@ -48,7 +46,8 @@ class Config:
         """Global batch in sequences."""
         if self.train.batch_tokens is not None:
             return self.train.batch_tokens // self.train.sequence_length
-        return self.train.batch_size or DEFAULT_BATCH_SIZE
+        assert self.train.batch_size is not None
+        return self.train.batch_size
 
     def micro_batch_size(self, processes: int) -> int:
         """Sequences that one of `processes` with different batches runs at a time."""

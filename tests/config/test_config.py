@@ -172,7 +172,7 @@ def test_every_config_group_and_experiment_loads(corpus):
 
 def test_a_batch_in_tokens_is_enough():
     """Over the default and over an experiment's sequences, and the other way round."""
-    assert make_config().batch_size == 32
+    assert make_config().batch_size == make_config().train.batch_size == 32
     assert make_config("train.batch_tokens=1024").batch_size == 4
     assert make_config("train.batch_size=null", "train.batch_tokens=1024").batch_size == 4
     paper = make_config("experiment=paper_60m", "train.batch_tokens=49152")

@@ -83,6 +83,7 @@ def test_dry_runs_show_the_whole_command_and_start_nothing(tiny, tmp_path, envir
         ({"PROCESSES_PER_NODE": "3"}, [], "do not divide among 3 processes"),
         ({}, ["run_dir=/proc/run"], "run_dir: /proc"),
         ({}, ["model.d_model=65536", "model.d_ff=9999999", "method=full"], "GB free"),
+        ({"NODES": "0"}, [], "NODES: must be at least 1, got 0"),
         ({"PYTHON": "/bin/false"}, [], "PYTHON"),
         ({"REFUSED": "1"}, [], "SLURM would refuse"),
         (
