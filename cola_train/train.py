@@ -53,12 +53,6 @@ def run(
     """The run itself, in a folder that is its own and on processes that have joined."""
     # The pipeline.
     data = open_data(config.data, config.model.vocab_size)
-    check_predictions(
-        data.train,
-        data.validation,
-        packing=config.data.packing,
-        sequence_length=config.train.sequence_length,
-    )
     stop_signal = StopSignal()  # until here a signal ends the process at once
     engine = on_exit.enter_context(closing(build(config, device)))
     loader = build_loader(config, data)
@@ -171,8 +165,12 @@ def uses_documents(config: Config) -> bool:
 
 
 def build_loader(config: Config, data: PreparedData) -> BatchLoader:
-    """Training batches of this process."""
-    return BatchLoader(
+    """Training batches of this process.
+
+    Raises:
+        UserError: a split is too short, or has no token to predict.
+    """
+    loader = BatchLoader(
         data.train,
         sequence_length=config.train.sequence_length,
         batch_size=config.batch_size,
@@ -183,6 +181,13 @@ def build_loader(config: Config, data: PreparedData) -> BatchLoader:
         packing=config.data.packing,
         with_documents=uses_documents(config),
     )
+    check_predictions(
+        data.train,
+        data.validation,
+        packing=config.data.packing,
+        sequence_length=config.train.sequence_length,
+    )
+    return loader
 
 
 def due(step: int, every: int) -> bool:

@@ -9,7 +9,6 @@ from typing import Any
 import yaml
 
 from cola_train import distributed
-from cola_train.config.checks import load
 from cola_train.config.schema import Config
 from cola_train.errors import UserError
 from cola_train.files import read_json, write_text
@@ -71,10 +70,8 @@ def record_config(config: Config, owner: Owner, finished: bool) -> None:
 
 def _record(config: Config, owner: Owner, finished: bool) -> None:
     path = Path(config.run_dir) / "config.yaml"
-    values, recorded = dataclasses.asdict(config), _recorded(path)
-    changed = changes(recorded, values)
-    if _batch_size(recorded) == config.batch_size:  # said in another way
-        changed = [change for change in changed if not change[0].startswith("train.batch_")]
+    values = dataclasses.asdict(config)
+    changed = changes(_recorded(path), values)
     others = [(name, old, new) for name, old, new in changed if _is_recipe(name)]
     if finished and others:
         raise UserError(
@@ -109,14 +106,6 @@ def _recorded(path: Path) -> dict[str, Any] | None:
             f"{path}: damaged ({reason}); written anew, what has changed cannot be said",
             file=sys.stderr,
         )
-        return None
-
-
-def _batch_size(recorded: dict[str, Any] | None) -> int | None:
-    """Sequences a step of an earlier start; None if that cannot be told."""
-    try:
-        return load(recorded or {}, checks=()).batch_size
-    except UserError:
         return None
 
 
