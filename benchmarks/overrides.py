@@ -2,7 +2,8 @@
 
 from collections.abc import Mapping, Sequence
 
-from cola_train.commands.cli import check_overrides, compose
+from cola_train.commands.cli import compose
+from cola_train.commands.overrides import check_overrides
 from cola_train.config.checks import load
 from cola_train.config.schema import Config
 

@@ -19,7 +19,8 @@ from torch.distributed.tensor import DTensor
 
 from cola_train import distributed
 from cola_train.checkpoint.flat_shard import FlatShard
-from cola_train.commands.cli import check_overrides, compose, run_app
+from cola_train.commands.cli import compose, run_app
+from cola_train.commands.overrides import check_overrides
 from cola_train.config.checks import OF_THE_CONFIG, load
 from cola_train.config.schema import Config
 from cola_train.data.loader import Batch

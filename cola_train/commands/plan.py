@@ -14,7 +14,9 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from cola_train import costs
-from cola_train.commands.cli import OPTIONS, given_options, run_composed
+from cola_train.commands.cli import run_composed
+from cola_train.commands.groups import OPTIONS
+from cola_train.commands.overrides import given_options
 from cola_train.config.checks import OF_THE_CONFIG, load
 from cola_train.config.fields import (
     Among,
@@ -58,7 +60,8 @@ class PlanConfig:
 def main() -> None:
     """The command `cola-plan`."""
     signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `cola-plan ... | head` just ends
-    run_composed(plan, primary="plan", options=field_types(PlanConfig) | OPTIONS)
+    options = field_types(PlanConfig) | OPTIONS
+    run_composed(plan, primary="plan", options=options, command="cola-plan")
 
 
 def plan(values: Mapping[str, Any], problems: list[str]) -> int:

@@ -12,8 +12,9 @@ import shutil
 import sys
 from pathlib import Path
 
-from cola_train import costs, distributed
-from cola_train.commands.cli import check_overrides, compose
+from cola_train import __version__, costs, distributed
+from cola_train.commands.cli import compose, print_problems
+from cola_train.commands.config_file import CommandLine, read_command_line
 from cola_train.config.checks import CHECKS, OF_THE_CONFIG, OF_THE_FILES, load
 from cola_train.config.schema import Config
 from cola_train.errors import EXIT_USER_ERROR, UserError
@@ -78,22 +79,25 @@ def main() -> None:
     for option in ("--nodes", "--processes-per-node", "--gpus-per-node"):
         parser.add_argument(option, type=int, required=True)
     parser.add_argument("--elsewhere", action="store_true", help="the run's nodes are others")
-    parser.add_argument("overrides", nargs="*", help="Hydra overrides, as for cola-train")
-    options = parser.parse_args()
+    parser.add_argument("--version", action="version", version=f"cola_train {__version__}")
+    parser.add_argument("--config-dir", "-cd", help="a folder of groups of your own")
+    parser.add_argument("overrides", nargs="*", help="a config file and overrides of cola-train's")
+    options = parser.parse_intermixed_args()
     processes, gpus = options.processes_per_node, options.gpus_per_node
     topology = Topology(options.nodes * processes, processes)
     checks = (*OF_THE_CONFIG, *OF_THE_FILES) if options.elsewhere else CHECKS
+    line = CommandLine([], [])
     counts = {"NODES": options.nodes, "PROCESSES_PER_NODE": processes}
     try:
         if few := [name for name, count in counts.items() if count < 1]:
             raise UserError(*(f"{name}: must be at least 1, got {counts[name]}" for name in few))
-        good, wrong = check_overrides(options.overrides)
-        config = load(compose(good, wrong), wrong, topology=topology, checks=checks)
+        line = read_command_line(options.overrides, folder=options.config_dir)
+        values = compose(line.overrides, line.problems, of_file=line.of_file)
+        config = load(values, line.problems, topology=topology, checks=checks)
         if found := problems(config, processes, gpus, options.elsewhere):
             raise UserError(*found)
     except UserError as error:
-        for problem in error.problems:
-            print(f"error: {problem}", file=sys.stderr)
+        print_problems(error, line)
         sys.exit(EXIT_USER_ERROR)
     print(Path(config.run_dir).absolute())
     print(next_launch(Path(config.run_dir)))

@@ -7,7 +7,7 @@ from cola_train.errors import EXIT_DONE
 
 
 def main() -> None:
-    run_app(_prepare)
+    run_app(_prepare, command="cola-prepare")
 
 
 def _prepare(config: Config) -> int:

@@ -2,6 +2,7 @@
 
 import re
 import shlex
+from collections.abc import Mapping
 from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -56,6 +57,21 @@ def first_of_sweep(text: str, override: Override) -> str:
         return ""
 
 
+def write(value: Any) -> str:
+    """A plain value in the grammar, so that it is read as it is."""
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    if isinstance(value, Mapping):
+        return f"{{{','.join(f'{key}:{write(item)}' for key, item in value.items())}}}"
+    if isinstance(value, list):
+        return f"[{','.join(map(write, value))}]"
+    if not isinstance(value, str):
+        return str(value)
+    plain = re.fullmatch(r"[\w./${}-]+", value, re.ASCII) is not None
+    read = getattr(parse(f"x={value}"), "_value", None) if plain else None
+    return value if read == value and isinstance(read, str) else _in_quotes(value)
+
+
 def in_a_shell(text: str, kind: Any) -> str:
     """The override as it must be typed for its value to be the text that was meant."""
     return shlex.quote(quote(text, kind))
@@ -68,6 +84,10 @@ def _is_number(value: Any) -> bool:
 def _quoted(text: str) -> str:
     if isinstance(getattr(parse(f"x={text}"), "_value", None), QuotedString):
         return text  # it is quoted already
+    return _in_quotes(text)
+
+
+def _in_quotes(text: str) -> str:
     text = re.sub(r'(\\*)"', r'\1\1\\"', text)  # a backslash escapes only before a quote
     text = re.sub(r"(\\+)$", r"\1\1", text)
     text = re.sub(r"\$\{(?![^{}]*\})", r"\\${", text)  # the beginning of no interpolation

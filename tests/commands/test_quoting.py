@@ -6,7 +6,8 @@ from types import SimpleNamespace
 import pytest
 
 from cola_train.commands import sweep
-from cola_train.commands.cli import check_overrides, compose
+from cola_train.commands.cli import compose
+from cola_train.commands.overrides import check_overrides
 from cola_train.commands.quoting import PARSER
 from cola_train.config.checks import OF_THE_CONFIG, load
 from cola_train.config.schema import Config

@@ -7,7 +7,9 @@ from collections.abc import Iterator
 import pytest
 from helpers import exit_code_of, make_config
 
-from cola_train.commands.cli import UNIONS, check_overrides, compose, config_dir, without_replaced
+from cola_train.commands.cli import compose
+from cola_train.commands.groups import UNIONS, config_dir
+from cola_train.commands.overrides import check_overrides, without_replaced
 from cola_train.config.checks import OF_THE_CONFIG, load
 from cola_train.data.options import TokensOptions
 from cola_train.errors import UserError

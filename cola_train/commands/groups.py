@@ -1,0 +1,59 @@
+"""What can be chosen and set: the groups of configs/, and the options of the dataclasses."""
+
+import dataclasses
+from collections.abc import Iterable
+from pathlib import Path
+
+from hydra.core.config_store import ConfigStore
+
+from cola_train.config.fields import defaults, field_types, union_of
+from cola_train.config.schema import Config
+from cola_train.errors import UserError
+
+UNIONS = {
+    field.name: union
+    for field in dataclasses.fields(Config)
+    if (union := union_of(field.type)) is not None
+}
+OPTIONS = field_types(Config)
+
+Choices = dict[str, dict[str, Path]]  # group -> choice -> its file
+
+
+def config_dir() -> Path:
+    """The Hydra configs: inside an installed wheel, or beside the package in a checkout."""
+    package = Path(__file__).parents[1]
+    installed = package / "configs"
+    return installed if installed.is_dir() else package.parent / "configs"
+
+
+def choices(more: Iterable[Path] = ()) -> Choices:
+    """Of each group, from the project's configs and from a user's folders like them.
+
+    Raises:
+        UserError: two different files are the same choice, of which Hydra would take the first.
+    """
+    found: Choices = {folder.name: {} for folder in config_dir().iterdir() if folder.is_dir()}
+    twice = []
+    for folder in (config_dir(), *more):
+        for group, members in found.items():
+            for file in sorted((folder / group).glob("*.yaml")):
+                first = members.setdefault(file.stem, file)
+                if first.read_bytes() != file.read_bytes():
+                    twice.append(
+                        f"{file}: there is a {group}={file.stem} already, {first}; give yours "
+                        "another name"
+                    )
+    if twice:
+        raise UserError(*twice)
+    return found
+
+
+def register_options() -> None:
+    """Give Hydra the options' defaults, which stand in the dataclasses: configs/ says only what
+    differs from them, and which member a union begins with."""
+    store = ConfigStore.instance()
+    store.store(name="options", node=defaults(Config))
+    for group, union in UNIONS.items():
+        for tag, member in union.members.items():
+            store.store(group=f"options/{group}", name=tag, node=defaults(member))
