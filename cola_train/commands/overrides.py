@@ -7,6 +7,7 @@ from typing import Any
 from cola_train.commands import quoting
 from cola_train.commands.groups import OPTIONS, UNIONS, Choices, choices
 from cola_train.config.fields import is_text, is_texts, unknown
+from cola_train.config.hints import meant
 
 
 def check_overrides(
@@ -49,7 +50,7 @@ def check_overrides(
         elif key in tags:
             problems.append(f"{key}: choose the whole group; use {tags[key]}")
         elif key not in names:
-            problems.append(unknown(key, names, "option"))
+            problems.append(meant(key, names) or unknown(key, names, "option"))
         else:
             of_union = "." in key and key.split(".")[0] in UNIONS and text.startswith(key)
             good.append(f"++{text}" if of_union else text)

@@ -147,14 +147,21 @@ def is_texts(kind: Any) -> bool:
 
 
 def unknown(name: str, known: list[str], what: str) -> str:
-    """The message for a name that is not among `known`, with the nearest one."""
-    near = [k for k in known if k.endswith(f".{name}")][:1]  # `lr` for `optim.lr`
-    near = near or difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-    if near:
-        hint = f"; did you mean `{near[0]}`?"
+    """The message for a name that is not among `known`, with the nearest ones."""
+    if near := nearest(name, known):
+        hint = f"; did you mean {' or '.join(f'`{each}`' for each in near)}?"
     else:
         hint = f"; known: {', '.join(known)}" if len(known) < 20 else "; --help lists them"
     return f"{what} `{name}` does not exist{hint}"
+
+
+def nearest(name: str, known: list[str]) -> list[str]:
+    """Of dotted names those that end like `name`, the nearest one if it has a group, too."""
+    last = name.rpartition(".")[2]
+    ends = {each: each.rpartition(".")[2] for each in known}
+    alike = difflib.get_close_matches(last, ends.values(), n=1)
+    found = [each for each, end in ends.items() if end in alike]
+    return found[:3] if "." not in name else difflib.get_close_matches(name, found, n=1, cutoff=0)
 
 
 def build(cls: type, values: Any, path: str, problems: list[str]) -> Any:
