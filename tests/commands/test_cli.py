@@ -10,6 +10,7 @@ import pytest
 import yaml
 from helpers import exit_code_of, losses, make_config, run_python, run_to_end
 
+from cola_train import __version__
 from cola_train.config.fields import field_types
 from cola_train.config.schema import Config
 from cola_train.data.preparation import prepare
@@ -150,3 +151,21 @@ def test_a_runs_folder_and_its_metrics(tiny, tmp_path, capsys):
     assert (run / "plots" / "loss.png").read_bytes().startswith(b"\x89PNG")
     kept = {path.name for path in (run / "checkpoints").iterdir()}
     assert kept == {"step-00000006"}  # the newest, and also the best
+
+
+@pytest.mark.parametrize("module", ["cola_train", "cola_train.commands.plan"])
+def test_version_and_a_flag_that_does_not_exist(module):
+    assert run_python("-m", module, "seed=1", "--version").stdout == f"cola_train {__version__}\n"
+    wrong = run_python("-m", module, "seed=1", "--resume", expect=2).stderr
+    assert wrong == "error: --resume: no such flag; see --help and --hydra-help\n"
+
+
+def test_tab_completion():
+    """As Hydra's help says to install it; behind a config file too."""
+    script = hydra_command("-sc", "install=bash")
+    assert script.rstrip().endswith("-F hydra_bash_completion cola-train")
+    for typed, found in [("model=6", "model=60m"), ("my.yaml train.st", "train.steps="),
+                         ("a=[ mo", "")]:  # fmt: skip
+        query = ["-m", "cola_train", "-sc", "query=bash"]
+        answer = run_python(*query, COMP_LINE=f"cola-train {typed}")
+        assert found in answer.stdout and not answer.stderr

@@ -87,8 +87,8 @@ class DeepSpeedOptions(EngineOptions):
     def problems_here(self) -> Iterator[str]:
         if find_spec("deepspeed") is None:
             yield (
-                "engine: deepspeed is not installed; `pip install -c constraints.txt -e "
-                "'.[deepspeed]'` in a checkout, or use engine=fsdp"
+                "engine: deepspeed is not installed; `pip install 'deepspeed>=0.19.8'` (in a "
+                "checkout with `-c constraints.txt`), or use engine=fsdp"
             )
         for key, owner in owned_overrides(self.overrides or {}):
             yield f"engine.overrides: {key} is decided by {owner}; set that, and leave it out here"
