@@ -3,6 +3,7 @@
 import os
 import sys
 from collections.abc import Callable, Iterable, Mapping, Set
+from pathlib import Path
 from typing import Any, NoReturn
 
 import hydra
@@ -15,7 +16,8 @@ from omegaconf.errors import OmegaConfBaseException
 
 from cola_train import __version__, distributed
 from cola_train.commands.config_file import CommandLine, is_file, read_command_line
-from cola_train.commands.groups import OPTIONS, config_dir, register_options
+from cola_train.commands.groups import OPTIONS, choices, config_dir, register_options
+from cola_train.commands.help import help_lines
 from cola_train.commands.overrides import without_replaced
 from cola_train.commands.sweep import Folders, clean_state, job_name, one_folder_for_all
 from cola_train.config.checks import load
@@ -67,6 +69,10 @@ def run_composed(
     try:
         if parsed["shell_completion"]:
             complete(command, arguments, primary)
+        if parsed["help"]:
+            groups = choices([Path(own_groups)] if own_groups else [])
+            print("\n".join(help_lines(command, words, groups, options)))
+            sys.exit(EXIT_DONE)
         line = read_command_line(words, options, parsed["multirun"], own_groups)
         problems = line.problems
         if parsed["multirun"]:

@@ -21,17 +21,17 @@ BatchSize = Annotated[int, Range(1, 10**7)]  # sequences
 class ModelConfig:
     """A LLaMA decoder's shape; two hints for low-rank methods (arXiv 2502.10940's code)."""
 
-    name: str
-    vocab_size: VocabSize
-    d_model: Annotated[int, Range(1, 10**6)]
-    d_ff: Annotated[int, Range(1, 10**7)]
-    n_layers: Annotated[int, Range(1, 10**4)]
-    n_heads: PositiveInt
+    name: str  # what the run and its reports call it
+    vocab_size: VocabSize  # at least the tokenizer's
+    d_model: Annotated[int, Range(1, 10**6)]  # width of the residual stream
+    d_ff: Annotated[int, Range(1, 10**7)]  # width inside the SwiGLU MLP
+    n_layers: Annotated[int, Range(1, 10**4)]  # blocks
+    n_heads: PositiveInt  # divides d_model
     rank_ratio: PositiveFraction  # r / d_model, unless the method's own option says otherwise
     activation: str  # where the paper puts SiLU in low-rank layers of this size
-    norm_eps: PositiveFloat = 1e-6
-    rope_theta: PositiveFloat = 1e4
-    attention: Literal["sdpa", "flash"] = "sdpa"
+    norm_eps: PositiveFloat = 1e-6  # of RMSNorm
+    rope_theta: PositiveFloat = 1e4  # base of the rotary embedding
+    attention: Literal["sdpa", "flash"] = "sdpa"  # torch's own; flash: flash-attn, which needs CUDA
 
     @property
     def head_dim(self) -> int:
@@ -55,22 +55,22 @@ class RecomputeConfig:
 class TrainConfig:
     """The loop: how long, how large a batch, in which precision."""
 
-    steps: Annotated[int, Range(1, 99_999_999)] = 300  # checkpoints are named by eight digits
+    steps: Annotated[int, Range(1, 99_999_999)] = 300  # optimizer steps, which the schedule spans
     stop_after: PositiveInt | None = None  # end early; the schedule still spans `steps`
-    sequence_length: Annotated[int, Range(2, 10**8)] = 256
-    batch_size: BatchSize | None = None  # global batch in sequences; null: 32 ...
-    batch_tokens: PositiveInt | None = None  # ... or in tokens, in its place
+    sequence_length: Annotated[int, Range(2, 10**8)] = 256  # tokens of a sequence
+    batch_size: BatchSize | None = None  # global batch in sequences; null: 32, or batch_tokens
+    batch_tokens: PositiveInt | None = None  # global batch in tokens, in place of batch_size
     micro_batch_size: BatchSize | None = None  # sequences at a time; null: a process's share
     precision: Literal["auto", "bf16", "fp32"] = "auto"  # bf16 where the hardware has it
-    compile: bool = False
-    deterministic: bool = False
+    compile: bool = False  # torch.compile each block
+    deterministic: bool = False  # the same losses again, bit for bit, on the same machine
     threads: Workers | None = None  # CPU threads of each process; null: its share of the cores
-    non_finite: Literal["skip", "stop"] = "skip"
-    max_skipped_in_a_row: PositiveInt = 10
-    spike_deviations: PositiveFloat | None = None  # a loss so far above the mean is skipped
+    non_finite: Literal["skip", "stop"] = "skip"  # what to do with a step whose loss is no number
+    max_skipped_in_a_row: PositiveInt = 10  # steps; with more the run has failed
+    spike_deviations: PositiveFloat | None = None  # a loss so far above is skipped
     rollback_after: PositiveInt | None = None  # skipped steps in a row; then back to a checkpoint
     hang_seconds: Seconds | None = 300.0  # without progress; then the run ends with 75
-    log_every: PositiveInt = 1
+    log_every: PositiveInt = 1  # steps between lines of metrics.jsonl
 
     def __post_init__(self) -> None:
         if self.batch_size is None and self.batch_tokens is None:
@@ -80,26 +80,32 @@ class TrainConfig:
 
 @dataclass(frozen=True)
 class EvaluationConfig:
+    """Validation as the run goes, and the sample at its end."""
+
     every: NaturalInt = 100  # steps; 0: at the end only
     tokens: PositiveInt | None = 262_144  # null: the whole validation split
     batch_size: BatchSize = 32  # sequences of one process at a time
-    sample_prompt: str = "def "
-    sample_tokens: NaturalInt = 128
+    sample_prompt: str = "def "  # what the sample begins with
+    sample_tokens: NaturalInt = 128  # its length; 0: none
 
 
 @dataclass(frozen=True)
 class CheckpointConfig:
+    """When a run is saved, and how many checkpoints stay."""
+
     every: NaturalInt = 100  # steps; 0: at the end only
-    keep: PositiveInt = 2
-    keep_best: bool = True
-    asynchronous: bool = True
+    keep: PositiveInt = 2  # the newest ones
+    keep_best: bool = True  # and the one of the lowest validation loss
+    asynchronous: bool = True  # written while training goes on
 
 
 @dataclass(frozen=True)
 class TrackingConfig:
-    wandb: Literal["auto", "online", "offline", "disabled"] = "auto"  # online when logged in
-    project: str = "cola_train"
-    entity: str | None = None
-    group: str | None = None
-    tags: list[str] = field(default_factory=list)
-    progress: bool = True
+    """Weights & Biases, and the console."""
+
+    wandb: Literal["auto", "online", "offline", "disabled"] = "auto"  # auto: online when logged in
+    project: str = "cola_train"  # in W&B
+    entity: str | None = None  # W&B's user or team; null: its default
+    group: str | None = None  # of runs in W&B
+    tags: list[str] = field(default_factory=list)  # in W&B
+    progress: bool = True  # a bar on the console

@@ -25,8 +25,10 @@ from cola_train.optim import OPTIMIZERS, OptimOptions
 
 @dataclass(frozen=True)
 class Config:
-    run_name: str
-    run_dir: PathText
+    """The run itself."""
+
+    run_name: str  # also the name of its folder, and in W&B
+    run_dir: PathText  # where everything of the run is kept
     model: ModelConfig
     method: Annotated[MethodOptions, OneOf(METHODS)]
     engine: Annotated[EngineOptions, OneOf(ENGINES)]
@@ -37,7 +39,7 @@ class Config:
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
-    seed: Annotated[int, Range(0, 2**63 - 1)] = 0
+    seed: Annotated[int, Range(0, 2**63 - 1)] = 0  # of initial weights and the order of data
     resume: PathText = "auto"  # auto | never | a checkpoint or run, where a new run begins
     kernels: Literal["auto", "torch", "triton"] = "auto"  # of low-rank layers; auto: Triton on CUDA
 

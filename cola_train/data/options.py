@@ -18,10 +18,10 @@ def default_cache_dir() -> str:
 
 @dataclass(frozen=True)
 class DataOptions:
-    """What every source takes."""
+    """Where the text comes from; what every source takes."""
 
     source: str
-    packing: Literal["packed", "per_document"] = "packed"
+    packing: Literal["packed", "per_document"] = "packed"  # rows across documents, or one in each
     document_mask: bool | None = None  # null: where the attention backend can do it at speed
     verify: bool = True  # compare the shards' checksums at start, the processes sharing the work
 
@@ -40,9 +40,9 @@ class CorpusOptions(DataOptions):
 
     tokenizer: PathText = "train"  # a byte-level BPE of it; or a tokenizer.json, or a hub's name
     vocab_size: VocabSize = 4096  # of a tokenizer trained here
-    cache_dir: PathText = field(default_factory=default_cache_dir)
+    cache_dir: PathText = field(default_factory=default_cache_dir)  # of shards; or $COLA_CACHE
     max_files: PositiveInt | None = None  # the first ones of the training files
-    workers: Workers | None = None  # null: all cores
+    workers: Workers | None = None  # processes that tokenise; null: all cores
 
     text_field: ClassVar[str] = "text"
     validation_fraction: ClassVar[float] = 0.05
@@ -60,17 +60,17 @@ class CorpusOptions(DataOptions):
 class StdlibOptions(CorpusOptions):
     """The source of Python's own standard library."""
 
-    validation_fraction: Fraction = 0.05  # type: ignore[misc]  # of documents; an option here
+    validation_fraction: Fraction = 0.05  # type: ignore[misc]  # of documents
 
 
 @dataclass(frozen=True)
 class TextOptions(CorpusOptions):
     """The user's own files, by patterns."""
 
-    files: list[PathText] = field(default_factory=list)
-    validation_files: list[PathText] = field(default_factory=list)
-    validation_fraction: Fraction = 0.05  # type: ignore[misc]  # without validation_files
-    text_field: str = "text"  # type: ignore[misc]
+    files: list[PathText] = field(default_factory=list)  # paths or patterns, like corpus/*.txt
+    validation_files: list[PathText] = field(default_factory=list)  # empty: a part of files
+    validation_fraction: Fraction = 0.05  # type: ignore[misc]  # of documents, without validation_files
+    text_field: str = "text"  # type: ignore[misc]  # of a JSON object or a Parquet row
 
     def problems(self, model: ModelConfig) -> Iterator[str]:
         yield from super().problems(model)
@@ -86,15 +86,15 @@ class C4Options(CorpusOptions):
     """allenai/c4's English part."""
 
     path: PathText | None = None  # a folder of its files; null: the hub
-    text_field: str = "text"  # type: ignore[misc]
-    tokenizer: PathText = "t5-base"
+    text_field: str = "text"  # type: ignore[misc]  # of a JSON object or a Parquet row
+    tokenizer: PathText = "t5-base"  # a hub's name, or a tokenizer.json; train: one of its own
 
 
 @dataclass(frozen=True, kw_only=True)
 class TokensOptions(DataOptions):
     """Shards that cola-prepare wrote."""
 
-    path: PathText
+    path: PathText  # the folder that cola-prepare printed
 
 
 SOURCES: dict[str, type[DataOptions]] = {

@@ -30,7 +30,7 @@ class Run(Protocol):
 
 @dataclass(frozen=True)
 class MethodOptions:
-    """Options of a method, and what follows from them without building anything."""
+    """Which linears a block has, and what follows from that without building anything."""
 
     name: str
 

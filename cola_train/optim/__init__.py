@@ -16,10 +16,10 @@ class OptimOptions:
     """The schedule: linear warm-up, then a cosine to `final_lr_ratio` of the peak."""
 
     name: str
-    lr: PositiveFloat = 3e-3
-    weight_decay: NaturalFloat = 0.01
+    lr: PositiveFloat = 3e-3  # the peak of the learning rate
+    weight_decay: NaturalFloat = 0.01  # decoupled from the gradient
     warmup_steps: NaturalInt | None = None  # null: a twentieth of train.steps
-    final_lr_ratio: Fraction = 0.1
+    final_lr_ratio: Fraction = 0.1  # the last rate / lr
     clip: PositiveFloat | None = 0.5  # of the global gradient norm; null: none
 
     implementation: ClassVar[str]  # "module:function" of (parameters, options) -> torch Optimizer
@@ -35,8 +35,10 @@ class OptimOptions:
 
 @dataclass(frozen=True)
 class AdamWOptions(OptimOptions):
-    betas: list[Fraction] = field(default_factory=lambda: [0.9, 0.95])
-    eps: PositiveFloat = 1e-8
+    """AdamW."""
+
+    betas: list[Fraction] = field(default_factory=lambda: [0.9, 0.95])  # of the two averages
+    eps: PositiveFloat = 1e-8  # beside the root of the second one
 
     implementation = "cola_train.optim.adamw:adamw"
 

@@ -2,7 +2,6 @@
 
 import gzip
 import json
-import re
 import shutil
 from pathlib import Path
 
@@ -86,11 +85,7 @@ def hydra_command(*arguments: str) -> str:
     return run_python("-m", "cola_train", *arguments).stdout
 
 
-def test_help_and_cfg():
-    help_text = hydra_command("--help")
-    assert "experiment" in help_text and "paper_60m" in help_text and "60m" in help_text
-    for option in field_types(Config):  # of every member of every union
-        assert re.search(rf"\b{option.split('.')[-1]}\b", help_text), option
+def test_cfg():
     shown = yaml.safe_load(hydra_command("--cfg", "job", "model=60m"))
     assert shown["model"]["d_model"] == 512
     assert set(shown) == {name for name in field_types(Config) if "." not in name}

@@ -42,10 +42,12 @@ Offload = Literal["none", "cpu", "nvme"]
 
 @dataclass(frozen=True)
 class DeepSpeedOptions(EngineOptions):
-    # 0: a copy on each process; sharded are 1: the optimizer's state, 2: gradients, 3: parameters
+    """DeepSpeed's ZeRO."""
+
+    # 0: all on each process; 1: sharded optimizer state, 2: gradients too, 3: parameters too
     zero_stage: Annotated[int, Range(0, 3)] = 2
     offload_optimizer: Offload = "none"  # cpu: stages 1 to 3; nvme: stage 3 on one process
-    offload_parameters: Offload = "none"  # stage 3
+    offload_parameters: Offload = "none"  # needs stage 3
     nvme_path: PathText | None = None  # a folder on a local NVMe disk
     overrides: dict[str, Any] | None = None  # more of DeepSpeed's JSON
 

@@ -11,6 +11,8 @@ from cola_train.parallel.topology import Topology
 
 @dataclass(frozen=True)
 class FSDPOptions(EngineOptions):
+    """PyTorch's FSDP2."""
+
     sharding: Literal["full", "hybrid", "replicate"] = "full"  # hybrid: sharded within a node
     shard_size: PositiveInt | None = None  # hybrid: processes of one copy; null: a node's
     reshard_after_forward: bool = True  # false: faster, keeps gathered weights until the backward

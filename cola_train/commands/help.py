@@ -1,0 +1,137 @@
+"""`--help`: a screen for each command, `--help GROUP` for a group's options."""
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from cola_train.commands.groups import Choices
+from cola_train.commands.options import (
+    GROUPS,
+    choice_lines,
+    default_choice,
+    meaning,
+    of_group,
+    of_plan,
+)
+from cola_train.config.describe import Option, about
+from cola_train.config.fields import unknown
+from cola_train.config.hints import meant
+from cola_train.errors import UserError
+
+
+@dataclass(frozen=True)
+class Command:
+    """What its screen says."""
+
+    about: str
+    examples: str
+    most_used: str  # options
+
+
+COMMANDS = {
+    "cola-train": Command(
+        "pre-train a model, evaluate it, sample from it. The same command goes on after a stop.",
+        """\
+cola-train                                    a small model on Python's library, offline
+cola-train my.yaml train.steps=1000           a config file of your own, and an override
+cola-train experiment=paper_60m run_name=p1   a recipe
+cola-train -m my.yaml optim.lr=1e-3,3e-3      a sweep, and its table of results
+torchrun --nproc-per-node 8 -m cola_train my.yaml""",
+        "run_name train.steps train.batch_size train.sequence_length train.micro_batch_size "
+        "optim.lr method.rank data.files resume",
+    ),
+    "cola-prepare": Command(
+        "text to token shards, before a run rather than at its start; prints their folder.",
+        """\
+cola-prepare my.yaml                          what `cola-train my.yaml` will read
+cola-prepare data=text 'data.files=[corpus/*.txt]' model.vocab_size=8192""",
+        "data.files data.validation_files data.text_field data.tokenizer data.max_files "
+        "data.packing data.workers data.cache_dir model.vocab_size",
+    ),
+    "cola-plan": Command(
+        "what a run will need: parameters, FLOPs, memory, traffic, time. Needs no GPU.",
+        """\
+cola-plan my.yaml gpus=8                      of `cola-train my.yaml` on 8 GPUs
+cola-plan model=7b gpus=64 goal=throughput    search engine, sharding, recomputation, micro-batch
+cola-plan my.yaml plot=memory.png             memory by part""",
+        "",
+    ),
+}
+
+
+def help_lines(
+    command: str, words: list[str], groups: Choices, types: Mapping[str, Any]
+) -> Iterator[str]:
+    """What `--help WORDS` prints; each word a group, a choice (GROUP=CHOICE) or an option.
+
+    types: of all options of the command, by name.
+
+    Raises:
+        UserError: a word is none of them.
+    """
+    own = {option.name: option for option in of_plan(types)} if command == "cola-plan" else {}
+    if not words:
+        yield from screen(command, groups, list(own.values()))
+    for word in words:
+        name, _, choice = word.partition("=")
+        group = name.partition(".")[0]
+        if name in groups or name in GROUPS:
+            if choice and choice not in groups.get(name, {}):
+                raise UserError(unknown(choice, list(groups.get(name, {})), f"{name}:"))
+            yield from of(name, choice, groups)
+        elif name in types:
+            found = of_group(group if "." in name else "", "", groups)
+            rows = [own[name]] if name in own else [each for each in found if each.name == name]
+            yield from lines(rows)
+        else:
+            raise UserError(meant(name, types) or unknown(name, [*types, "experiment"], "option"))
+
+
+def screen(command: str, groups: Choices, own: list[Option]) -> Iterator[str]:
+    """The whole command on one screen."""
+    said = COMMANDS[command]
+    yield f"{command}: {said.about}"
+    yield from ("", f"  {command} [FILE.yaml] [GROUP=CHOICE ...] [OPTION=VALUE ...]")
+    yield from (f"  {line}" for line in said.examples.splitlines())
+    every = {each.name: each for group in ("", *GROUPS) for each in of_group(group, "", groups)}
+    used = own or [every[name] for name in said.most_used.split()]
+    yield from ("", "Its own options:" if own else "Most used:", *lines(used, with_kind=False))
+    yield from ("", "Groups, with their choices (* is the default):")
+    for group in dict.fromkeys([*GROUPS, *groups]):
+        first = default_choice(group)
+        names = [f"{name}*" if name == first else name for name in groups.get(group, {})]
+        yield f"  {group:12}{'  '.join(names) or 'options alone'}"
+    yield from (
+        "",
+        "More:",
+        "  --help GROUP, --help GROUP=CHOICE, --help OPTION    each option with its meaning",
+        "  --cfg job                                           the config that these words make",
+        "  -m, --multirun                                      several values: a sweep",
+        "  --config-dir DIR                                    own groups, as DIR/model/mine.yaml",
+        f'  eval "$({command} -sc install=bash)"               tab completion',
+        "  --version, --hydra-help",
+    )
+
+
+def of(group: str, choice: str, groups: Choices) -> Iterator[str]:
+    """A group: what it is, its choices, its options."""
+    what = about(GROUPS[group]) if group in GROUPS else "several groups and options at once"
+    what = dict(choice_lines(group, groups)).get(f"{group}={choice}") or what
+    yield f"{group}{f'={choice}' if choice else ''}: {what}."
+    if not choice:
+        listed = list(choice_lines(group, groups))
+        width = max((len(name) for name, _ in listed), default=0)
+        yield from (f"  {name:{width}}  {text}".rstrip() for name, text in listed)
+    if group in GROUPS:
+        yield from lines(of_group(group, choice, groups))
+
+
+def lines(options: Iterable[Option], with_kind: bool = True) -> Iterator[str]:
+    """A line on each option."""
+    rows = []
+    for option in options:
+        head = f"{option.name}={option.default}"
+        kind = f"[{option.kind}] " if with_kind else ""
+        rows.append((head, kind + meaning(option)))
+    width = min(34, max((len(head) for head, _ in rows), default=0))
+    yield from (f"  {head:{width}}  {text}".rstrip() for head, text in rows)

@@ -1,0 +1,63 @@
+"""`--help` and the page of options: what they show, and that both are of one source."""
+
+import dataclasses
+
+import pytest
+from helpers import REPOSITORY, exit_code_of, run_python
+
+from cola_train.commands.groups import OPTIONS, UNIONS, choices
+from cola_train.commands.help import COMMANDS, help_lines
+from cola_train.commands.options import GROUPS, of_group, of_plan
+from cola_train.commands.plan import PlanConfig
+from cola_train.commands.reference import page
+from cola_train.config.describe import about
+from cola_train.config.fields import field_types
+
+ALL = field_types(PlanConfig) | OPTIONS
+
+
+def test_every_option_and_group_has_a_meaning():
+    options = [option for group in ("", *GROUPS) for option in of_group(group)]
+    tags = {f"{group}.{union.tag}" for group, union in UNIONS.items()}
+    assert {option.name for option in options} == OPTIONS.keys() - GROUPS.keys() - tags
+    assert [option.name for option in [*options, *of_plan(ALL)] if not option.meaning] == []
+    kinds = [*GROUPS.values(), *(of for union in UNIONS.values() for of in union.members.values())]
+    assert [kind for kind in kinds if not about(kind)] == []
+
+
+def test_the_page_is_up_to_date(monkeypatch):
+    """`python -m cola_train.commands.reference > docs/options.md` makes it so."""
+    monkeypatch.delenv("COLA_CACHE", raising=False)
+    assert (REPOSITORY / "docs" / "options.md").read_text().splitlines() == list(page())
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_commands_help_is_one_screen_of_its_own(command):
+    lines = list(help_lines(command, [], choices(), ALL))
+    assert len(lines) <= 48 and max(map(len, lines)) <= 120 and lines[0].startswith(command)
+    text = "\n".join(lines)
+    assert "60m" in text and "experiment" in text and "--help GROUP" in text
+    assert ("gpus_per_node=8" in text) == (command == "cola-plan")
+
+
+def test_help_on_a_group_a_choice_and_an_option(capsys, tmp_path):
+    assert exit_code_of(["--help", "train", "experiment"]) == 0
+    out = capsys.readouterr().out
+    assert "  train.steps=300 " in out and "optimizer steps, which the schedule spans" in out
+    assert out.count("train.") >= len(dataclasses.fields(GROUPS["train"]))
+    assert "experiment=paper_60m" in out
+    assert exit_code_of(["--help", "model=60m", "train.precision"]) == 0
+    out = capsys.readouterr().out
+    assert "model.d_model=512" in out and "[auto | bf16 | fp32] bf16 where" in out
+    assert exit_code_of(["--help", "data=c4"]) == 0
+    out = capsys.readouterr().out
+    assert "data.tokenizer=t5-base" in out and "data.files" not in out
+    assert exit_code_of(["--help", "trian"]) == 2
+    assert (
+        capsys.readouterr().err == "error: option `trian` does not exist; did you mean `train`?\n"
+    )
+
+
+def test_every_command_has_its_own():
+    for name, command in [("prepare", "cola-prepare"), ("plan", "cola-plan")]:
+        assert run_python("-m", f"cola_train.commands.{name}", "-h").stdout.startswith(command)
