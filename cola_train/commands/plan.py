@@ -103,6 +103,7 @@ def plan(values: Mapping[str, Any], problems: list[str]) -> int:
             report.plot(run, assumptions.usable_bytes, options.gpu, Path(options.plot))
         except (OSError, ValueError) as error:
             raise UserError(f"plot: cannot write {options.plot}: {error}") from error
+        print(f"plot: {options.plot}", file=sys.stderr)  # stdout is the answer's alone
     print(json.dumps(answer, indent=2) if options.output == "json" else report.text(answer))
     return EXIT_DONE
 
