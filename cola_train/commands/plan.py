@@ -124,6 +124,7 @@ def describe(
     config = run.config
     held, time = memory(run), step_time(run, assumptions)
     again = config.model.n_layers * run.cost.recomputed_flops
+    hours = config.train.steps * time.total / 3600
     answer: dict[str, Any] = {
         "model": config.model.name,
         "method": config.method.name,
@@ -159,6 +160,12 @@ def describe(
         "step_time": {
             "seconds": time.total,
             **dataclasses.asdict(time),
+        },
+        "run": {
+            "steps": config.train.steps,
+            "tokens": config.train.steps * config.batch_size * config.train.sequence_length,
+            "hours": hours,
+            "gpu_hours": hours * options.gpus,
         },
         "assumptions": assumptions.describe(run),
     }

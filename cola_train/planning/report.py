@@ -12,10 +12,16 @@ def gib(size: float) -> str:
     return f"{size / 2**30:.2f} GiB"
 
 
+def figures(number: float) -> str:
+    """Three significant digits, or the whole number."""
+    return f"{number:,.0f}" if number >= 100 else f"{number:.3g}"
+
+
 def text(answer: dict[str, Any]) -> str:
     """The plan for people."""
     variant = f", {answer['variant']}" if answer["variant"] else ""
     held, time, flops = answer["memory"], answer["step_time"], answer["flops_per_token"]
+    whole = answer["run"]
     lines = [
         f"{answer['model']}, {answer['method']}{variant}: {answer['parameters']:,} parameters",
         f"{answer['gpus']} x {answer['gpu']}, {answer['engine']}, recompute={answer['recompute']}, "
@@ -51,6 +57,10 @@ def text(answer: dict[str, Any]) -> str:
         f"{time['mfu']:.0%} (matmuls {time['matmuls']:.3f} s, collectives "
         f"{time['collectives']:.3f} s, optimizer {time['optimizer']:.3f} s). Assumed:",
         *(f"  - {line}" for line in answer["assumptions"]),
+        "",
+        f"run: {whole['steps']:,} steps, {whole['tokens']:,} tokens in "
+        f"{figures(whole['hours'])} hours, {figures(whole['gpu_hours'])} GPU-hours, if every step "
+        "takes what is estimated",
     ]
     if "goal" in answer:
         lines += ["", f"best for {answer['goal']}:", f"  {' '.join(answer['overrides'])}"]

@@ -69,6 +69,28 @@ def test_a_search_leaves_what_is_named_and_proposes_the_rest(arguments, keys):
     assert json.loads(again.stdout)["memory"] == answer["memory"]
 
 
+@pytest.mark.parametrize("question", [["model=350m"], ["model=1b", "gpus=8"]])
+def test_a_tie_goes_to_the_simplest_engine(question):
+    """Both engines hide their collectives behind the same matmuls."""
+    answer = json.loads(cola_plan(*question, "goal=throughput", "output=json").stdout)
+    assert answer["overrides"][0] == "engine=fsdp" and "recompute=none" in answer["overrides"]
+    others = [way for way in answer["others"] if way["overrides"][0] == "engine=deepspeed"]
+    assert others[0]["seconds"] == pytest.approx(answer["step_time"]["seconds"], rel=5e-3)
+
+
+def test_a_plan_says_what_the_whole_run_takes():
+    question = ["model=1b", "gpus=8", "train.steps=50000", "train.batch_size=256"]
+    answer = json.loads(cola_plan(*question, "output=json").stdout)
+    hours = 50_000 * answer["step_time"]["seconds"] / 3600
+    tokens = 50_000 * 256 * 256
+    assert answer["run"] == {
+        "steps": 50_000, "tokens": tokens, "hours": hours, "gpu_hours": 8 * hours,
+    }  # fmt: skip
+    told = cola_plan(*question).stdout.splitlines()[-1]
+    assert told.startswith("run: 50,000 steps, 3,276,800,000 tokens in ")
+    assert f"{hours:.3g} hours, {8 * hours:.3g} GPU-hours" in told
+
+
 def test_largest_micro_batch_is_the_largest(tmp_path):
     common = ["model=1b", "recompute=cola_m", "gpu=a10", "output=json"]
     plot = tmp_path / "plan.png"
