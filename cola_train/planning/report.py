@@ -73,7 +73,8 @@ def text(answer: dict[str, Any]) -> str:
 
 
 def plural(number: int, word: str) -> str:
-    return f"{number} {word}" if number == 1 else f"{number} {word}s"
+    ending = "" if number == 1 else "es" if word.endswith("s") else "s"
+    return f"{number} {word}{ending}"
 
 
 def plot(run: Run, usable_bytes: int, gpu: str, path: Path) -> None:
