@@ -28,7 +28,7 @@ def search(run: Run, given: Assumptions, goal: str, named: set[str]) -> list[Can
     """Every way that fits, the best first; of equally fast ones the simplest engine, then the one
     that sends less, computes less again, and needs less memory.
 
-    Equally fast: to three digits, which is more than an estimate knows.
+    Equally fast: to a percent, which is more than an estimate knows.
 
     goal: throughput or memory. named: the options on the command line, which stay as they are.
     """
@@ -51,13 +51,14 @@ def search(run: Run, given: Assumptions, goal: str, named: set[str]) -> list[Can
                 left = tuple(word for word in overrides if word.split("=")[0] not in named)
                 found.append(Candidate(candidate, left, held, step_time(candidate, given)))
     simplest = list(ENGINES)  # first in the registry
+    fastest = min((way.time.total for way in found), default=0.0)
 
     def rank(way: Candidate) -> tuple[float, ...]:
         engine = simplest.index(way.run.config.engine.name)
         if goal == "memory":
             return way.memory.total, engine, way.time.total
-        seconds, sent = float(f"{way.time.total:.3g}"), round(way.time.collectives, 6)
-        return seconds, engine, sent, way.run.cost.recomputed_flops, way.memory.total
+        slower, sent = round(100 * way.time.total / fastest), round(way.time.collectives, 6)
+        return slower, engine, sent, way.run.cost.recomputed_flops, way.memory.total
 
     return sorted(found, key=rank)
 
