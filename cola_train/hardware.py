@@ -7,6 +7,8 @@ import platform
 import re
 import resource
 import time
+from collections.abc import Iterator
+from pathlib import Path
 
 import torch
 
@@ -115,6 +117,44 @@ def reset_peak_memory() -> None:
         ctypes.CDLL(None).malloc_trim(0)
         with open("/proc/self/clear_refs", "w") as file:
             file.write("5")  # resets VmHWM: man proc
+
+
+def available_memory(root: Path = Path("/")) -> int | None:
+    """Bytes that new processes can take: free, a cache that would give way, or swap, within the
+    limits of this process's cgroups. None where the system does not tell.
+
+    root: of the file system, for tests.
+    """
+    try:
+        lines = (root / "proc/meminfo").read_text().splitlines()
+        sizes = {name: 1024 * int(rest.split()[0]) for name, rest in (x.split(":") for x in lines)}
+        return min([sizes["MemAvailable"], *_cgroup_room(root)]) + sizes["SwapFree"]
+    except (OSError, KeyError):
+        return None
+
+
+def _cgroup_room(root: Path) -> Iterator[int]:
+    """What is left of the memory limit of each cgroup that this process is in."""
+    for line in (root / "proc/self/cgroup").read_text().splitlines():
+        _, controllers, path = line.split(":", 2)
+        if not controllers:  # version 2
+            top, limit, used, prefix = "", "memory.max", "memory.current", ""
+        elif "memory" in controllers.split(","):
+            top, limit, used = "memory", "memory.limit_in_bytes", "memory.usage_in_bytes"
+            prefix = "total_"
+        else:
+            continue
+        mount = root / "sys/fs/cgroup" / top
+        group = mount / path.lstrip("/")
+        for folder in (group, *group.parents):
+            # No file: another namespace's path, or the root. "max": no limit.
+            with contextlib.suppress(OSError, ValueError):
+                room = int((folder / limit).read_text()) - int((folder / used).read_text())
+                stat = dict(x.split() for x in (folder / "memory.stat").read_text().splitlines())
+                cached = (stat[f"{prefix}{kind}_file"] for kind in ("active", "inactive"))
+                yield room + sum(map(int, cached))
+            if folder == mount:
+                break
 
 
 def device_name(device: torch.device) -> str:

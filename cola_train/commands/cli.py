@@ -19,7 +19,7 @@ from omegaconf.errors import OmegaConfBaseException
 from cola_train import distributed
 from cola_train.commands import quoting
 from cola_train.commands.sweep import Folders, clean_state, job_name, one_folder_for_all
-from cola_train.config.checks import load
+from cola_train.config.checks import CHECKS, Check, load
 from cola_train.config.fields import defaults, field_types, is_text, is_texts, union_of, unknown
 from cola_train.config.schema import Config
 from cola_train.errors import (
@@ -48,12 +48,16 @@ def config_dir() -> Path:
     return installed if installed.is_dir() else package.parent / "configs"
 
 
-def run_app(task: Callable[[Config], int], arguments: list[str] | None = None) -> NoReturn:
+def run_app(
+    task: Callable[[Config], int],
+    arguments: list[str] | None = None,
+    checks: Iterable[Check] = CHECKS,
+) -> NoReturn:
     """Compose a `Config` from the command line, run `task` on it, and exit with its code.
 
     Hydra's own flags (`--help`, `--cfg job`, `--multirun`, ...) work as everywhere.
     """
-    run_composed(lambda values, problems: task(load(values, problems)), arguments)
+    run_composed(lambda values, problems: task(load(values, problems, checks=checks)), arguments)
 
 
 def run_composed(

@@ -101,6 +101,7 @@ def plan(values: Mapping[str, Any], problems: list[str]) -> int:
             report.plot(run, assumptions.usable_bytes, options.gpu, Path(options.plot))
         except (OSError, ValueError) as error:
             raise UserError(f"plot: cannot write {options.plot}: {error}") from error
+        print(f"plot: {options.plot}", file=sys.stderr)  # stdout is the answer's alone
     print(json.dumps(answer, indent=2) if options.output == "json" else report.text(answer))
     return EXIT_DONE
 
@@ -116,6 +117,7 @@ def describe(
     config = run.config
     held, time = memory(run), step_time(run, assumptions)
     again = config.model.n_layers * run.cost.recomputed_flops
+    hours = config.train.steps * time.total / 3600
     answer: dict[str, Any] = {
         "model": config.model.name,
         "method": config.method.name,
@@ -151,6 +153,12 @@ def describe(
         "step_time": {
             "seconds": time.total,
             **dataclasses.asdict(time),
+        },
+        "run": {
+            "steps": config.train.steps,
+            "tokens": config.train.steps * config.batch_size * config.train.sequence_length,
+            "hours": hours,
+            "gpu_hours": hours * options.gpus,
         },
         "assumptions": assumptions.describe(run),
     }

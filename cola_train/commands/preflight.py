@@ -14,7 +14,8 @@ from pathlib import Path
 
 from cola_train import costs, distributed
 from cola_train.commands.cli import check_overrides, compose
-from cola_train.config.checks import CHECKS, OF_THE_CONFIG, OF_THE_FILES, load
+from cola_train.commands.memory import TRAINING_CHECKS
+from cola_train.config.checks import OF_THE_CONFIG, OF_THE_FILES, load
 from cola_train.config.schema import Config
 from cola_train.errors import EXIT_USER_ERROR, UserError
 from cola_train.parallel.topology import Topology
@@ -82,7 +83,7 @@ def main() -> None:
     options = parser.parse_args()
     processes, gpus = options.processes_per_node, options.gpus_per_node
     topology = Topology(options.nodes * processes, processes)
-    checks = (*OF_THE_CONFIG, *OF_THE_FILES) if options.elsewhere else CHECKS
+    checks = (*OF_THE_CONFIG, *OF_THE_FILES) if options.elsewhere else TRAINING_CHECKS
     counts = {"NODES": options.nodes, "PROCESSES_PER_NODE": processes}
     try:
         if few := [name for name, count in counts.items() if count < 1]:
