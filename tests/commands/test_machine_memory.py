@@ -109,7 +109,7 @@ def test_the_command_refuses_and_prepare_does_not(tiny, tmp_path):
     options = ["--nodes=1", "--processes-per-node=1", "--gpus-per-node=0", f"run_dir={folder}"]
     checked = run_python("-m", "cola_train.commands.preflight", *options, *TOO_LARGE, expect=2)
     assert "error: memory: 7b needs at least" in checked.stderr
-    prepared = run_python("-m", "cola_train.commands.prepare", *tiny, "model.n_layers=100000")
+    prepared = run_python("-m", "cola_train.commands.prepare", *tiny, "model.n_layers=10000")
     assert Path(prepared.stdout.strip()).is_dir()
 
 
