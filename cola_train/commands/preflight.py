@@ -1,7 +1,7 @@
 """Everything about a run that can be checked before its job waits in a queue.
 
 `python -m cola_train.commands.preflight --nodes 2 --processes-per-node 8 --gpus-per-node 8
-[OVERRIDES]` prints the run's folder and the number of the launch that begins now (see
+-- [OVERRIDES]` prints the run's folder and the number of the launch that begins now (see
 `cola_train.run.status`), or exits with 2 and says what is wrong. `--elsewhere` leaves out
 what only the run's nodes can tell.
 """
@@ -19,6 +19,7 @@ from cola_train.config.checks import OF_THE_CONFIG, OF_THE_FILES, load
 from cola_train.config.schema import Config
 from cola_train.errors import EXIT_USER_ERROR, UserError
 from cola_train.parallel.topology import Topology
+from cola_train.run.folder import refuse_to_mix_runs
 from cola_train.run.status import next_launch
 
 
@@ -92,6 +93,7 @@ def main() -> None:
         config = load(compose(good, wrong), wrong, topology=topology, checks=checks)
         if found := problems(config, processes, gpus, options.elsewhere):
             raise UserError(*found)
+        refuse_to_mix_runs(config)
     except UserError as error:
         for problem in error.problems:
             print(f"error: {problem}", file=sys.stderr)
