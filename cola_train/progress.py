@@ -42,6 +42,7 @@ class Bar:
             total=total,
             initial=done,
             unit=unit or name,
+            unit_scale=unit == "B",
             disable=not (shown and on_terminal()),
             miniters=0,
             mininterval=0.5,
