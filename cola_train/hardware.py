@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from cola_train.gpus import GPUS
+from cola_train.gpus import GPUS, Gpu
 
 
 def has_bf16(device: torch.device) -> bool:
@@ -69,19 +69,33 @@ def _keep_freed_memory() -> None:
         pass
 
 
+def gpu_named(name: str) -> Gpu | None:
+    """The GPU to which CUDA gives that name; None if it is not in the table."""
+    # the longest first: "H100 PCIe" before "H100"
+    for gpu in sorted(GPUS.values(), key=lambda gpu: -len(gpu.device_name)):
+        # whole words: an A10G is no A10, and an NVL or a laptop's part is another one
+        if re.search(rf"\b{gpu.device_name}\b(?!.*\b(NVL|Laptop|D)\b)", name):
+            return gpu
+    return None
+
+
+def kernels_on(device: torch.device, kernels: str) -> str:
+    """torch or triton, for the option `kernels`: auto is Triton on the GPUs where that was measured
+    faster (`gpus.GPUS`)."""
+    if kernels != "auto":
+        return kernels
+    gpu = gpu_named(torch.cuda.get_device_name(device)) if device.type == "cuda" else None
+    return "triton" if gpu is not None and gpu.fused_kernels else "torch"
+
+
 def peak_flops(device: torch.device, dtype: torch.dtype) -> float | None:
     """FLOP/s that MFU is a fraction of: a GPU's data sheet, or on a CPU a measured product.
 
     None for a GPU that is not in the table, or in fp32 on one.
     """
     if device.type == "cuda":
-        name = torch.cuda.get_device_name(device)
-        # the longest first: "H100 PCIe" before "H100"
-        for gpu in sorted(GPUS.values(), key=lambda gpu: -len(gpu.device_name)):
-            # whole words: an A10G is no A10, and an NVL or a laptop's part is another one
-            if re.search(rf"\b{gpu.device_name}\b(?!.*\b(NVL|Laptop|D)\b)", name):
-                return gpu.bf16_flops if dtype == torch.bfloat16 else None
-        return None
+        gpu = gpu_named(torch.cuda.get_device_name(device))
+        return gpu.bf16_flops if gpu is not None and dtype == torch.bfloat16 else None
     n = 1024
     a = torch.ones(n, n, dtype=dtype)
     a @ a

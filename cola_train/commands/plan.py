@@ -78,7 +78,8 @@ def plan(values: Mapping[str, Any], problems: list[str]) -> int:
     if options.goal and isinstance(train, dict) and train == {**train, **unset}:
         batch_size = -(-PAPER_BATCH // options.gpus) * options.gpus
         others["train"] = {**train, "batch_size": batch_size}
-    run = Run(load(others, topology=topology, checks=OF_THE_CONFIG), topology)
+    config = load(others, topology=topology, checks=OF_THE_CONFIG)
+    run = Run(config, topology, gpu=GPUS[options.gpu])
     assumptions = Assumptions(
         GPUS[options.gpu],
         options.utilisation,

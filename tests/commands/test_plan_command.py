@@ -178,7 +178,7 @@ def drawn(monkeypatch, tmp_path, *arguments: str):
 @pytest.mark.parametrize(
     ("arguments", "words", "title"),
     [
-        (["model=1b", "gpus=8"], "72 GiB usable on h100-80gb: 30 times the longest bar", "8 GPUs"),
+        (["model=1b", "gpus=8"], "72 GiB usable on h100-80gb: 22 times the longest bar", "8 GPUs"),
         (["model=7b"], "72 GiB usable on h100-80gb", "1 GPU,"),  # a line beyond the bars
         (["model=7b", "gpus=8", "train.batch_size=2048", "gpu=a10"], "22 GiB usable on a10", "8 "),
     ],
