@@ -8,7 +8,7 @@ INSTALLED := $(VENV)/.installed
 train: $(INSTALLED)  ## pre-train with the defaults; ARGS="model=60m ..." overrides them
 	$(VENV)/bin/cola-train $(ARGS)
 
-test: $(INSTALLED)  ## the whole suite; ARGS="-m 'not slow'" answers in two minutes
+test: $(INSTALLED)  ## the whole suite; ARGS="-m 'not slow'" leaves out what takes longest
 	$(VENV)/bin/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 lint: $(INSTALLED)

@@ -12,12 +12,14 @@ from benchmarks.bare_config import bare_config
 from benchmarks.report import Benchmark, Report, table
 from cola_train import costs
 from cola_train.config.schema import Config
+from cola_train.gpus import GPUS
 from cola_train.parallel.topology import Topology
 from cola_train.planning.memory import PARTS, memory
-from cola_train.planning.report import stack_bars
+from cola_train.planning.report import limit_line, plural, stack_bars
 from cola_train.planning.run import Run
 
 SIZES = ("60m", "130m", "350m", "1b", "7b")
+GPU = "h100-80gb"  # whose memory is drawn
 WAYS = {  # name: method, recompute
     "full rank": ("full", "none"),
     "full rank, full recompute": ("full", "full"),
@@ -68,7 +70,8 @@ def run(options: argparse.Namespace) -> Report:
     text = [
         table(headers, first),
         "",
-        f"GiB of one of {options.gpus} GPUs at the peak, {options.batch} x 256 tokens, bf16, FSDP2",
+        f"GiB at the peak, {options.batch} x 256 tokens on each of {plural(options.gpus, 'GPU')}, "
+        "bf16, FSDP2",
         table(["", *PARTS, "total"], second),
     ]
     return Report({"compute": compute, "memory_bytes": parts}, "\n".join(text))
@@ -97,13 +100,13 @@ def flops_ratio(of: dict[str, Any]) -> float:
     return ratio
 
 
-def figure_of(rows: int, columns: int, size: tuple[float, float]) -> tuple[Any, Any]:
+def figure_of(rows: int, columns: int, size: tuple[float, float], **how: Any) -> tuple[Any, Any]:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=size, layout="constrained")
     FigureCanvasAgg(figure)
-    return figure, figure.subplots(rows, columns)
+    return figure, figure.subplots(rows, columns, **how)
 
 
 def draw_compute(compute: dict[str, Any], path: Path) -> None:
@@ -131,18 +134,25 @@ def draw_compute(compute: dict[str, Any], path: Path) -> None:
 
 
 def draw_memory(parts: dict[str, Any], options: argparse.Namespace, path: Path) -> None:
-    """Memory by part, a panel for each size."""
-    figure, panels = figure_of(len(SIZES), 1, (8, 11))
-    for axes, (size, ways) in zip(panels, parts.items(), strict=True):
-        stack_bars(axes, ways)
-        axes.set_title(size, fontsize=10)
-        axes.grid(alpha=0.3, axis="x")
-    panels[-1].set_xlabel(
-        f"GiB of one GPU at the peak of a step, {options.batch} x 256 tokens, "
-        f"{options.gpus} GPUs (modelled)"
+    """Memory by part, a row for each size: in GiB on one axis, and as a share of full rank's."""
+    figure, panels = figure_of(len(SIZES), 2, (12, 9), sharex="col", sharey=True)
+    totals = {size: [sum(of.values()) for of in ways.values()] for size, ways in parts.items()}
+    limit = GPUS[GPU].memory_bytes
+    for (left, right), (size, ways) in zip(panels, parts.items(), strict=True):
+        stack_bars(left, ways)
+        stack_bars(right, ways, totals[size][0] / 100, "{:.0f}")
+        left.set_ylabel(size)
+        left.axvline(limit / 2**30, color="black", lw=1, ls="--")
+    limit_line(panels[0][0], max(map(max, totals.values())), limit, f"of an {GPU}")
+    panels[-1][0].set_xlabel("GiB of one GPU at the peak of a step")
+    panels[-1][1].set_xlabel("% of full rank without recomputation")
+    panels[-1][1].set_xlim(0, 110)
+    figure.suptitle(
+        f"{options.batch} x 256 tokens at a time, {plural(options.gpus, 'GPU')} (modelled)"
     )
-    panels[-1].legend(ncols=6, fontsize=8, loc="upper center", bbox_to_anchor=(0.4, -0.45))
-    figure.savefig(path, dpi=100)
+    handles = panels[0][0].get_legend_handles_labels()
+    figure.legend(*handles, ncols=6, fontsize=9, loc="outside lower center")
+    figure.savefig(path, dpi=90)
 
 
 BENCHMARK = Benchmark(

@@ -8,7 +8,6 @@ import argparse
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import cola_kernels
 import torch
 from torch import nn
 
@@ -200,7 +199,7 @@ def kept_bytes(config: Config, fused: bool, device: torch.device) -> float:
 
 
 def uses_triton(config: Config, device: torch.device) -> bool:
-    return cola_kernels.select(config.kernels, device).__name__.endswith("fused")
+    return hardware.kernels_on(device, config.kernels) == "triton"
 
 
 def gpu_memory(step: Step) -> dict[str, int]:

@@ -15,6 +15,9 @@ class Gpu:
     fp32_flops: float  # the same without TF32
     memory_bandwidth: float  # bytes/s
     link_bandwidth: float  # bytes/s each way to the GPUs of its node: NVLink, or PCIe x16
+    # Whether the fused kernels were measured faster there than torch's own: what kernels=auto goes
+    # by. Set it with the figures in docs/benchmarks.md (`python -m benchmarks kernels`).
+    fused_kernels: bool = False
 
 
 GPUS = {

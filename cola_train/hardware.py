@@ -7,10 +7,12 @@ import platform
 import re
 import resource
 import time
+from collections.abc import Iterator
+from pathlib import Path
 
 import torch
 
-from cola_train.gpus import GPUS
+from cola_train.gpus import GPUS, Gpu
 
 
 def has_bf16(device: torch.device) -> bool:
@@ -67,19 +69,33 @@ def _keep_freed_memory() -> None:
         pass
 
 
+def gpu_named(name: str) -> Gpu | None:
+    """The GPU to which CUDA gives that name; None if it is not in the table."""
+    # the longest first: "H100 PCIe" before "H100"
+    for gpu in sorted(GPUS.values(), key=lambda gpu: -len(gpu.device_name)):
+        # whole words: an A10G is no A10, and an NVL or a laptop's part is another one
+        if re.search(rf"\b{gpu.device_name}\b(?!.*\b(NVL|Laptop|D)\b)", name):
+            return gpu
+    return None
+
+
+def kernels_on(device: torch.device, kernels: str) -> str:
+    """torch or triton, for the option `kernels`: auto is Triton on the GPUs where that was measured
+    faster (`gpus.GPUS`)."""
+    if kernels != "auto":
+        return kernels
+    gpu = gpu_named(torch.cuda.get_device_name(device)) if device.type == "cuda" else None
+    return "triton" if gpu is not None and gpu.fused_kernels else "torch"
+
+
 def peak_flops(device: torch.device, dtype: torch.dtype) -> float | None:
     """FLOP/s that MFU is a fraction of: a GPU's data sheet, or on a CPU a measured product.
 
     None for a GPU that is not in the table, or in fp32 on one.
     """
     if device.type == "cuda":
-        name = torch.cuda.get_device_name(device)
-        # the longest first: "H100 PCIe" before "H100"
-        for gpu in sorted(GPUS.values(), key=lambda gpu: -len(gpu.device_name)):
-            # whole words: an A10G is no A10, and an NVL or a laptop's part is another one
-            if re.search(rf"\b{gpu.device_name}\b(?!.*\b(NVL|Laptop|D)\b)", name):
-                return gpu.bf16_flops if dtype == torch.bfloat16 else None
-        return None
+        gpu = gpu_named(torch.cuda.get_device_name(device))
+        return gpu.bf16_flops if gpu is not None and dtype == torch.bfloat16 else None
     n = 1024
     a = torch.ones(n, n, dtype=dtype)
     a @ a
@@ -115,6 +131,44 @@ def reset_peak_memory() -> None:
         ctypes.CDLL(None).malloc_trim(0)
         with open("/proc/self/clear_refs", "w") as file:
             file.write("5")  # resets VmHWM: man proc
+
+
+def available_memory(root: Path = Path("/")) -> int | None:
+    """Bytes that new processes can take: free, a cache that would give way, or swap, within the
+    limits of this process's cgroups. None where the system does not tell.
+
+    root: of the file system, for tests.
+    """
+    try:
+        lines = (root / "proc/meminfo").read_text().splitlines()
+        sizes = {name: 1024 * int(rest.split()[0]) for name, rest in (x.split(":") for x in lines)}
+        return min([sizes["MemAvailable"], *_cgroup_room(root)]) + sizes["SwapFree"]
+    except (OSError, KeyError):
+        return None
+
+
+def _cgroup_room(root: Path) -> Iterator[int]:
+    """What is left of the memory limit of each cgroup that this process is in."""
+    for line in (root / "proc/self/cgroup").read_text().splitlines():
+        _, controllers, path = line.split(":", 2)
+        if not controllers:  # version 2
+            top, limit, used, prefix = "", "memory.max", "memory.current", ""
+        elif "memory" in controllers.split(","):
+            top, limit, used = "memory", "memory.limit_in_bytes", "memory.usage_in_bytes"
+            prefix = "total_"
+        else:
+            continue
+        mount = root / "sys/fs/cgroup" / top
+        group = mount / path.lstrip("/")
+        for folder in (group, *group.parents):
+            # No file: another namespace's path, or the root. "max": no limit.
+            with contextlib.suppress(OSError, ValueError):
+                room = int((folder / limit).read_text()) - int((folder / used).read_text())
+                stat = dict(x.split() for x in (folder / "memory.stat").read_text().splitlines())
+                cached = (stat[f"{prefix}{kind}_file"] for kind in ("active", "inactive"))
+                yield room + sum(map(int, cached))
+            if folder == mount:
+                break
 
 
 def device_name(device: torch.device) -> str:

@@ -25,7 +25,7 @@ from cola_train.parallel.recompute import apply_recompute
 from cola_train.run.folder import record_config, refuse_to_mix_runs
 from cola_train.run.identity import about
 from cola_train.run.owner import Owner
-from cola_train.run.plots import plot_loss
+from cola_train.run.plots import LOSS
 from cola_train.run.signals import StopSignal
 from cola_train.run.speed import Speed
 from cola_train.run.state import Progress, RunState
@@ -73,6 +73,7 @@ def run(
     if config.checkpoint.every:
         checkpointer.reserve(engine.state_dict())
     tracker = Tracker(config, state.step, facts(config, device), owner)
+    on_exit.callback(tracker.close_bar)
     tracker.say(headline(config, device, resumed))
 
     # The loop.
@@ -92,10 +93,11 @@ def run(
         at_end, stopping = state.step == last_step, result.stop
         if due(state.step, config.train.log_every) or at_end or result.skipped:
             tracker.training(step_metrics(state.progress, result, lr) | speed.metrics(result))
-        tracker.advance()
+        tracker.advance(state.step)
         if result.skipped:
             tracker.say(skip_message(state.progress, result, max_loss))
             if fault := divergence(config, state.progress):
+                tracker.plot(now=True)
                 checkpointer.close()
                 raise diverged(fault, state)
             if state.progress.skipped_in_a_row == config.train.rollback_after:
@@ -107,8 +109,10 @@ def run(
             loss = validate(config, data, state, tracker).loss
         if (due(state.step, config.checkpoint.every) and not at_end) or stopping:
             state.save(loss)
+        tracker.plot()
 
     # The end.
+    tracker.close_bar()
     if stopping:
         tracker.say(
             f"stopped by {stop_signal.name or 'a signal'} at step {state.step}, checkpoint "
@@ -314,5 +318,5 @@ def print_summary(config: Config, validation: Validation, text: str) -> None:
         f"validation loss {validation.loss:.4f}, perplexity {validation.perplexity:.2f} "
         f"({validation.tokens:,} tokens)"
     )
-    print(f"loss plot: {plot_loss(Path(config.run_dir))}")
+    print(f"loss plot: {Path(config.run_dir) / LOSS}")
     print(f"run folder: {config.run_dir}")

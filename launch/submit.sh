@@ -4,6 +4,8 @@
 # --dry-run   check, show the whole command, submit nothing
 # --sweep     a job array: one run for each line of FILE, which holds its overrides
 # --at-once   how many of them may run at the same time
+# Settings are in launch/cluster.sh; launch/README.md says what each is.
+
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 # shellcheck source=launch/cluster.sh
@@ -11,26 +13,31 @@ source launch/cluster.sh
 # shellcheck source=launch/common.sh
 source launch/common.sh
 
-fail() {
-    printf 'error: %s\n' "$@" >&2
-    exit 2
-}
-
-dry_run=false sweep='' at_once=''
-while [[ "${1:-}" == --* ]]; do
+dry_run=false sweep='' at_once='' overrides=()
+while (($# > 0)); do
     case "$1" in
+        -h | --help) usage launch/submit.sh && exit ;;
         --dry-run) dry_run=true ;;
-        --sweep) sweep=${2:?--sweep needs a file} && shift ;;
-        --at-once) at_once=${2:?--at-once needs a number} && shift ;;
-        *) fail "$1: no such option; see launch/README.md" ;;
+        --sweep)
+            sweep=${2:-}
+            [[ -f $sweep && -r $sweep ]] || fail "--sweep: cannot read '$sweep'"
+            shift
+            ;;
+        --at-once)
+            at_once=${2:-}
+            [[ $at_once =~ ^[1-9][0-9]*$ ]] || fail "--at-once: a number is expected: '$at_once'"
+            shift
+            ;;
+        -*) fail "$1: no such option; --help shows them" ;;
+        *) overrides+=("$1") ;;
     esac
     shift
 done
+[[ -z $at_once || -n $sweep ]] || fail "--at-once: of a --sweep, and there is none"
 
 # Before the job waits in a queue: the environment, the config, the disk ...
 checked_folder() {
-    preflight --elsewhere "$@" | sed -n 1p ||
-        fail "see above; where cola_train is not found, PYTHON ($PYTHON) has to be set"
+    preflight --elsewhere -- "$@" | sed -n 1p
 }
 export NODES GPUS_PER_NODE PROCESSES_PER_NODE CPUS_PER_PROCESS RESTARTS MAX_REQUEUES PYTHON
 job=(--nodes="$NODES" --ntasks-per-node="$PROCESSES_PER_NODE" --cpus-per-task="$CPUS_PER_PROCESS"
@@ -44,12 +51,11 @@ read -ra more <<<"$SBATCH_ARGUMENTS"
 job+=("${more[@]}")
 
 if [[ -n $sweep ]]; then
-    [[ -r $sweep ]] || fail "--sweep: cannot read $sweep"
     folders=()
     while read -r line || [[ -n $line ]]; do # the last may lack its newline
         [[ -n $line ]] || fail "--sweep: $sweep has an empty line; each is a run's overrides"
         split_line "$line"
-        folder=$(checked_folder "$@" "${words[@]}")
+        folder=$(checked_folder "${overrides[@]}" "${words[@]}")
         folders+=("$folder")
     done <"$sweep"
     same=$(printf '%s\n' "${folders[@]}" | sort | uniq -d)
@@ -59,19 +65,19 @@ if [[ -n $sweep ]]; then
         --output="$logs/%a.log")
     export SWEEP_FILE=$logs/overrides.txt # a copy: a requeued run reads it again
 else
-    run_dir=$(checked_folder "$@")
+    run_dir=$(checked_folder "${overrides[@]}")
     logs=$run_dir/logs
     job+=(--job-name="$(basename "$run_dir")" --output="$logs/slurm.log")
 fi
 
 # ... and whether the cluster has such nodes, GPUs, partition, account and time.
-sbatch --test-only "${job[@]}" launch/slurm.sbatch "$@" ||
+sbatch --test-only "${job[@]}" launch/slurm.sbatch "${overrides[@]}" ||
     fail "SLURM would refuse this job; see launch/cluster.sh"
 if $dry_run; then
-    printf '%q ' sbatch "${job[@]}" launch/slurm.sbatch "$@"
+    printf '%q ' sbatch "${job[@]}" launch/slurm.sbatch "${overrides[@]}"
     echo
     exit 0
 fi
 mkdir -p "$logs"
 [[ -z $sweep ]] || cp "$sweep" "$SWEEP_FILE"
-sbatch --parsable "${job[@]}" launch/slurm.sbatch "$@"
+sbatch --parsable "${job[@]}" launch/slurm.sbatch "${overrides[@]}"

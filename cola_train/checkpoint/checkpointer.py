@@ -5,7 +5,6 @@
 
 import json
 import math
-import sys
 import uuid
 import warnings
 from collections.abc import Callable, Mapping
@@ -37,6 +36,7 @@ from cola_train.checkpoint.flat_shard import FlatShard, share_of_replica
 from cola_train.checkpoint.planners import LoadPlanner, StagedPlanner
 from cola_train.checkpoint.storage import Anyone, CheckpointReader, CheckpointWriter, Owner
 from cola_train.errors import TrainingError, UserError
+from cola_train.progress import say
 
 __all__ = ["Checkpointer", "load_part", "newest_good", "read_state", "verify"]
 
@@ -179,7 +179,7 @@ class Checkpointer:
             raise UserError(f"resume={resume} names no good checkpoint.", what, "Use resume=auto.")
         if self._rank == 0:
             for line in damaged:
-                print(f"Damaged checkpoint passed over: {line}", file=sys.stderr, flush=True)
+                say(f"Damaged checkpoint passed over: {line}")
         return good
 
     def state(self, path: Path) -> dict[str, Any]:
@@ -228,7 +228,7 @@ class Checkpointer:
                 self._owner.published(writer.step)
                 self._remove_old()
             except OSError as error:  # the new one is whole: no reason to stop the run
-                print(f"{writer.path} is saved, but: {error}", file=sys.stderr, flush=True)
+                say(f"{writer.path} is saved, but: {error}")
 
     def _remove_old(self) -> None:
         # One whose manifest cannot be read is left for a person to look at.

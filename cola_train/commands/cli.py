@@ -20,7 +20,7 @@ from cola_train.commands.groups import OPTIONS, choices, config_dir, register_op
 from cola_train.commands.help import help_lines
 from cola_train.commands.overrides import without_replaced
 from cola_train.commands.sweep import Folders, clean_state, job_name, one_folder_for_all
-from cola_train.config.checks import load
+from cola_train.config.checks import CHECKS, Check, load
 from cola_train.config.schema import Config
 from cola_train.errors import (
     EXIT_DONE,
@@ -37,13 +37,20 @@ Task = Callable[[Mapping[str, Any], list[str]], int]  # of plain values, and pro
 
 
 def run_app(
-    task: Callable[[Config], int], arguments: list[str] | None = None, command: str = "cola-train"
+    task: Callable[[Config], int],
+    arguments: list[str] | None = None,
+    checks: Iterable[Check] = CHECKS,
+    command: str = "cola-train",
 ) -> NoReturn:
     """Compose a `Config` from the command line, run `task` on it, and exit with its code.
 
     Hydra's own flags (`--cfg job`, `--multirun`, ...) work as everywhere.
     """
-    run_composed(lambda values, problems: task(load(values, problems)), arguments, command=command)
+
+    def of_values(values: Mapping[str, Any], problems: list[str]) -> int:
+        return task(load(values, problems, checks=checks))
+
+    run_composed(of_values, arguments, command=command)
 
 
 def run_composed(

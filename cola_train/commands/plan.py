@@ -81,7 +81,8 @@ def plan(values: Mapping[str, Any], problems: list[str]) -> int:
     if options.goal and isinstance(train, dict) and train == {**train, **unset}:
         batch_size = -(-PAPER_BATCH // options.gpus) * options.gpus
         others["train"] = {**train, "batch_size": batch_size}
-    run = Run(load(others, topology=topology, checks=OF_THE_CONFIG), topology)
+    config = load(others, topology=topology, checks=OF_THE_CONFIG)
+    run = Run(config, topology, gpu=GPUS[options.gpu])
     assumptions = Assumptions(
         GPUS[options.gpu],
         options.utilisation,
@@ -104,6 +105,7 @@ def plan(values: Mapping[str, Any], problems: list[str]) -> int:
             report.plot(run, assumptions.usable_bytes, options.gpu, Path(options.plot))
         except (OSError, ValueError) as error:
             raise UserError(f"plot: cannot write {options.plot}: {error}") from error
+        print(f"plot: {options.plot}", file=sys.stderr)  # stdout is the answer's alone
     print(json.dumps(answer, indent=2) if options.output == "json" else report.text(answer))
     return EXIT_DONE
 
@@ -119,6 +121,7 @@ def describe(
     config = run.config
     held, time = memory(run), step_time(run, assumptions)
     again = config.model.n_layers * run.cost.recomputed_flops
+    hours = config.train.steps * time.total / 3600
     answer: dict[str, Any] = {
         "model": config.model.name,
         "method": config.method.name,
@@ -154,6 +157,12 @@ def describe(
         "step_time": {
             "seconds": time.total,
             **dataclasses.asdict(time),
+        },
+        "run": {
+            "steps": config.train.steps,
+            "tokens": config.train.steps * config.batch_size * config.train.sequence_length,
+            "hours": hours,
+            "gpu_hours": hours * options.gpus,
         },
         "assumptions": assumptions.describe(run),
     }

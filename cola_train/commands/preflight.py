@@ -1,7 +1,7 @@
 """Everything about a run that can be checked before its job waits in a queue.
 
 `python -m cola_train.commands.preflight --nodes 2 --processes-per-node 8 --gpus-per-node 8
-[OVERRIDES]` prints the run's folder and the number of the launch that begins now (see
+-- [OVERRIDES]` prints the run's folder and the number of the launch that begins now (see
 `cola_train.run.status`), or exits with 2 and says what is wrong. `--elsewhere` leaves out
 what only the run's nodes can tell.
 """
@@ -15,10 +15,12 @@ from pathlib import Path
 from cola_train import __version__, costs, distributed
 from cola_train.commands.cli import compose, print_problems
 from cola_train.commands.config_file import CommandLine, read_command_line
-from cola_train.config.checks import CHECKS, OF_THE_CONFIG, OF_THE_FILES, load
+from cola_train.commands.memory import TRAINING_CHECKS
+from cola_train.config.checks import OF_THE_CONFIG, OF_THE_FILES, load
 from cola_train.config.schema import Config
 from cola_train.errors import EXIT_USER_ERROR, UserError
 from cola_train.parallel.topology import Topology
+from cola_train.run.folder import refuse_to_mix_runs
 from cola_train.run.status import next_launch
 
 
@@ -82,10 +84,10 @@ def main() -> None:
     parser.add_argument("--version", action="version", version=f"cola_train {__version__}")
     parser.add_argument("--config-dir", "-cd", help="a folder of groups of your own")
     parser.add_argument("overrides", nargs="*", help="a config file and overrides of cola-train's")
-    options = parser.parse_intermixed_args()
+    options = parser.parse_args()
     processes, gpus = options.processes_per_node, options.gpus_per_node
     topology = Topology(options.nodes * processes, processes)
-    checks = (*OF_THE_CONFIG, *OF_THE_FILES) if options.elsewhere else CHECKS
+    checks = (*OF_THE_CONFIG, *OF_THE_FILES) if options.elsewhere else TRAINING_CHECKS
     line = CommandLine([], [])
     counts = {"NODES": options.nodes, "PROCESSES_PER_NODE": processes}
     try:
@@ -96,6 +98,7 @@ def main() -> None:
         config = load(values, line.problems, topology=topology, checks=checks)
         if found := problems(config, processes, gpus, options.elsewhere):
             raise UserError(*found)
+        refuse_to_mix_runs(config)
     except UserError as error:
         print_problems(error, line)
         sys.exit(EXIT_USER_ERROR)

@@ -41,7 +41,7 @@ class Config:
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
     seed: Annotated[int, Range(0, 2**63 - 1)] = 0  # of initial weights and the order of data
     resume: PathText = "auto"  # auto | never | a checkpoint or run, where a new run begins
-    kernels: Literal["auto", "torch", "triton"] = "auto"  # of low-rank layers; auto: Triton on CUDA
+    kernels: Literal["auto", "torch", "triton"] = "auto"  # auto: what was measured faster
 
     @property
     def batch_size(self) -> int:

@@ -10,7 +10,6 @@ import hashlib
 import multiprocessing
 import os
 import signal
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -20,8 +19,6 @@ from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
-
-from tqdm import tqdm
 
 from cola_train.data.shards import (
     SHARD_SHAPE,
@@ -36,6 +33,7 @@ from cola_train.data.sources import SPLITS, InputFile, Split, read_documents
 from cola_train.data.tokenizer import Tokenizer
 from cola_train.errors import UserError
 from cola_train.files import read_json, write_json
+from cola_train.progress import Bar
 
 BATCH_BYTES = 1 << 20  # text tokenised at a time: bounds memory, and how late a stop is heard
 POLL_SECONDS = 0.2
@@ -94,14 +92,6 @@ def utf8(text: str) -> tuple[str, int]:
         return encoded.decode(), len(encoded)
 
 
-def progress_bar(what: str, total: int, unit: str, shown: bool, **options: Any) -> "tqdm[Any]":
-    seldom = 0.5 if sys.stderr.isatty() else 30.0  # a log needs fewer lines
-    return tqdm(
-        desc=what, total=total, unit=unit, disable=not shown, miniters=0, mininterval=seldom,
-        **options,
-    )  # fmt: skip
-
-
 def run_jobs(
     jobs: list[Job],
     reading: Reading,
@@ -113,18 +103,20 @@ def run_jobs(
     records = {job.index: record for job in jobs if (record := _finished(job, folder)) is not None}
     todo = [job for job in jobs if job.index not in records]
     started = time.monotonic()
-    with progress_bar("Tokenising", len(jobs), "shard", progress, initial=len(records)) as bar:
+    note = ""
+    with Bar("Tokenising", len(jobs), len(records), unit="shard", shown=progress) as bar:
 
         def report(n_tokens: int) -> None:
+            nonlocal note
             rate = n_tokens / max(time.monotonic() - started, 1e-9)
-            bar.set_postfix_str(f"{n_tokens / 1e6:.1f}M tokens, {rate / 1e6:.2f}M/s", refresh=False)
-            bar.update(0)
+            note = f"{n_tokens / 1e6:.1f}M tokens, {rate / 1e6:.2f}M/s"
+            bar.show(len(records), note)
             keep_alive()
 
         run = _in_this_process if min(workers, len(todo)) <= 1 else _in_processes
         for job, record in run(todo, reading, folder, workers, report):
             records[job.index] = record
-            bar.update()
+            bar.show(len(records), note)
     return [records[job.index] for job in jobs]
 
 

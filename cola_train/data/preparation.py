@@ -10,15 +10,12 @@ import fcntl
 import hashlib
 import json
 import os
-import sys
 import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any
-
-from tqdm import tqdm
 
 from cola_train.data import tokenizer as tokenizers
 from cola_train.data.jobs import (
@@ -28,7 +25,6 @@ from cola_train.data.jobs import (
     Reading,
     Record,
     documents,
-    progress_bar,
     run_jobs,
     utf8,
 )
@@ -47,6 +43,7 @@ from cola_train.data.sources import READERS, SPLITS, InputFile, content_digest
 from cola_train.data.tokenizer import Tokenizer
 from cola_train.errors import UserError
 from cola_train.files import TEMPORARY, write_json, write_text
+from cola_train.progress import Bar, say
 
 # Files smaller than this share a shard. It grows with the corpus, to keep shards few.
 SMALL_FILE_BYTES = 4 << 20
@@ -158,7 +155,7 @@ def _only_writer(folder: Path, keep_alive: KeepAlive) -> Iterator[None]:
                 locked = True
             except BlockingIOError:
                 if waits == 0:
-                    tqdm.write(f"Waiting: another process prepares {folder}", file=sys.stderr)
+                    say(f"Waiting: another process prepares {folder}")
                 waits += 1
                 keep_alive()
                 time.sleep(POLL_SECONDS)
@@ -211,23 +208,26 @@ def _train(
     what = f"Training a tokenizer of {vocab_size:,} tokens"
     total = min(sum(file.size for file in files), TOKENIZER_TRAINING_BYTES)
     stopped = threading.Event()
+    read = 0
     with (
-        progress_bar(what, total, "B", progress, unit_scale=True) as bar,
+        Bar(what, total, unit="B", shown=progress) as bar,
         ThreadPoolExecutor(1, "tokenizer") as thread,
     ):
 
         def sample() -> Iterator[str]:
+            nonlocal read
             for text, size in _training_sample(files, reading, TOKENIZER_TRAINING_BYTES):
                 if stopped.is_set():
                     raise InterruptedError
-                bar.update(size)
+                read += size
                 yield text
 
         training = thread.submit(Tokenizer.train, sample(), vocab_size)
         try:
             while not wait([training], POLL_SECONDS).done:
                 keep_alive()
-                bar.update(0)
+                bar.show(read, f"{read / 1e6:.1f} MB read")
+            bar.show(total, f"{read / 1e6:.1f} MB read")
         finally:
             stopped.set()
         return training.result()
@@ -248,11 +248,10 @@ def _say_what_is_lost(
     lost, total = tokenizer.lost(sample())
     if lost:
         examples = ", ".join(repr(character) for character, _ in lost.most_common(5))
-        tqdm.write(
+        say(
             f"data.tokenizer={name}: no token for {100 * lost.total() / total:.2g} % of the "
             f"text's characters, {examples}: they are left out; a byte-level tokenizer, or one "
-            "with an unknown token, keeps them",
-            file=sys.stderr,
+            "with an unknown token, keeps them"
         )
 
 

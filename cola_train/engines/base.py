@@ -99,7 +99,8 @@ class Engine(ABC):
         stop: bool = False,
     ) -> StepResult:
         """One optimizer step over this process's micro-batches of the global batch; skipped if
-        loss or gradient are not finite, or the loss is above `max_loss`.
+        loss or gradient are not finite (a mean over no token is not), or the loss is above
+        `max_loss`.
 
         stop: this process asks for the end of the run; the result says whether any does.
 
@@ -119,7 +120,7 @@ class Engine(ABC):
             loss_sum += loss.detach()
             if i == len(batches) - 1:
                 sums, names = self._sums(loss_sum, stop)
-                mean = sums[0] / tokens.clamp(min=1)
+                mean = sums[0] / tokens
                 accept = mean.isfinite() & (mean <= max_loss)
             self.backward(loss * scale, accept)
         assert accept is not None, "a step needs a batch"

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from cola_train.config.schema import Config
+from cola_train.hardware import kernels_on
 from cola_train.model.linear import Ops
 from cola_train.optim import OptimOptions
 
@@ -52,7 +53,7 @@ class Method:
     kept_ops: ClassVar[Mapping[str, frozenset[str]]] = {}
 
     def __init__(self, config: Config, device: torch.device) -> None:
-        self.ops: Ops = cola_kernels.select(config.kernels, device)
+        self.ops: Ops = cola_kernels.select(kernels_on(device, config.kernels), device)
 
     def projections(self, d_in: int, d_outs: dict[str, int]) -> nn.Module:
         raise NotImplementedError

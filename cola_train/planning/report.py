@@ -12,10 +12,16 @@ def gib(size: float) -> str:
     return f"{size / 2**30:.2f} GiB"
 
 
+def figures(number: float) -> str:
+    """Three significant digits, or the whole number."""
+    return f"{number:,.0f}" if number >= 100 else f"{number:.3g}"
+
+
 def text(answer: dict[str, Any]) -> str:
     """The plan for people."""
     variant = f", {answer['variant']}" if answer["variant"] else ""
     held, time, flops = answer["memory"], answer["step_time"], answer["flops_per_token"]
+    whole = answer["run"]
     lines = [
         f"{answer['model']}, {answer['method']}{variant}: {answer['parameters']:,} parameters",
         f"{answer['gpus']} x {answer['gpu']}, {answer['engine']}, recompute={answer['recompute']}, "
@@ -51,6 +57,10 @@ def text(answer: dict[str, Any]) -> str:
         f"{time['mfu']:.0%} (matmuls {time['matmuls']:.3f} s, collectives "
         f"{time['collectives']:.3f} s, optimizer {time['optimizer']:.3f} s). Assumed:",
         *(f"  - {line}" for line in answer["assumptions"]),
+        "",
+        f"run: {whole['steps']:,} steps, {whole['tokens']:,} tokens in "
+        f"{figures(whole['hours'])} hours, {figures(whole['gpu_hours'])} GPU-hours, if every step "
+        "takes what is estimated",
     ]
     if "goal" in answer:
         lines += ["", f"best for {answer['goal']}:", f"  {' '.join(answer['overrides'])}"]
@@ -62,35 +72,60 @@ def text(answer: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def plural(number: int, word: str) -> str:
+    ending = "" if number == 1 else "es" if word.endswith("s") else "s"
+    return f"{number} {word}{ending}"
+
+
 def plot(run: Run, usable_bytes: int, gpu: str, path: Path) -> None:
     """Memory by part at the peak, under each recompute policy."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(8, 4.5), layout="constrained")
+    figure = Figure(figsize=(8, 4), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots()
     bars: dict[str, dict[str, int]] = {}
     for policy in run.config.method.policies:
         bars[policy] = memory(run.with_config(recompute=RecomputeConfig(policy))).peak.parts
     stack_bars(axes, bars)
-    axes.axvline(usable_bytes / 2**30, color="black", lw=1, ls="--", label=f"usable on {gpu}")
-    axes.set(
-        xlabel="GiB on one GPU at the peak of a step",
-        ylabel="recompute",
-        title=f"{run.config.model.name}, {run.config.method.name}, {run.processes} GPUs, "
-        f"{run.micro_batch_size} x {run.config.train.sequence_length} tokens",
+    longest = max(sum(parts.values()) for parts in bars.values())
+    limit_line(axes, longest, usable_bytes, f"usable on {gpu}")
+    axes.set(xlabel="GiB on one GPU at the peak of a step", ylabel="recompute")
+    figure.suptitle(
+        f"{run.config.model.name}, {run.config.method.name}, {plural(run.processes, 'GPU')}, "
+        f"{run.micro_batch_size} x {run.config.train.sequence_length} tokens at a time"
     )
-    axes.legend(ncols=3, fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.15))
+    handles = axes.get_legend_handles_labels()
+    figure.legend(*handles, ncols=6, fontsize=8, loc="outside lower center")
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=120)
 
 
-def stack_bars(axes: Any, bars: dict[str, dict[str, int]]) -> None:
-    """Horizontal bars of parts, in GiB, the first on top."""
+def stack_bars(
+    axes: Any, bars: dict[str, dict[str, int]], unit: float = 2**30, total: str = "{:.1f}"
+) -> None:
+    """Horizontal bars of parts, in units of bytes (GiB), the first on top, its total behind it."""
     left = [0.0] * len(bars)
     for part in PARTS:
-        widths = [parts[part] / 2**30 for parts in bars.values()]
-        axes.barh(list(bars), widths, left=left, label=part)
+        widths = [parts[part] / unit for parts in bars.values()]
+        drawn = axes.barh(list(bars), widths, left=left, label=part)
         left = [a + b for a, b in zip(left, widths, strict=True)]
-    axes.invert_yaxis()
+    axes.bar_label(drawn, [total.format(length) for length in left], padding=4, fontsize=8)
+    axes.yaxis.set_inverted(True)
+
+
+def limit_line(axes: Any, longest: int, limit: int, what: str) -> None:
+    """An axis in GiB that a bar of `longest` bytes fills, and a line at `limit` bytes; if that is
+    so far off that bars would be stumps, words at the edge say where it is."""
+    need, at = longest / 2**30, limit / 2**30
+    words = f"{at:.0f} GiB {what}"
+    if at <= 4 * need:
+        end = 1.1 * max(need, at)
+        axes.axvline(at, color="black", lw=1, ls="--")
+    else:
+        end = 1.15 * need
+        at, words = end, f"{words}: {at / need:.0f} times the longest bar →"
+    axes.set_xlim(0, end)
+    side = "left" if at < end / 2 else "right"  # where the words have room
+    axes.text(at, 1.02, words, transform=axes.get_xaxis_transform(), ha=side, fontsize=9)

@@ -7,6 +7,7 @@ from typing import Any
 
 from cola_train import costs
 from cola_train.config.schema import Config
+from cola_train.gpus import Gpu
 from cola_train.methods.costs import BlockCost, Weight
 from cola_train.parallel.topology import Topology
 
@@ -17,12 +18,13 @@ FP32 = 4  # bytes
 class Run:
     """`config` on the processes of `topology`.
 
-    on_cpu: as the tests run it, with gloo; else on NVIDIA GPUs with NCCL.
+    on_cpu: as the tests run it, with gloo; else on NVIDIA GPUs with NCCL, of the kind `gpu`.
     """
 
     config: Config
     topology: Topology
     on_cpu: bool = False
+    gpu: Gpu | None = None
 
     @property
     def processes(self) -> int:
@@ -38,8 +40,9 @@ class Run:
         """Whether the method's layers run on Triton's kernels."""
         if not self.config.method.fused_kernels:
             return False
-        kernels = self.config.kernels
-        return kernels == "triton" or (kernels == "auto" and not self.on_cpu)
+        if self.config.kernels != "auto":
+            return self.config.kernels == "triton"
+        return self.gpu is not None and self.gpu.fused_kernels
 
     @property
     def micro_batch_size(self) -> int:

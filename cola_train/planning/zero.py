@@ -146,7 +146,9 @@ def moments(run: Run) -> Iterator[Moment]:
     state = FP32 * run.config.method.optimizer_elements(Weight((shard,)))
     fixed = {"weights": weights, "optimizer": state if state_here else 0}
     between = {0: 0, 1: FP32 * P, 2: 0, 3: FP32 * shard if state_here else 0}[stage]
-    buffer = {0: 0, 1: 0, 2: e * zero.bucket, 3: FP32 * zero.bucket}[stage]
+    # a GPU's buffer takes what is asked for, a CPU's what is written to it
+    filled = min(zero.bucket, P) if run.on_cpu else zero.bucket
+    buffer = {0: 0, 1: 0, 2: e * filled, 3: FP32 * filled}[stage]
     # a bucket, or a gradient too large for it, on its way: as fp32, and gloo's copy of it
     # (stage 0's is of fixed size)
     moved = min(STAGE0_BUCKET if stage == 0 else max(zero.bucket, embedding), P)

@@ -2,21 +2,38 @@
 
 import dataclasses
 import os
-import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from cola_train import distributed
+from cola_train.config.fields import build
 from cola_train.config.schema import Config
 from cola_train.errors import UserError
 from cola_train.files import read_json, write_text
+from cola_train.progress import say
 from cola_train.run.owner import LATEST, Owner
 
 # A finished run that is started again only reports: options by which it would be another run.
 # (`identity` and the loader have compared what the model and the data are.)
 RECIPE = ("method", "optim", "train.steps", "train.batch_size", "train.batch_tokens")
+
+# What it may mean that a resumed run has another value of these.
+ROUNDING = "the same function, rounded otherwise"
+MEANINGS = {
+    "train.steps": "another schedule",
+    "train.batch_size": "another number of tokens a step",
+    "train.batch_tokens": "another number of tokens a step",
+    "optim": "another optimizer from here on",
+    "evaluation.tokens": "validation losses before and after are not of the same tokens",
+    **dict.fromkeys(
+        ("train.precision", "train.micro_batch_size", "train.compile", "train.deterministic",
+         "train.threads", "engine", "kernels", "recompute", "model.attention"),
+        ROUNDING,
+    ),
+}  # fmt: skip
 NEW_RUN = "choose another run_name, or remove the folder"
 
 
@@ -71,8 +88,9 @@ def record_config(config: Config, owner: Owner, finished: bool) -> None:
 def _record(config: Config, owner: Owner, finished: bool) -> None:
     path = Path(config.run_dir) / "config.yaml"
     values = dataclasses.asdict(config)
-    changed = changes(_recorded(path), values)
-    others = [(name, old, new) for name, old, new in changed if _is_recipe(name)]
+    recorded = _recorded(path)
+    changed = changes(recorded, values)
+    others = [(name, old, new) for name, old, new in changed if _of(name, RECIPE)]
     if finished and others:
         raise UserError(
             f"run_dir: {config.run_dir} holds a finished run of another recipe.",
@@ -80,10 +98,10 @@ def _record(config: Config, owner: Owner, finished: bool) -> None:
             "For a new run choose another run_name; the finished one asks for its own options.",
         )
     for name, old, new in changed:
-        print(
-            f"changed since this run began: {name}: {_shown(old)} -> {_shown(new)}",
-            file=sys.stderr,
-        )
+        meaning = "".join(f" ({MEANINGS[part]})" for part in _of(name, MEANINGS))
+        say(f"changed since this run began: {name}: {_shown(old)} -> {_shown(new)}{meaning}")
+    if recorded and (jump := _jump(recorded, config, owner.step)):
+        say(f"changed since this run began: {jump}")
     owner.check()
     try:
         write_text(path, yaml.safe_dump(values, sort_keys=False))
@@ -102,10 +120,7 @@ def _recorded(path: Path) -> dict[str, Any] | None:
         return None
     except (OSError, ValueError, yaml.YAMLError) as error:
         reason = str(error).splitlines()[0]
-        print(
-            f"{path}: damaged ({reason}); written anew, what has changed cannot be said",
-            file=sys.stderr,
-        )
+        say(f"{path}: damaged ({reason}); written anew, what has changed cannot be said")
         return None
 
 
@@ -123,8 +138,27 @@ def changes(old: Any, new: Any, prefix: str = "") -> list[tuple[str, Any, Any]]:
     ]
 
 
-def _is_recipe(name: str) -> bool:
-    return any(name == part or name.startswith(f"{part}.") for part in RECIPE)
+def _jump(recorded: dict[str, Any], config: Config, step: int) -> str | None:
+    """How the learning rate goes on after `step` otherwise than it would have, if it does."""
+    problems: list[str] = []
+    before: Config = build(Config, recorded, "", problems)
+    if problems or step == 0:
+        return None
+
+    def rate(of: Config, step: int) -> float:
+        return of.method.learning_rate(of.optim, step, of.train.steps)
+
+    if rate(before, step + 1) == rate(config, step + 1):
+        return None
+    return (
+        f"the learning rate: {rate(before, step):.3g} at step {step}, "
+        f"{rate(config, step + 1):.3g} at step {step + 1}"
+    )
+
+
+def _of(name: str, parts: Iterable[str]) -> list[str]:
+    """Those of `parts` that are an option's name or that of its group."""
+    return [part for part in parts if name == part or name.startswith(f"{part}.")]
 
 
 def _shown(value: Any) -> str:

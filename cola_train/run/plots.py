@@ -1,9 +1,14 @@
 """Plots of a run, made from its metrics.jsonl."""
 
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Any
+
+from cola_train.files import temporary_name
+
+LOSS = Path("plots", "loss.png")  # in a run's folder
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
@@ -24,8 +29,12 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     return lines
 
 
-def plot_loss(run_dir: Path) -> Path:
-    """Training and validation loss over tokens; returns the PNG's path."""
+def plot_loss(run_dir: Path) -> None:
+    """Training and validation loss over tokens, whole or not at all.
+
+    Raises:
+        OSError: the folder cannot be written.
+    """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -45,7 +54,11 @@ def plot_loss(run_dir: Path) -> Path:
     axes.set(xlabel="tokens (millions)", ylabel="loss (nats a token)", title=run_dir.name)
     axes.grid(alpha=0.3)
     axes.legend()
-    path = run_dir / "plots" / "loss.png"
+    path = run_dir / LOSS
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=120)
-    return path
+    temporary = temporary_name(path)
+    try:
+        figure.savefig(temporary, dpi=120, format="png")
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)

@@ -2,7 +2,6 @@
 
 import base64
 import math
-import sys
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from statistics import fmean, stdev
@@ -15,6 +14,7 @@ from cola_train.checkpoint.checkpointer import Checkpointer
 from cola_train.data.loader import BatchLoader
 from cola_train.engines.base import Engine, StepResult
 from cola_train.errors import TrainingError
+from cola_train.progress import say
 from cola_train.run.folder import refuse_to_begin_again
 from cola_train.run.identity import refuse_another
 from cola_train.run.owner import Owner
@@ -94,7 +94,7 @@ class RunState:
                 path = self.checkpointer.find(resume)
             elif distributed.is_main():
                 where = f"resume={resume} is where this run began"
-                print(f"{where}; it goes on from {path}", file=sys.stderr)
+                say(f"{where}; it goes on from {path}")
         if path is not None:
             self._go_on_from(self._load(path))
         return path
@@ -153,7 +153,7 @@ class RunState:
             refuse_another(saved["identity"], self.about["identity"], path)
         elif distributed.is_main():
             unknown = "whether model and method are this run's is known by names and shapes alone"
-            print(f"{path}: of an earlier version; {unknown}", file=sys.stderr)
+            say(f"{path}: of an earlier version; {unknown}")
         tensors = self.engine.state_dict()
         self.checkpointer.load(path, tensors)
         self.engine.load_state_dict(tensors)

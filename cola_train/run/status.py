@@ -21,6 +21,7 @@ LAUNCH_VARIABLE = "COLA_LAUNCH"
 # What is read of both files, where it is there.
 FIELDS: dict[str, type] = {
     "launch": int, "attempt": int, "token": str, "host": str, "pid": int, "state": str,
+    "message": str,
 }  # fmt: skip
 
 
@@ -30,19 +31,19 @@ def next_launch(run_dir: Path) -> int:
     return launch + 1
 
 
-def verdict(run_dir: Path, launch: int) -> tuple[str, int]:
-    """How a launch ended, by status.json: its state and its exit code.
+def verdict(run_dir: Path, launch: int) -> tuple[str, int, str]:
+    """How a launch ended, by status.json: its state, its exit code and its last words.
 
     State: done; stopped (by a signal, saved); hung; failed (starting again is no use); lost (by
     the failure of something else); unknown (it died without a word); superseded (the folder is a
     later launch's now).
     """
     if read_record(run_dir / ATTEMPT).get("launch", 0) > launch:
-        return "superseded", EXIT_FAULT
+        return "superseded", EXIT_FAULT, f"{run_dir} is a later launch's now"
     status = read_record(run_dir / STATUS)
     if status.get("launch") != launch or status.get("state", "running") == "running":
-        return "unknown", EXIT_FAULT
-    return status["state"], status["exit_code"]
+        return "unknown", EXIT_FAULT, f"it ended without a word; see {run_dir / 'logs'}"
+    return status["state"], status["exit_code"], status.get("message", "")
 
 
 def read_record(path: Path) -> dict[str, Any]:
@@ -66,9 +67,10 @@ def read_record(path: Path) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Print the verdict on launch NUMBER of RUN_DIR, and exit with its code."""
-    state, exit_code = verdict(Path(sys.argv[1]), int(sys.argv[2]))
-    print(state)
+    """Print the verdict on launch NUMBER of RUN_DIR, first a line with the state, and exit with
+    its code."""
+    state, exit_code, message = verdict(Path(sys.argv[1]), int(sys.argv[2]))
+    print(state, message, sep="\n")
     sys.exit(exit_code)
 
 

@@ -1,4 +1,5 @@
-"""Where a run's figures go: a progress bar, metrics.jsonl, Weights & Biases. Main process only."""
+"""Where a run's figures go: stderr, metrics.jsonl, the loss plot, Weights & Biases. Main process
+only."""
 
 import dataclasses
 import json
@@ -6,21 +7,19 @@ import math
 import os
 import re
 import subprocess
-import sys
 import time
 import uuid
 from netrc import NetrcParseError, netrc
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
 from cola_train import distributed
 from cola_train.config.schema import Config
 from cola_train.errors import UserError
 from cola_train.files import write_text
+from cola_train.progress import Bar, say
 from cola_train.run.owner import Owner
-from cola_train.run.plots import read_metrics
+from cola_train.run.plots import plot_loss, read_metrics
 
 # W&B's grouped names; whatever is not listed goes under perf/
 GROUPS = {
@@ -34,6 +33,9 @@ GROUPS = {
 }
 
 FINISH_SECONDS = 60  # for W&B to upload the rest when a run ends; `wandb sync` sends what is left
+
+PLOT_SECONDS = 60.0  # from one drawing of the loss to the next, at least ...
+PLOT_SHARE = 0.002  # ... and the share of a run's time that drawing may take
 
 
 class Tracker:
@@ -62,14 +64,10 @@ class Tracker:
         self.path = self.run_dir / "metrics.jsonl"
         self._go_on_from(resumed_step)
         last = config.train.stop_after or config.train.steps
-        self.bar = tqdm(
-            total=last,
-            initial=min(resumed_step, last),
-            unit="step",
-            disable=not config.tracking.progress,
-            mininterval=0.5 if sys.stderr.isatty() else 10.0,
-            dynamic_ncols=True,
+        self.bar = Bar(
+            "step", total=last, done=resumed_step, shown=config.tracking.progress, log_seconds=0
         )
+        self.plot_at = time.monotonic() + PLOT_SECONDS
         if config.tracking.wandb != "disabled":
             self._start_wandb(config, extra)
 
@@ -79,7 +77,7 @@ class Tracker:
             self.say(f"rolled back to step {step}; the batches since are left out")
             self.file.close()
             self._go_on_from(step)
-            self.bar.n = step
+            self.bar.show(step)
 
     def _go_on_from(self, step: int) -> None:
         self.owner.check()
@@ -90,10 +88,7 @@ class Tracker:
     def training(self, metrics: dict[str, Any]) -> None:
         """Log one training line (the contract's fields, see docs/architecture.md)."""
         if self.main:
-            self.bar.set_postfix_str(
-                f"loss {metrics['loss']:.3f}, {metrics['tokens_per_second']:,.0f} tokens/s",
-                refresh=False,
-            )
+            self.bar.show(metrics["step"], _summary(metrics))
             self._write(metrics)
 
     def validation(self, metrics: dict[str, Any], tokens: int) -> None:
@@ -106,14 +101,32 @@ class Tracker:
             if metrics["step"] not in self.validated:  # a finished run may be started again
                 self._write(metrics, tokens)
 
-    def advance(self) -> None:
+    def advance(self, step: int) -> None:
         if self.main:
-            self.bar.update()
+            self.bar.show(step)
 
     def say(self, message: str) -> None:
-        """A line for people, above the progress bar."""
+        """A line for people."""
         if self.main:
-            self.bar.write(message, file=sys.stderr)
+            say(message)
+
+    def plot(self, now: bool = False) -> None:
+        """Draw the loss so far, if it is time to, or `now`. Failing does not stop training."""
+        began = time.monotonic()
+        if not self.main or (began < self.plot_at and not now):
+            return
+        try:
+            self.owner.check()
+            plot_loss(self.run_dir)
+        except Exception as error:  # whatever it is, training matters more
+            self.say(f"{self.run_dir / 'plots'}: the loss was not drawn: {error}")
+        ended = time.monotonic()
+        self.plot_at = ended + max(PLOT_SECONDS, (ended - began) / PLOT_SHARE)
+
+    def close_bar(self) -> None:
+        """The loop has ended, or was left by an error: what is printed next comes below it."""
+        if self.main:
+            self.bar.close()
 
     def sample(self, text: str) -> None:
         if self.main and self.wandb is not None:
@@ -123,6 +136,7 @@ class Tracker:
         if self.main:
             self.bar.close()
             self.file.close()
+            self.plot(now=True)
             if self.wandb is not None:
                 self._wandb_call(lambda: self.wandb.finish(exit_code=exit_code))
 
@@ -194,6 +208,16 @@ class Tracker:
     def _wandb_failed(self, error: Exception) -> None:
         self.say(f"W&B failed and is off from here on; metrics.jsonl goes on: {error}")
         self.wandb = None
+
+
+def _summary(metrics: dict[str, Any]) -> str:
+    """A training line for people."""
+    mfu = f", MFU {metrics['mfu']:.1%}" if metrics["mfu"] is not None else ""
+    return (
+        f"loss {metrics['loss']:.4f}, grad norm {metrics['grad_norm']:.3g}, "
+        f"lr {metrics['lr']:.3g}, {metrics['tokens_per_second']:,.0f} tokens/s{mfu}, "
+        f"{metrics['peak_memory_bytes'] / 1e9:.2f} GB"
+    )
 
 
 def _logged_in() -> bool:

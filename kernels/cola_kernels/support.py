@@ -41,23 +41,19 @@ def unavailable(device: torch.device | str) -> str | None:
 
 
 def select(kernels: str, device: torch.device | str) -> ModuleType:
-    """The module with `linear`, `gated`, `down`, `up` and `gated_down` for `kernels` = auto, torch
-    or triton.
-
-    auto takes Triton on an NVIDIA GPU from Ampere on, and torch anywhere else.
+    """The module with `linear`, `gated`, `down`, `up` and `gated_down` for `kernels` = torch or
+    triton.
 
     Raises:
         UnsupportedError: triton where it cannot run, or an unknown name.
     """
-    if kernels not in ("auto", "torch", "triton"):
-        raise UnsupportedError(f"kernels={kernels}: use auto, torch or triton")
-    reason = unavailable(device)
-    if kernels == "triton" and reason is not None:
-        raise UnsupportedError(f"kernels=triton: {reason}; use kernels=auto or kernels=torch")
-    # auto never means the interpreter: it is thousands of times slower than torch
-    on_gpu = torch.device(device).type == "cuda" and not interpreting()
-    fused = kernels == "triton" or (kernels == "auto" and reason is None and on_gpu)
-    return importlib.import_module(f"cola_kernels.{'fused' if fused else 'composed'}")
+    if kernels not in ("torch", "triton"):
+        raise UnsupportedError(f"kernels={kernels}: use torch or triton")
+    if kernels == "torch":
+        return importlib.import_module("cola_kernels.composed")
+    if (reason := unavailable(device)) is not None:
+        raise UnsupportedError(f"kernels=triton: {reason}; use kernels=torch")
+    return importlib.import_module("cola_kernels.fused")
 
 
 def architecture(op: str, device: torch.device) -> str:

@@ -7,6 +7,7 @@ import subprocess
 import pytest
 from helpers import PAPER_PARAMETERS, REPOSITORY, run_python
 
+from cola_train.commands.plan import main
 from cola_train.errors import EXIT_USER_ERROR
 
 
@@ -80,6 +81,28 @@ def test_a_batch_in_tokens_is_enough_as_for_cola_train():
     assert refused.returncode == EXIT_USER_ERROR and "are two batches" in refused.stderr
 
 
+@pytest.mark.parametrize("question", [["model=350m"], ["model=1b", "gpus=8"]])
+def test_a_tie_goes_to_the_simplest_engine(question):
+    """Both engines hide their collectives behind the same matmuls."""
+    answer = json.loads(cola_plan(*question, "goal=throughput", "output=json").stdout)
+    assert answer["overrides"][0] == "engine=fsdp" and "recompute=none" in answer["overrides"]
+    others = [way for way in answer["others"] if way["overrides"][0] == "engine=deepspeed"]
+    assert others[0]["seconds"] == pytest.approx(answer["step_time"]["seconds"], rel=5e-3)
+
+
+def test_a_plan_says_what_the_whole_run_takes():
+    question = ["model=1b", "gpus=8", "train.steps=50000", "train.batch_size=256"]
+    answer = json.loads(cola_plan(*question, "output=json").stdout)
+    hours = 50_000 * answer["step_time"]["seconds"] / 3600
+    tokens = 50_000 * 256 * 256
+    assert answer["run"] == {
+        "steps": 50_000, "tokens": tokens, "hours": hours, "gpu_hours": 8 * hours,
+    }  # fmt: skip
+    told = cola_plan(*question).stdout.splitlines()[-1]
+    assert told.startswith("run: 50,000 steps, 3,276,800,000 tokens in ")
+    assert f"{hours:.3g} hours, {8 * hours:.3g} GPU-hours" in told
+
+
 def test_largest_micro_batch_is_the_largest(tmp_path):
     common = ["model=1b", "recompute=cola_m", "gpu=a10", "output=json"]
     plot = tmp_path / "plan.png"
@@ -137,3 +160,45 @@ def test_what_crosses_nodes_takes_the_network():
         )  # fmt: skip
         seconds.append(json.loads(answer.stdout)["step_time"]["collectives"])
     assert seconds[0] < seconds[1] < seconds[2] < 1.1 * seconds[0]
+
+
+def drawn(monkeypatch, tmp_path, *arguments: str):
+    """The axes of the plot that `cola-plan ARGUMENTS` writes."""
+    from matplotlib.figure import Figure
+
+    figures = []
+    monkeypatch.setattr(Figure, "savefig", lambda self, path, dpi: figures.append(self))
+    monkeypatch.setattr("sys.argv", ["cola-plan", *arguments, f"plot={tmp_path / 'plan.png'}"])
+    with pytest.raises(SystemExit) as end:
+        main()
+    assert end.value.code == 0
+    return figures[0].axes[0], figures[0].get_suptitle()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words", "title"),
+    [
+        (["model=1b", "gpus=8"], "72 GiB usable on h100-80gb: 22 times the longest bar", "8 GPUs"),
+        (["model=7b"], "72 GiB usable on h100-80gb", "1 GPU,"),  # a line beyond the bars
+        (["model=7b", "gpus=8", "train.batch_size=2048", "gpu=a10"], "22 GiB usable on a10", "8 "),
+    ],
+)
+def test_the_bars_of_a_plot_fill_its_axis(arguments, words, title, monkeypatch, tmp_path, capsys):
+    axes, said = drawn(monkeypatch, tmp_path, *arguments)
+    assert title in said
+    end = axes.get_xlim()[1]
+    longest = max(bar.get_x() + bar.get_width() for bar in axes.patches)
+    assert end / 5 < longest < end
+    assert any(words in text.get_text() for text in axes.texts)
+    limits = [line.get_xdata()[0] for line in axes.lines]
+    assert all(0 < limit < end for limit in limits) and len(limits) == ("times" not in words)
+    captured = capsys.readouterr()
+    assert captured.err == f"plot: {tmp_path / 'plan.png'}\n"
+    assert "plot" not in captured.out
+
+
+def test_a_plot_leaves_stdout_to_the_json(tmp_path):
+    ran = cola_plan("model=60m", "output=json", f"plot={tmp_path / 'plan.png'}")
+    assert json.loads(ran.stdout)["model"] == "60m"
+    assert ran.stderr == f"plot: {tmp_path / 'plan.png'}\n"
+    assert (tmp_path / "plan.png").stat().st_size > 1000

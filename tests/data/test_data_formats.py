@@ -91,8 +91,10 @@ def test_a_byte_order_mark_is_no_text_and_line_ends_stay(tmp_path: Path, ending:
     path = tmp_path / f"a.jsonl{ending}"
     lines = [json.dumps({"text": text}).encode() for text in ("a\r\n", "\ufeffb")]
     one = MARK + lines[0] + b"\r\n"
-    path.write_bytes(COMPRESS[ending](one + one + lines[1]))  # the second of a file put behind
-    assert read(path) == ["a\r\n", "a\r\n", "\ufeffb"]
+    blanks = b'{"text":\r"c"}\r \n'
+    # The second mark is of a file that was put behind another.
+    path.write_bytes(COMPRESS[ending](one + one + blanks + lines[1]))
+    assert read(path) == ["a\r\n", "a\r\n", "c", "\ufeffb"]
 
 
 @pytest.mark.parametrize(
@@ -140,6 +142,17 @@ def test_parquet_of_which_only_the_text_is_read(tmp_path: Path, kind: pyarrow.Da
     path = parquet(tmp_path / "a.parquet", {**others, "text": array}, row_group_size=600)
     assert read(path) == [text for text in texts if text is not None]
     assert "holds list, not text" in refused(path, "tags")
+
+
+def test_parquet_s_other_columns_can_be_unreadable(tmp_path: Path) -> None:
+    path = parquet(tmp_path / "a.parquet", {"id": [str(i) for i in range(99)], "text": ["a"] * 99})
+    chunk = pyarrow.parquet.read_metadata(path).row_group(0).column(0)
+    content = bytearray(path.read_bytes())
+    start = chunk.dictionary_page_offset
+    content[start : start + chunk.total_compressed_size] = bytes(chunk.total_compressed_size)
+    path.write_bytes(content)
+    assert read(path) == ["a"] * 99
+    assert "cannot be read" in refused(path, "id")
 
 
 def test_parquet_with_features_that_nobody_knows(tmp_path: Path) -> None:

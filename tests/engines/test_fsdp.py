@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from helpers import make_config, real_model
+from helpers import make_config, real_model, whole_state
 
 from cola_train import distributed
 from cola_train.data.loader import Batch
@@ -178,9 +178,13 @@ def test_a_step_waits_for_the_device_once(tiny, monkeypatch):
     assert waits == ["tolist"] and not result.skipped
 
 
-def test_a_step_with_nothing_to_predict_is_a_step(tiny):
+def test_a_step_with_nothing_to_predict_is_skipped(tiny):
     engine = engine_of([*tiny, "optim.weight_decay=0"])
     (batch,) = batches_of(1, 4)
+    engine.train_step([batch], 1e-2)  # its momentum would move the weights again
+    before = whole_state(engine)
     batch.targets.fill_(IGNORE_INDEX)
     result = engine.train_step([batch], 1e-2)
-    assert (result.loss, result.tokens, result.skipped) == (0.0, 0, False)
+    assert math.isnan(result.loss) and (result.tokens, result.skipped) == (0, True)
+    after = whole_state(engine)
+    assert all(torch.equal(before[name], after[name]) for name in before)

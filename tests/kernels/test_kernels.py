@@ -52,11 +52,11 @@ def test_nothing_runs_on_a_cpu_uninterpreted() -> None:
     code = """
 import sys, torch
 from cola_kernels import UnsupportedError, composed, select
-assert select("auto", "cpu") is composed and "cola_kernels.fused" not in sys.modules
+assert select("torch", "cpu") is composed and "cola_kernels.fused" not in sys.modules
 try:
     select("triton", "cpu")
 except UnsupportedError as error:
-    assert "use kernels=auto or kernels=torch" in str(error)
+    assert "use kernels=torch" in str(error)
 else:
     raise AssertionError
 from cola_kernels import fused

@@ -2,6 +2,7 @@
 
 import os
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from helpers import REPOSITORY, child_environment, finish, losses, read_json, wait_for_step
+from slurm_cluster import free_ports
 
 LAUNCH = REPOSITORY / "launch"
 SCRIPTS = [*sorted(LAUNCH.glob("*.sh")), LAUNCH / "slurm.sbatch"]
@@ -60,6 +62,32 @@ def test_readme_has_every_option():
     assert [name for name in [*settings, *options] if f"`{name}" not in readme] == []
 
 
+def test_usage_names_every_option(environment):
+    for script in ("submit.sh", "torchrun.sh"):
+        options = set(re.findall(r"^ +(--[a-z-]+)\)", (LAUNCH / script).read_text(), re.M))
+        assert "--dry-run" in options
+        for flag in (["-h"], ["model=1b", "--help"]):
+            usage, errors = run(script, flag, environment)
+            assert f"launch/{script} [--dry-run]" in usage and errors == ""
+            assert all(option in usage for option in options)
+
+
+@pytest.mark.parametrize("script", ["submit.sh", "torchrun.sh"])
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (["--dryrun", "model=1b"], "--dryrun: no such option"),
+        (["model=1b", "--cfg"], "--cfg: no such option"),
+        (["-n", "2"], "-n: no such option"),
+        (["--sweep"], "--sweep: "),
+        (["--at-once", "2"], "--at-once: "),
+    ],
+)
+def test_options_that_are_no_use_are_named(environment, script, arguments, named):
+    output, errors = run(script, arguments, environment, expect=2)
+    assert errors.startswith(f"error: {named}") and errors.count("\n") == 1 and output == ""
+
+
 def test_dry_runs_show_the_whole_command_and_start_nothing(tiny, tmp_path, environment):
     run_dir = tmp_path / "a run"
     overrides = ["--dry-run", *tiny, f"run_dir={run_dir}"]
@@ -84,7 +112,7 @@ def test_dry_runs_show_the_whole_command_and_start_nothing(tiny, tmp_path, envir
         ({}, ["run_dir=/proc/run"], "run_dir: /proc"),
         ({}, ["model.d_model=65536", "model.d_ff=9999999", "method=full"], "GB free"),
         ({"NODES": "0"}, [], "NODES: must be at least 1, got 0"),
-        ({"PYTHON": "/bin/false"}, [], "PYTHON"),
+        ({"PYTHON": "/bin/false"}, [], "PYTHON: /bin/false cannot import cola_train"),
         ({"REFUSED": "1"}, [], "SLURM would refuse"),
         (
             {"GPUS_PER_NODE": "8", "PROCESSES_PER_NODE": "16"},
@@ -100,6 +128,7 @@ def test_refused_before_it_waits_in_a_queue(
     arguments = [*tiny, f"run_dir={tmp_path / 'run'}", *overrides]
     output, errors = run("submit.sh", arguments, environment | settings, expect=2)
     assert named in errors and "submitted" not in output
+    assert named.startswith("PYTHON:") or "cannot import" not in errors
 
 
 def test_too_few_gpus_are_refused_where_the_run_would_be(tiny, tmp_path, environment):
@@ -142,6 +171,62 @@ def test_sweep_lines_must_differ_in_their_folder(tiny, tmp_path, environment):
     arguments = ["--sweep", str(sweep), *tiny, f"run_dir={tmp_path / 'run'}"]
     _, errors = run("submit.sh", arguments, environment, expect=2)
     assert "give each a run_name" in errors
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("overrides", "code", "message"),
+    [
+        (["resume={}"], 2, "resume={} names no good checkpoint"),
+        (["optim.lr=1e12", "optim.warmup_steps=0", "optim.clip=null"], 1, "training diverged: "),
+    ],
+    ids=["a mistake", "a divergence"],
+)
+def test_torchrun_starts_no_failed_run_again(tiny, tmp_path, environment, overrides, code, message):
+    """torchrun itself would, RESTARTS times; the last words are the trainer's."""
+    run_dir = tmp_path / "run"
+    overrides, message = [word.format(tmp_path) for word in overrides], message.format(tmp_path)
+    arguments = [*tiny, "train.steps=3", f"run_dir={run_dir}", *overrides]
+    _, errors = run("torchrun.sh", arguments, environment, expect=code)
+    assert read_json(run_dir / "attempt.json")["attempt"] == 1
+    assert f"\n{run_dir}: failed, exit code {code}\n{message}" in errors
+    assert errors.endswith(read_json(run_dir / "status.json")["message"] + "\n")
+    assert "Traceback" not in errors
+
+
+def readme_commands() -> list[str]:
+    blocks = re.findall(r"```bash\n(.*?)```", (LAUNCH / "README.md").read_text(), re.S)
+    return [line.split(" #")[0].strip() for block in blocks for line in block.splitlines()]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("command", readme_commands())
+def test_readme_commands(tiny, tmp_path, environment, command):
+    """Each as it stands there, on a tiny model, with sbatch's stand-in."""
+    (tmp_path / "sweep.txt").write_text("run_name=a\nrun_name=b optim.lr=1e-3\n")
+    head = f"localhost:{free_ports(1)[0]}"
+    changes = {"node1:29400": head, "/scratch/me": str(tmp_path), "sweep.txt": "$TMP/sweep.txt"}
+    for there, here in changes.items():
+        command = command.replace(there, here)
+    if command.startswith("make "):
+        command = command.replace("make", "make -n")
+    elif command.startswith("launch/") or "torchrun.sh" in command:
+        in_tmp = [] if "run_dir=" in command else [f"run_dir={tmp_path}/${{run_name}}"]
+        command += " " + shlex.join([*tiny, "model.n_heads=4", "train.steps=2", *in_tmp])
+    environment |= {"EDITOR": "true", "TMP": str(tmp_path), "SWEEP_LOGS": str(tmp_path / "sweeps")}
+    machines = [
+        subprocess.Popen(
+            command, shell=True, cwd=REPOSITORY, env=environment, text=True,
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True,
+        )
+        for _ in range(2 if "NODES=2" in command else 1)
+    ]  # fmt: skip
+    for machine in machines:
+        output, errors = finish(machine, expect=0)
+        if "torchrun" in command:
+            assert ": done, exit code 0" in errors
+        if "submit" in command:
+            assert ("sbatch --nodes" if "--dry-run" in command else "submitted") in output
 
 
 @pytest.mark.slow

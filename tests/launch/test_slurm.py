@@ -2,6 +2,7 @@
 
 import functools
 import os
+import re
 import signal
 import sys
 from collections.abc import Callable, Iterator
@@ -82,14 +83,27 @@ def pause(process: int) -> None:
 def test_two_nodes(cluster, tiny, tmp_path, undisturbed):
     run_dir = tmp_path / "run"
     common = [*tiny, f"train.steps={STEPS}", "train.stop_after=20", f"run_dir={run_dir}"]
-    job = cluster.submit(*common, NODES=2)
+    job = cluster.submit(*common, "tracking.progress=true", NODES=2)
     cluster.wait(job, "COMPLETED")
     assert cluster.job(job)["NodeList"] == "n[1-2]"
     assert losses(run_dir) == undisturbed(20, 2)
     assert status(run_dir)["state"] == "done"
-    assert "2 x " in (run_dir / "logs/rank-0000.log").read_text()
+    log = (run_dir / "logs/rank-0000.log").read_bytes().decode()
+    assert re.search(r"[\x00-\x09\x0b-\x1f\x7f]", log) is None
+    logged = re.findall(r"^\d{4}-\d\d-\d\d [\d:]{8} step (\d+)/20: loss .* GB", log, re.M)
+    assert logged == [str(step) for step in range(1, 21)]
     assert (run_dir / "logs/rank-0001.log").exists()
     assert "done, exit code 0" in (run_dir / "logs/slurm.log").read_text()
+
+
+def test_a_mistake_ends_the_job_with_its_message_last(cluster, tiny, tmp_path):
+    run_dir = tmp_path / "run"
+    job = cluster.submit(*tiny, f"resume={tmp_path}", f"run_dir={run_dir}")
+    cluster.wait(job, "FAILED")
+    assert cluster.job(job)["ExitCode"] == "2:0" and attempt(run_dir)["attempt"] == 1
+    log = (run_dir / "logs/slurm.log").read_text()
+    assert f"failed, exit code 2 (srun: 2)\n{status(run_dir)['message']}\n" in log
+    assert log.endswith("Use resume=auto.\n")
 
 
 @pytest.mark.skipif(find_spec("deepspeed") is None, reason="DeepSpeed is not installed")

@@ -1,6 +1,7 @@
 """A run's folder takes no other run for its own, and no absence for a fresh start."""
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -60,6 +61,27 @@ def test_what_leaves_the_function_as_it_is_may_change(begun):
     rank = "method.rank_ratio=0.25"  # what the model's hint gave
     assert exit_code_of([*common, *changes, rank, "train.deterministic=false"]) == 0
     assert list(losses(run_dir)) == list(range(1, 10))
+
+
+def test_what_has_changed_is_named_with_what_it_may_mean(begun, capsys):
+    common, _ = begun
+    changes = ["train.steps=90", "train.batch_size=16", "evaluation.tokens=512", "optim.clip=1.0",
+               "train.micro_batch_size=4", "checkpoint.keep=3", "train.stop_after=8"]  # fmt: skip
+    assert exit_code_of([*common, *changes]) == 0
+    said = re.findall("changed since this run began: (.*)\n", capsys.readouterr().err)
+    assert sorted(line for line in said if "run_dir" not in line) == [  # the fixture's copy
+        "checkpoint.keep: 2 -> 3",
+        "evaluation.tokens: 1024 -> 512 "
+        "(validation losses before and after are not of the same tokens)",
+        "optim.clip: 0.5 -> 1.0 (another optimizer from here on)",
+        "the learning rate: 0.000616 at step 7, 0.00299 at step 8",
+        "train.batch_size: 8 -> 16 (another number of tokens a step)",
+        "train.micro_batch_size: null -> 4 (the same function, rounded otherwise)",
+        "train.steps: 9 -> 90 (another schedule)",
+        "train.stop_after: 7 -> 8",
+    ]
+    assert exit_code_of([*common, *changes]) == 0  # the folder's own by now
+    assert "changed since" not in capsys.readouterr().err
 
 
 def spoil(run_dir: Path) -> None:
@@ -159,7 +181,7 @@ def test_a_damaged_status_says_nothing_of_the_end(begun, capsys, damage):
     path = run_dir / "status.json"
     remove = lambda content: content.replace(b'"exit_code": 0', b'"exit_code": null')  # noqa: E731
     path.write_bytes(DAMAGE.get(damage, remove)(path.read_bytes()))
-    assert verdict(run_dir, 1) == ("unknown", 1)
+    assert verdict(run_dir, 1)[:2] == ("unknown", 1)
     assert f"{path}: damaged" in capsys.readouterr().err
 
 
