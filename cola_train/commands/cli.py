@@ -19,7 +19,8 @@ from cola_train.commands.config_file import CommandLine, is_file, read_command_l
 from cola_train.commands.groups import OPTIONS, choices, config_dir, register_options
 from cola_train.commands.help import help_lines
 from cola_train.commands.overrides import without_replaced
-from cola_train.commands.sweep import Folders, clean_state, job_name, one_folder_for_all
+from cola_train.commands.results import Job, report
+from cola_train.commands.sweep import Folders, clean_state, job_name, one_folder_for_all, swept
 from cola_train.config.checks import CHECKS, Check, load
 from cola_train.config.schema import Config
 from cola_train.errors import (
@@ -88,7 +89,7 @@ def run_composed(
         if any(parsed.values()):  # Hydra's flags
             if problems:
                 raise UserError(*problems)
-            code = _run_hydra(task, primary, line)
+            code = _run_hydra(task, primary, line, command == "cola-train")
         else:
             code = task(compose(line.overrides, problems, primary, line.of_file), problems)
         distributed.stop()
@@ -154,42 +155,59 @@ def compose(
         raise UserError(*problems, _one_line(error)) from error
 
 
-def _run_hydra(task: Task, primary: str, line: CommandLine) -> int:
+def _run_hydra(task: Task, primary: str, line: CommandLine, with_results: bool) -> int:
     """Let Hydra take the command line: for its flags, and for sweeps, whose jobs run in turn.
 
     A job that fails does not keep the others from running; one that a signal stops is the last.
     Returns the highest exit code.
     """
     os.environ["HYDRA_FULL_ERROR"] = "1"  # errors come to us rather than to Hydra's own printer
-    codes, folders = [EXIT_DONE], Folders()
+    codes, folders, jobs, sweep_dir = [EXIT_DONE], Folders(), [], "."
     register_options()
 
-    def job(values: DictConfig) -> None:
-        def run(values: DictConfig) -> int:
-            return task(_plain(values, HydraConfig.get().overrides.task, line.of_file), [])
+    def run(values: DictConfig) -> int:
+        return task(_plain(values, HydraConfig.get().overrides.task, line.of_file), [])
 
+    def job(values: DictConfig) -> None:
+        nonlocal sweep_dir
         if HydraConfig.get().mode != RunMode.MULTIRUN:
             codes.append(run(values))
-        elif EXIT_STOPPED_BY_SIGNAL not in codes:
-            values.run_name = job_name(values.run_name)
-            with clean_state():
-                codes.append(_exit_code(run, values, folders, line))
+            return
+        options, sweep_dir = swept(line.overrides), HydraConfig.get().sweep.dir
+        values.run_name = job_name(values.run_name, options)
+        jobs.append(Job(values.run_name, str(values.run_dir), options))
+        if EXIT_STOPPED_BY_SIGNAL in codes:
+            jobs[-1].state, jobs[-1].began = "not started", False
+            return
+        with clean_state():
+            codes.append(_exit_code(run, values, folders, line, jobs[-1]))
 
-    hydra.main(version_base="1.3", config_path=str(config_dir()), config_name=primary)(job)()
+    try:
+        hydra.main(version_base="1.3", config_path=str(config_dir()), config_name=primary)(job)()
+    finally:
+        if jobs and with_results and distributed.is_main():
+            report(jobs, Path(sweep_dir))
     return max(codes)
 
 
 def _exit_code(
-    run: Callable[[DictConfig], int], values: DictConfig, folders: Folders, line: CommandLine
+    run: Callable[[DictConfig], int],
+    values: DictConfig,
+    folders: Folders,
+    line: CommandLine,
+    job: Job,
 ) -> int:
     """Of one job, whose mistakes are printed here: the next one has none of its frames."""
     try:
         folders.take(str(values.run_dir))
-        return run(values)
+        code = run(values)
+        job.state = "stopped" if code == EXIT_STOPPED_BY_SIGNAL else "done"
+        return code
     except (UserError, TrainingError) as error:
         if distributed.is_main() or isinstance(error, TrainingError):
             print(f"{values.run_name}:", file=sys.stderr)
             print_problems(error, line)
+        job.state, job.began = f"failed: {_one_line(error)}", isinstance(error, TrainingError)
         return EXIT_FAULT if isinstance(error, TrainingError) else EXIT_USER_ERROR
 
 

@@ -6,12 +6,14 @@ import os
 import re
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
 
+from cola_train.commands import quoting
+from cola_train.commands.overrides import given_options
 from cola_train.errors import UserError
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)  # that a run listens to
@@ -72,10 +74,26 @@ class Folders:
         self.taken.add(path)
 
 
-def job_name(run_name: str) -> str:
-    """A run name of its own for each job: the sweep's, and the job's overrides."""
-    overrides = sorted(word.lstrip("+") for word in HydraConfig.get().overrides.task)
-    return f"{run_name}+{suffix(overrides)}" if overrides else run_name
+def swept(given: Iterable[str]) -> dict[str, str]:
+    """What the sweep changes, and its values in this job.
+
+    given: the overrides of the command line; what is none of them is of the sweep's own config.
+    """
+    parsed = [(word, quoting.parse(word)) for word in given]
+    fixed = {
+        name
+        for word, override in parsed
+        if override is not None and not override.is_sweep_override()
+        for name in given_options([word])
+    }
+    words = [word.lstrip("+").partition("=") for word in HydraConfig.get().overrides.task]
+    return {name: value for name, _, value in sorted(words) if name not in fixed}
+
+
+def job_name(run_name: str, options: Mapping[str, str]) -> str:
+    """A run name of its own for each job: the sweep's, and what differs between jobs."""
+    words = [f"{name}={value}" for name, value in options.items() if name != "run_name"]
+    return f"{run_name}+{suffix(words)}" if words else run_name
 
 
 def suffix(overrides: list[str]) -> str:
