@@ -31,21 +31,24 @@ def choices(more: Iterable[Path] = ()) -> Choices:
     """Of each group, from the project's configs and from a user's folders like them.
 
     Raises:
-        UserError: two different files are the same choice, of which Hydra would take the first.
+        UserError: two different files are the same choice, of which Hydra would take the first; an
+            experiment would be taken for a group of options.
     """
     found: Choices = {folder.name: {} for folder in config_dir().iterdir() if folder.is_dir()}
-    twice = []
+    problems = []
     for folder in (config_dir(), *more):
         for group, members in found.items():
             for file in sorted((folder / group).glob("*.yaml")):
                 first = members.setdefault(file.stem, file)
                 if first.read_bytes() != file.read_bytes():
-                    twice.append(
+                    problems.append(
                         f"{file}: there is a {group}={file.stem} already, {first}; give yours "
                         "another name"
                     )
-    if twice:
-        raise UserError(*twice)
+                if group == "experiment" and "@package _global_" not in file.read_text():
+                    problems.append(f"{file}: an experiment begins with `# @package _global_`")
+    if problems:
+        raise UserError(*problems)
     return found
 
 

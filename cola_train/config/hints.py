@@ -66,8 +66,8 @@ SYNONYMS = {
 
 # What has no option of its own: what to do, and its names.
 ADVICE = {
-    "training is counted in steps; an epoch is the corpus's tokens / (train.batch_size x "
-    "train.sequence_length) train.steps": (
+    "training is counted in steps; set train.steps to epochs x the corpus's tokens / "
+    "(train.batch_size x train.sequence_length)": (
         "epochs epoch max_epochs num_epochs num_train_epochs n_epochs"
     ),
     "it follows: train.batch_size / (processes x train.micro_batch_size); set "

@@ -99,6 +99,10 @@ def test_own_groups_are_found_beside_a_file_and_in_a_folder(file, tmp_path):
     assert composed("model=mine", f"hydra.searchpath=[file://{tmp_path}]").model.name == "my own"
     with pytest.raises(UserError, match="`mine` does not exist"):
         composed("model=mine")
+    Path("experiment/try.yaml").write_text("train: {steps: 7}\n")
+    with pytest.raises(UserError, match=r"try.yaml: an experiment begins with `# @package _glob"):
+        composed(name)
+    Path("experiment/try.yaml").unlink()
     Path("model/60m.yaml").write_text(own)
     with pytest.raises(UserError, match=r"60m.yaml: there is a model=60m already.*another name"):
         composed(name)
