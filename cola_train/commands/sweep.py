@@ -79,15 +79,12 @@ def swept(given: Iterable[str]) -> dict[str, str]:
 
     given: the overrides of the command line; what is none of them is of the sweep's own config.
     """
-    parsed = [(word, quoting.parse(word)) for word in given]
-    fixed = {
-        name
-        for word, override in parsed
-        if override is not None and not override.is_sweep_override()
-        for name in given_options([word])
-    }
+    sweeps: dict[str, bool] = {}  # by name; the last word on an option is the one that counts
+    for word in given:
+        if (override := quoting.parse(word)) is not None:
+            sweeps |= dict.fromkeys(given_options([word]), override.is_sweep_override())
     words = [word.lstrip("+").partition("=") for word in HydraConfig.get().overrides.task]
-    return {name: value for name, _, value in sorted(words) if name not in fixed}
+    return {name: value for name, _, value in sorted(words) if sweeps.get(name, True)}
 
 
 def job_name(run_name: str, options: Mapping[str, str]) -> str:
