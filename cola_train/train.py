@@ -75,6 +75,8 @@ def run(
     tracker = Tracker(config, state.step, facts(config, device), owner)
     on_exit.callback(tracker.close_bar)
     tracker.say(headline(config, device, resumed))
+    if state.step >= last_step:
+        tracker.say(f"step {state.step} was the last one: nothing is trained, only evaluated")
 
     # The loop.
     speed = Speed(config, device)
@@ -107,7 +109,9 @@ def run(
         loss = None
         if due(state.step, config.evaluation.every) and not at_end and not stopping:
             loss = validate(config, data, state, tracker).loss
-        if (due(state.step, config.checkpoint.every) and not at_end) or stopping:
+        # not while steps are skipped: weights gone bad would push the good ones out
+        to_save = due(state.step, config.checkpoint.every) and not at_end and not result.skipped
+        if to_save or stopping:
             state.save(loss)
         tracker.plot()
 

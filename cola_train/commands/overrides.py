@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Iterable, Mapping, Set
-from typing import Any
+from typing import Any, get_origin
 
 from cola_train.commands import quoting
 from cola_train.commands.groups import OPTIONS, UNIONS, Choices, choices
@@ -75,9 +75,10 @@ def readable(word: str, options: Mapping[str, Any], multirun: bool) -> tuple[str
         return quoted, f"override `{word}`: its value needs quotes; in a shell, type {typed}"
     if override.is_sweep_override() and not multirun:
         problem = f"override `{word}`: several values need --multirun (-m)"
-        if takes_text:
+        if takes_text or get_origin(kind) is list:
             typed = quoting.in_a_shell(word, kind)
-            return quoting.quote(word, kind), f"{problem}; for one text, type {typed}"
+            what = "one text" if is_text(kind) else "a list"
+            return quoting.quote(word, kind), f"{problem}; for {what}, type {typed}"
         return quoting.first_of_sweep(word, override), problem
     return quoting.as_typed(word, override, kind), ""
 

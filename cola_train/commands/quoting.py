@@ -3,7 +3,7 @@
 import re
 import shlex
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, get_origin
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override, OverrideType, QuotedString
@@ -23,8 +23,10 @@ def parse(text: str) -> Override | None:
 
 
 def quote(text: str, kind: Any) -> str:
-    """`option=value` with the value in quotes; in a list of texts, each item."""
+    """`option=value` with the value in quotes; in a list, each text."""
     option, _, value = text.partition("=")
+    if get_origin(kind) is list and not is_texts(kind):
+        return f"{option}=[{value}]"
     if not is_texts(kind):
         return f"{option}={_quoted(value)}"
     items = (item.strip() for item in value.removeprefix("[").removesuffix("]").split(","))

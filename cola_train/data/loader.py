@@ -261,6 +261,7 @@ def evaluation_batches(
     if max_tokens is not None:
         n = _samples_within(dataset, packing, sequence_length, max_tokens)
     collate = Collator(dataset, packing, sequence_length, with_documents)
+    micro_batch_size = min(micro_batch_size, -(-n // world_size))  # no more rows than there are
     together = world_size * micro_batch_size
     for first in range(rank * micro_batch_size, rank * micro_batch_size + n, together):
         indices = np.arange(first, first + micro_batch_size)

@@ -21,7 +21,11 @@ class Console:
 
     def write(self, text: str) -> int:
         try:
-            return self.stream.write(text)
+            try:
+                return self.stream.write(text)
+            except UnicodeEncodeError:
+                coding = self.stream.encoding
+                return self.stream.write(text.encode(coding, "backslashreplace").decode(coding))
         except (OSError, ValueError) as error:  # ValueError: it is closed
             self._fail(error)
             return len(text)

@@ -18,7 +18,7 @@ from cola_train.run.owner import LATEST, Owner
 
 # A finished run that is started again only reports: options by which it would be another run.
 # (`identity` and the loader have compared what the model and the data are.)
-RECIPE = ("method", "optim", "train.steps", "train.batch_size", "train.batch_tokens")
+RECIPE = ("optim", "train.steps", "train.precision", "train.spike_deviations")
 
 # What it may mean that a resumed run has another value of these.
 ROUNDING = "the same function, rounded otherwise"
@@ -34,6 +34,7 @@ MEANINGS = {
         ROUNDING,
     ),
 }  # fmt: skip
+BATCH = "train.batch_"
 NEW_RUN = "choose another run_name, or remove the folder"
 
 
@@ -42,11 +43,12 @@ def refuse_to_mix_runs(config: Config) -> None:
     a run cannot be where they belong."""
     run_dir = Path(config.run_dir)
     checkpoints = run_dir / "checkpoints"
-    if os.path.lexists(checkpoints) and not checkpoints.is_dir():
-        raise UserError(
-            f"run_dir: {checkpoints} is no folder, or a link to one that is not there; bring it "
-            "back, or remove it"
-        )
+    for path in (run_dir, checkpoints):
+        if os.path.lexists(path) and not path.is_dir():
+            raise UserError(
+                f"run_dir: {path} is no folder, or a link to one that is not there; bring it back, "
+                "or remove it"
+            )
     begun = any((run_dir / name).exists() for name in ("metrics.jsonl", LATEST))
     if config.resume == "never" and (begun or any(checkpoints.glob("step-*"))):
         raise UserError(
@@ -90,7 +92,10 @@ def _record(config: Config, owner: Owner, finished: bool) -> None:
     values = dataclasses.asdict(config)
     recorded = _recorded(path)
     changed = changes(recorded, values)
-    others = [(name, old, new) for name, old, new in changed if _of(name, RECIPE)]
+    before = _earlier(recorded)
+    if before is not None and before.batch_size == config.batch_size:  # said in another way
+        changed = [change for change in changed if not change[0].startswith(BATCH)]
+    others = [(n, old, new) for n, old, new in changed if _of(n, RECIPE) or n.startswith(BATCH)]
     if finished and others:
         raise UserError(
             f"run_dir: {config.run_dir} holds a finished run of another recipe.",
@@ -100,7 +105,7 @@ def _record(config: Config, owner: Owner, finished: bool) -> None:
     for name, old, new in changed:
         meaning = "".join(f" ({MEANINGS[part]})" for part in _of(name, MEANINGS))
         say(f"changed since this run began: {name}: {_shown(old)} -> {_shown(new)}{meaning}")
-    if recorded and (jump := _jump(recorded, config, owner.step)):
+    if before is not None and (jump := _jump(before, config, owner.step)):
         say(f"changed since this run began: {jump}")
     owner.check()
     try:
@@ -118,7 +123,7 @@ def _recorded(path: Path) -> dict[str, Any] | None:
         return recorded
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, yaml.YAMLError) as error:
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         reason = str(error).splitlines()[0]
         say(f"{path}: damaged ({reason}); written anew, what has changed cannot be said")
         return None
@@ -138,11 +143,16 @@ def changes(old: Any, new: Any, prefix: str = "") -> list[tuple[str, Any, Any]]:
     ]
 
 
-def _jump(recorded: dict[str, Any], config: Config, step: int) -> str | None:
-    """How the learning rate goes on after `step` otherwise than it would have, if it does."""
+def _earlier(recorded: dict[str, Any] | None) -> Config | None:
+    """The config that was recorded, if this version can read it."""
     problems: list[str] = []
-    before: Config = build(Config, recorded, "", problems)
-    if problems or step == 0:
+    config: Config = build(Config, recorded or {}, "", problems)
+    return None if problems else config
+
+
+def _jump(before: Config, config: Config, step: int) -> str | None:
+    """How the learning rate goes on after `step` otherwise than it would have, if it does."""
+    if step == 0:
         return None
 
     def rate(of: Config, step: int) -> float:

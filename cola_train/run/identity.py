@@ -2,9 +2,11 @@
 
 import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
+
+import yaml
 
 from cola_train.config.schema import Config
 from cola_train.errors import UserError
@@ -27,7 +29,7 @@ def identity(config: Config, document_mask: bool) -> dict[str, Any]:
     What may change in a resumed run is not in it: recomputation, engine, kernels, batch size,
     precision, schedule. The loader has the data's own (`BatchLoader.state_dict`).
     """
-    model = {f.name: getattr(config.model, f.name) for f in dataclasses.fields(config.model)}
+    model = dataclasses.asdict(config.model)
     values = {
         **{f"model.{name}": value for name, value in model.items() if name not in OTHERS},
         "method": config.method.name,
@@ -38,12 +40,29 @@ def identity(config: Config, document_mask: bool) -> dict[str, Any]:
     return dict(json.loads(json.dumps(values)))  # as a checkpoint gives it back
 
 
+def recorded_identity(checkpoint: Path, names: Iterable[str]) -> dict[str, Any]:
+    """Of a checkpoint that an earlier version saved without: what the config.yaml of its run says
+    of these names; nothing if that cannot be read."""
+    try:
+        values = yaml.safe_load((checkpoint.parents[1] / "config.yaml").read_text("utf-8"))
+        found = {name: _recorded(values, name) for name in names}
+    except (OSError, ValueError, AttributeError, RecursionError, yaml.YAMLError):
+        return {}
+    return {name: value for name, value in found.items() if value is not None}
+
+
+def _recorded(values: dict[str, Any], name: str) -> Any:
+    """Of a union, the name of its member."""
+    group, _, option = name.partition(".")
+    return values.get(group, {}).get(option or "name")
+
+
 def refuse_another(saved: Mapping[str, Any], here: Mapping[str, Any], checkpoint: Path) -> None:
     """Raises UserError, naming each option, if a checkpoint's identity is not this run's."""
     different = [
         f"{name}: {_shown(saved.get(name))} in the checkpoint, {_shown(here.get(name))} here"
-        for name in dict.fromkeys([*saved, *here])
-        if saved.get(name) != here.get(name)
+        for name in saved
+        if saved[name] != here.get(name)
     ]
     if different:
         raise UserError(

@@ -51,6 +51,7 @@ class Owner:
             # A launch starts its workers again and again, but takes the folder from none after it.
             launch = int(os.environ.get(LAUNCH_VARIABLE, 0)) or next_launch(self.run_dir)
             before = read_record(self.run_dir / ATTEMPT)
+            self._note_end()
             if before.get("launch", 0) > launch:
                 raise self._superseded(before)
             self.claim = {
@@ -65,6 +66,13 @@ class Owner:
         except OSError as error:
             raise UserError(f"run_dir: cannot write {self.run_dir}: {error.strerror}") from error
         return self.claim
+
+    def _note_end(self) -> None:
+        """An earlier version wrote no LATEST; but a run that has ended well was saved."""
+        if not (self.run_dir / LATEST).exists():
+            status = read_record(self.run_dir / STATUS)
+            if status.get("state") in ("done", "stopped") and status.get("step"):
+                self.published(status["step"])
 
     def check(self) -> None:
         """For whoever is about to change something in the folder.

@@ -24,7 +24,7 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
             if type(line["step"]) is not int or type(line.get("tokens", 0)) is not int:
                 raise ValueError
             lines.append(line)
-        except (ValueError, TypeError, KeyError):
+        except (ValueError, TypeError, KeyError, RecursionError):
             print(f"{path}: line {number} is damaged and left out", file=sys.stderr)
     return lines
 

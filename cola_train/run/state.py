@@ -16,7 +16,7 @@ from cola_train.engines.base import Engine, StepResult
 from cola_train.errors import TrainingError
 from cola_train.progress import say
 from cola_train.run.folder import refuse_to_begin_again
-from cola_train.run.identity import refuse_another
+from cola_train.run.identity import recorded_identity, refuse_another
 from cola_train.run.owner import Owner
 from cola_train.run.watchdog import Watchdog
 
@@ -149,11 +149,12 @@ class RunState:
     def _load(self, path: Path) -> Progress:
         """The checkpoint at `path`, into engine, loader and generators."""
         saved = self.checkpointer.state(path)
-        if "identity" in saved:
-            refuse_another(saved["identity"], self.about["identity"], path)
-        elif distributed.is_main():
+        here = self.about["identity"]
+        known = saved.get("identity") or recorded_identity(path, here)
+        refuse_another(known, here, path)
+        if not known and distributed.is_main():
             unknown = "whether model and method are this run's is known by names and shapes alone"
-            say(f"{path}: of an earlier version; {unknown}")
+            say(f"{path}: of an earlier version, without its config.yaml; {unknown}")
         tensors = self.engine.state_dict()
         self.checkpointer.load(path, tensors)
         self.engine.load_state_dict(tensors)

@@ -21,7 +21,7 @@ LAUNCH_VARIABLE = "COLA_LAUNCH"
 # What is read of both files, where it is there.
 FIELDS: dict[str, type] = {
     "launch": int, "attempt": int, "token": str, "host": str, "pid": int, "state": str,
-    "message": str,
+    "step": int, "message": str,
 }  # fmt: skip
 
 
@@ -61,7 +61,7 @@ def read_record(path: Path) -> dict[str, Any]:
         return record
     except FileNotFoundError:
         return {}
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         print(f"{path}: damaged ({error}); taken as missing", file=sys.stderr)
         return {}
 

@@ -81,9 +81,12 @@ class Tracker:
 
     def _go_on_from(self, step: int) -> None:
         self.owner.check()
-        kept = _drop_lines_after(self.path, step)
+        try:
+            kept = _drop_lines_after(self.path, step)
+            self.file = self.path.open("a", buffering=1)  # a crash loses no whole line
+        except OSError as error:
+            raise UserError(f"{self.path}: cannot be written: {error.strerror}") from error
         self.validated = {line["step"] for line in kept if "val_loss" in line}
-        self.file = self.path.open("a", buffering=1)  # a crash loses no whole line
 
     def training(self, metrics: dict[str, Any]) -> None:
         """Log one training line (the contract's fields, see docs/architecture.md)."""

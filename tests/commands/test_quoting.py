@@ -69,6 +69,8 @@ def test_of_a_list_each_item_is_quoted(typed, meant):
     [
         ("optim.lr=1e-3,1e-2", "several values need --multirun (-m)"),
         ("method=full,cola", "several values need --multirun (-m)"),
+        ("optim.betas=0.8,0.9", "for a list, type 'optim.betas=[0.8,0.9]'"),
+        ("tracking.tags=a b,c", 'for a list, type \'tracking.tags=["a b","c"]\''),
         ("model=glob(*)", "several values need --multirun (-m)"),
         ("train.steps=1=2", "train.steps: must be a whole number, got '1=2'"),
         (f"train.steps={'1' * 5000}", "train.steps: must be a whole number, got '1111"),

@@ -1,10 +1,13 @@
 """What a run prints may find nobody there; the run goes on."""
 
+import io
 import subprocess
 import sys
 
 import pytest
 from helpers import REPOSITORY, child_environment, exit_code_of, losses, read_json
+
+from cola_train.run.console import Console
 
 
 @pytest.mark.parametrize(
@@ -41,10 +44,18 @@ def test_a_console_that_fails_is_said_once_and_trained_on(tiny, tmp_path, shell,
     assert (run_dir / "checkpoints/step-00000012").is_dir()
 
 
+def test_what_a_console_cannot_encode_is_written_in_another_way():
+    stream = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    console = Console(stream, "stdout")
+    print("caf\xe9 \ufffd", file=console, flush=True)
+    assert stream.buffer.getvalue() == b"caf\\xe9 \\ufffd\n" and console.failure is None
+
+
 def test_weights_gone_bad_are_a_divergence(tiny, tmp_path, capsys):
     """Not `lost`, which would start the run again: it would diverge again."""
     run_dir = tmp_path / "run"
     bad = ["optim.lr=1e12", "optim.warmup_steps=0", "train.steps=3", "optim.clip=null"]
+    bad += ["checkpoint.every=2"]  # a step that is skipped is not saved
     assert exit_code_of([*tiny, *bad, f"run_dir={run_dir}"]) == 1
     said = capsys.readouterr().err
     assert "error: training diverged: the validation loss after step 3 is nan" in said

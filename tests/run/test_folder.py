@@ -7,8 +7,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from helpers import exit_code_of, losses
+from helpers import exit_code_of, losses, read_json, run_to_end
 
+from cola_train.run.identity import recorded_identity
 from cola_train.run.status import verdict
 
 
@@ -59,7 +60,7 @@ def test_what_leaves_the_function_as_it_is_may_change(begun):
     common, run_dir = begun
     changes = ["recompute=cola_m", "kernels=torch", "train.micro_batch_size=2", "engine=deepspeed"]
     rank = "method.rank_ratio=0.25"  # what the model's hint gave
-    assert exit_code_of([*common, *changes, rank, "train.deterministic=false"]) == 0
+    run_to_end([*common, *changes, rank, "train.deterministic=false"])
     assert list(losses(run_dir)) == list(range(1, 10))
 
 
@@ -93,6 +94,12 @@ def carry_off(run_dir: Path) -> None:
     (run_dir / "checkpoints").rename(run_dir.parent / "elsewhere")
 
 
+def carry_off_early(run_dir: Path) -> None:
+    """A folder of an earlier version, which kept no latest.json."""
+    carry_off(run_dir)
+    (run_dir / "latest.json").unlink()
+
+
 def empty_link(run_dir: Path) -> None:
     """As a disk that is not mounted leaves it."""
     carry_off(run_dir)
@@ -105,7 +112,7 @@ def dangling_link(run_dir: Path) -> None:
     (run_dir / "checkpoints").symlink_to(run_dir.parent / "gone")
 
 
-@pytest.mark.parametrize("lose", [spoil, carry_off, empty_link, dangling_link])
+@pytest.mark.parametrize("lose", [spoil, carry_off, carry_off_early, empty_link, dangling_link])
 @pytest.mark.parametrize("resume", ["auto", "a path", "never"])
 def test_a_run_without_its_checkpoints_does_not_begin_again(begun, capsys, lose, resume):
     common, run_dir = begun
@@ -122,14 +129,16 @@ def test_a_run_without_its_checkpoints_does_not_begin_again(begun, capsys, lose,
     else:
         assert f"{run_dir} has a run at step 7 and no readable checkpoint" in said
     assert "choose another run_name" in said or "bring it back" in said
-    assert content(run_dir) == before
+    after = content(run_dir)
+    assert {name: after[name] for name in before} == before
     assert not (run_dir.parent / "gone").exists()
 
 
 def test_a_run_that_died_before_its_first_checkpoint_begins_again(begun, capsys):
     common, run_dir = begun
-    carry_off(run_dir)
-    (run_dir / "latest.json").unlink()
+    carry_off_early(run_dir)
+    status = read_json(run_dir / "status.json") | {"state": "lost", "exit_code": 1}
+    (run_dir / "status.json").write_text(json.dumps(status))
     assert exit_code_of(common) == 0
     assert "starting" in capsys.readouterr().err
     assert list(losses(run_dir)) == list(range(1, 10))
@@ -146,8 +155,34 @@ def test_a_finished_run_is_not_reported_as_another(begun, capsys):
     assert "train.steps: 9 there, 6 here" in said.err
     assert "perplexity" not in said.out
     assert content(run_dir) == before
-    assert exit_code_of([*common, "evaluation.tokens=512"]) == 0  # of the same run
-    assert "perplexity" in capsys.readouterr().out
+    same = ["train.batch_size=null", "train.batch_tokens=256", "method.rank=8"]  # as they were
+    assert exit_code_of([*common, *same, "evaluation.tokens=512"]) == 0
+    said = capsys.readouterr()
+    assert "step 9 was the last one: nothing is trained" in said.err and "perplexity" in said.out
+
+
+def test_an_earlier_versions_checkpoint_has_its_runs_config(begun):
+    _, run_dir = begun
+    checkpoint = run_dir / "checkpoints" / "step-00000007"
+    saved = read_json(checkpoint / "state.json")["identity"]
+    unsaid = ("method.rank", "data.document_mask")  # null: by the model, by the machine
+    assert recorded_identity(checkpoint, saved) == {
+        name: value for name, value in saved.items() if name not in unsaid
+    }
+    (run_dir / "config.yaml").write_text("model: 60m")
+    assert recorded_identity(checkpoint, saved) == {}
+
+
+def test_what_is_in_the_way_of_the_folders_files(begun, capsys):
+    common, run_dir = begun
+    shutil.rmtree(run_dir / "plots")
+    (run_dir / "plots").touch()
+    assert exit_code_of(common) == 0  # no plot, but a run
+    assert f"{run_dir}/plots: the loss was not drawn" in capsys.readouterr().err
+    (run_dir / "metrics.jsonl").unlink()
+    (run_dir / "metrics.jsonl").mkdir()
+    assert exit_code_of(common) == 2
+    assert f"{run_dir}/metrics.jsonl: cannot be written: Is a directory" in capsys.readouterr().err
 
 
 DAMAGE: dict[str, Callable[[bytes], bytes]] = {
@@ -156,6 +191,7 @@ DAMAGE: dict[str, Callable[[bytes], bytes]] = {
     "cut": lambda content: content[: content.index(b":")],
     "noise": lambda content: b"\xff\0\xfe{" * 9,
     "empty": lambda content: b"",
+    "deep": lambda content: b"[" * 100_000,
     "another type": lambda content: content.replace(b'"launch": 1', b'"launch": "one"'),
 }
 
