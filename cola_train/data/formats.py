@@ -27,12 +27,15 @@ DECOMPRESS: dict[str, Callable[[IO[bytes]], Any]] = {
     ".xz": lzma.open,
     ".bz2": bz2.open,
 }
-TEXT_ENDINGS = tuple(f".txt{compression}" for compression in ("", *DECOMPRESS))
-JSON_ENDINGS = tuple(
-    kind + compression
-    for kind in (".jsonl", ".json", ".ndjson")
-    for compression in ("", *DECOMPRESS)
-)
+
+
+def compressed(*endings: str) -> tuple[str, ...]:
+    """The endings themselves, and with each compression behind them."""
+    return tuple(ending + behind for ending in endings for behind in ("", *DECOMPRESS))
+
+
+TEXT_ENDINGS = compressed(".txt")
+JSON_ENDINGS = compressed(".jsonl", ".json", ".ndjson")
 PARQUET_ENDINGS = (".parquet",)
 
 # A longer .txt file is read as consecutive documents of about this many characters, cut at line
@@ -42,17 +45,18 @@ PARQUET_ROWS = 1000  # read at a time
 
 
 def file_documents(location: str, text_field: str) -> Iterator[str]:
-    """The documents in a file, which is of the kind that its name says; null is none.
+    """The documents in a file, which is of the kind that its name says; null is none. What is no
+    JSON and no Parquet is plain text: other endings were asked for.
 
     Raises:
         UserError: a line that is no JSON object; no text in `text_field`.
         Exception: of the format, the disk or the network, where the file cannot be read.
     """
-    if location.endswith(TEXT_ENDINGS):
-        return _plain_documents(location)
+    if location.endswith(JSON_ENDINGS):
+        return _json_documents(location, text_field)
     if location.endswith(PARQUET_ENDINGS):
         return _parquet_documents(location, text_field)
-    return _json_documents(location, text_field)
+    return _plain_documents(location)
 
 
 @contextlib.contextmanager

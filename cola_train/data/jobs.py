@@ -20,6 +20,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
+from cola_train.data.inputs import SPLITS, InputFile, Split
 from cola_train.data.shards import (
     SHARD_SHAPE,
     TOKENIZER,
@@ -29,7 +30,7 @@ from cola_train.data.shards import (
     token_dtype,
     wrong,
 )
-from cola_train.data.sources import SPLITS, InputFile, Split, read_documents
+from cola_train.data.sources import read_documents
 from cola_train.data.tokenizer import Tokenizer
 from cola_train.errors import UserError
 from cola_train.files import read_json, write_json

@@ -65,10 +65,11 @@ class StdlibOptions(CorpusOptions):
 
 @dataclass(frozen=True)
 class TextOptions(CorpusOptions):
-    """The user's own files, by patterns."""
+    """The user's own files, by folders and patterns."""
 
-    files: list[PathText] = field(default_factory=list)
-    validation_files: list[PathText] = field(default_factory=list)
+    files: list[PathText] = field(default_factory=list)  # folders, patterns (`**` too), files
+    validation_files: list[PathText] = field(default_factory=list)  # the same; none: a fraction
+    text_endings: list[str] = field(default_factory=list)  # read as plain text too: [.md,.rst]
     validation_fraction: Fraction = 0.05  # type: ignore[misc]  # without validation_files
     text_field: str = "text"  # type: ignore[misc]
 

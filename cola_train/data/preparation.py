@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from cola_train.data import tokenizer as tokenizers
+from cola_train.data.inputs import SPLITS, InputFile, content_digest
 from cola_train.data.jobs import (
     POLL_SECONDS,
     Job,
@@ -39,7 +40,7 @@ from cola_train.data.shards import (
     read_manifest,
     token_dtype,
 )
-from cola_train.data.sources import READERS, SPLITS, InputFile, content_digest
+from cola_train.data.sources import READERS
 from cola_train.data.tokenizer import Tokenizer
 from cola_train.errors import UserError
 from cola_train.files import TEMPORARY, write_json, write_text
@@ -81,6 +82,8 @@ def prepare(
         return source.folder(data)
     assert isinstance(data, CorpusOptions)
     files = source.files(data)
+    for note in source.notes(data):
+        say(note)
     folder = Path(data.cache_dir) / f"{data.source}-{_key(data, files)}"
     if not _is_complete(folder):
         keep_alive = keep_alive or (lambda: None)
