@@ -24,6 +24,8 @@ class InputFile:
     location: what to open: a path, or an hf:// address.
     split: the split of all its documents; None divides them by `data.validation_fraction`.
     size, modified_ns: bytes on disk and time of change; part of the cache's key.
+    due: where its count towards the next document for validation begins, 0 to 1; None: where its
+        name says. See `jobs.documents`.
     """
 
     name: str
@@ -31,6 +33,13 @@ class InputFile:
     split: Split | None
     size: int
     modified_ns: int = 0
+    due: float | None = None
+
+    def first_due(self) -> float:
+        if self.due is not None:
+            return self.due
+        digest = hashlib.blake2b(self.name.encode("utf-8", "surrogateescape"), digest_size=8)
+        return int.from_bytes(digest.digest(), "big") / 2**64
 
 
 def local_file(path: Path, root: Path, split: Split | None) -> InputFile:

@@ -28,6 +28,7 @@ from cola_train.data.jobs import (
     documents,
     run_jobs,
     utf8,
+    with_both_splits,
 )
 from cola_train.data.options import CorpusOptions, DataOptions, TextOptions
 from cola_train.data.shards import (
@@ -179,6 +180,7 @@ def _write(
     keep_alive: KeepAlive,
 ) -> None:
     reading = Reading(data.source, data.text_field, data.validation_fraction)
+    files = with_both_splits(files, reading, keep_alive)
     path = folder / TOKENIZER
     if path.exists():
         tokenizer = Tokenizer.load(str(path))
@@ -295,16 +297,15 @@ def _check_splits(data: CorpusOptions, files: list[InputFile], records: list[Rec
     if empty is None:
         return
     text = isinstance(data, TextOptions)
-    if total and files[0].split is None:  # they were divided
-        way = "raise" if empty == "validation" else "lower"
+    option = "data.files" if text else f"data.source={data.source}"
+    if total and files[0].split is None:  # a single one, which cannot be divided
         other = ", or name data.validation_files" if text else ""
         raise UserError(
-            f"data.validation_fraction={data.validation_fraction}: {counts['validation']} of the "
-            f"{total} documents fell to validation: {way} it, or give more documents{other}"
+            f"{option}: a single document in all, and training and validation need one each: give "
+            f"more text{other}"
         )
-    option = f"data.source={data.source}"
-    if text:
-        option = "data.validation_files" if empty == "validation" else "data.files"
+    if text and empty == "validation":
+        option = "data.validation_files"
     of_split = [file.location for file in files if file.split in (None, empty)]
     raise UserError(
         f"{option}: the {'training' if empty == 'train' else empty} files hold no text "
