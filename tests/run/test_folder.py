@@ -84,6 +84,26 @@ def test_what_has_changed_is_named_with_what_it_may_mean(begun, capsys):
     assert "changed since" not in capsys.readouterr().err
 
 
+def test_the_run_s_tokenizer_is_in_its_folder(begun, tiny, capsys):
+    """The bytes of the prepared folder's, written once, and again where they were lost."""
+    common, run_dir = begun
+    (cache,) = [word.split("=")[1] for word in tiny if word.startswith("data.cache_dir=")]
+    (made,) = Path(cache).glob("text-*/tokenizer.json")
+    path = run_dir / "tokenizer.json"
+    assert path.read_bytes() == made.read_bytes()
+    written = path.stat().st_mtime_ns
+    assert exit_code_of([*common, "train.stop_after=8"]) == 0
+    assert path.stat().st_mtime_ns == written
+    path.write_text("{")
+    assert exit_code_of(common) == 0
+    assert path.read_bytes() == made.read_bytes()
+    assert not list(run_dir.glob("*.tmp-*"))
+    path.unlink()
+    path.mkdir()
+    assert exit_code_of(common) == 2
+    assert f"run_dir: cannot write {path}: Is a directory" in capsys.readouterr().err
+
+
 def spoil(run_dir: Path) -> None:
     for file in run_dir.glob("checkpoints/*/*.safetensors"):
         file.write_bytes(file.read_bytes()[:-1])
