@@ -3,6 +3,7 @@
 import math
 import os
 from contextlib import ExitStack, closing
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -185,6 +186,7 @@ def build_loader(config: Config, data: PreparedData) -> BatchLoader:
         seed=config.seed,
         packing=config.data.packing,
         with_documents=uses_documents(config),
+        options=asdict(config.data),
     )
     check_predictions(
         data.train,

@@ -55,6 +55,18 @@ def test_a_model_that_computes_something_else_is_refused(begun, capsys, change, 
     assert content(run_dir) == before
 
 
+def test_other_data_are_named_by_the_options_of_then(begun, capsys):
+    common, run_dir = begun
+    before = content(run_dir)
+    assert exit_code_of([*common, "data.max_files=50"]) == 2
+    said = capsys.readouterr().err
+    assert "it began with data.max_files=null, and this has data.max_files=50: set" in said
+    (tokens,) = re.findall("data=tokens data.path=([^ ,]*)", said)
+    assert content(run_dir) == before
+    same = [word for word in common if not word.startswith("data")]
+    assert exit_code_of([*same, "data=tokens", f"data.path={tokens}"]) == 0
+
+
 def test_what_leaves_the_function_as_it_is_may_change(begun):
     common, run_dir = begun
     changes = ["recompute=cola_m", "kernels=torch", "train.micro_batch_size=2", "engine=deepspeed"]
