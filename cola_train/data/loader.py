@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from cola_train.data.dataset import TokenDataset
+from cola_train.data.options import BESIDE_THE_TOKENS
 from cola_train.data.order import shuffled
 from cola_train.errors import UserError
 from cola_train.model.loss import IGNORE_INDEX
@@ -179,7 +180,7 @@ class BatchLoader:
         self._micro_batch_size = micro_batch_size
         share = batch_size // world_size
         self._share = range(rank * share, (rank + 1) * share)
-        self._identity = {
+        self._identity: dict[str, Any] = {
             "data": dataset.fingerprint,
             "seed": seed,
             "data.packing": packing,
@@ -236,10 +237,6 @@ class BatchLoader:
             indices[here] = shuffled(positions[here], self._n, self._seed, epoch)
         size = self._micro_batch_size
         return [self._collate(indices[i : i + size]) for i in range(0, indices.size, size)]
-
-
-# Options that leave the tokens of a corpus as they are.
-BESIDE_THE_TOKENS = ("packing", "document_mask", "verify", "cache_dir", "workers")
 
 
 def _other_data(state: Mapping[str, Any], fingerprint: str, options: Mapping[str, Any]) -> str:

@@ -11,6 +11,9 @@ from typing import ClassVar, Literal
 from cola_train.config.fields import Fraction, PathText, PositiveInt, Workers
 from cola_train.config.groups import ModelConfig, VocabSize
 
+# Options that leave the tokens of a corpus as they are.
+BESIDE_THE_TOKENS = ("packing", "document_mask", "verify", "cache_dir", "workers")
+
 
 def default_cache_dir() -> str:
     return os.environ.get("COLA_CACHE") or "~/.cache/cola_train"
