@@ -59,16 +59,19 @@ def file_documents(location: str, text_field: str) -> Iterator[str]:
     return _plain_documents(location)
 
 
+def _bytes(location: str) -> Any:
+    if "://" in location:
+        from huggingface_hub import HfFileSystem
+
+        return HfFileSystem().open(location, "rb")
+    return open(location, "rb")
+
+
 @contextlib.contextmanager
 def _open(location: str, newline: str) -> Iterator[TextIO]:
     """UTF-8 text, decompressed as the name says."""
     with contextlib.ExitStack() as stack:
-        if "://" in location:
-            from huggingface_hub import HfFileSystem
-
-            file = stack.enter_context(HfFileSystem().open(location, "rb"))
-        else:
-            file = stack.enter_context(open(location, "rb"))
+        file = stack.enter_context(_bytes(location))
         for ending, decompress in DECOMPRESS.items():
             if location.endswith(ending):
                 if not file.read(1):  # which the libraries take for an empty file, compressed
@@ -108,7 +111,7 @@ def _json_documents(location: str, text_field: str) -> Iterator[str]:
 def _parquet_documents(location: str, text_field: str) -> Iterator[str]:
     import pyarrow.parquet
 
-    with pyarrow.parquet.ParquetFile(location) as file:
+    with _bytes(location) as stream, pyarrow.parquet.ParquetFile(stream) as file:
         names = file.schema_arrow.names
         if text_field not in names:
             raise _missing_field(location, text_field, names, "")

@@ -24,6 +24,7 @@ class InputFile:
     location: what to open: a path, or an hf:// address.
     split: the split of all its documents; None divides them by `data.validation_fraction`.
     size, modified_ns: bytes on disk and time of change; part of the cache's key.
+    version: of a file on the hub: what stands for its content in the cache's key.
     due: where its count towards the next document for validation begins, 0 to 1; None: where its
         name says. See `jobs.documents`.
     """
@@ -33,6 +34,7 @@ class InputFile:
     split: Split | None
     size: int
     modified_ns: int = 0
+    version: str = ""
     due: float | None = None
 
     def first_due(self) -> float:
@@ -97,7 +99,7 @@ def content_digest(file: InputFile, most: int) -> str:
         UserError: it cannot be read.
     """
     if "://" in file.location:
-        return ""  # not worth the network's time: its names stand for what they hold
+        return file.version  # the content itself is not worth the network's time
     pieces = 1 if file.size <= most else CONTENT_PIECES
     length = min(file.size, most) // pieces
     digest = hashlib.sha256()
@@ -114,5 +116,14 @@ def content_digest(file: InputFile, most: int) -> str:
 def unreadable(location: str, error: Exception) -> UserError:
     fix = "replace the file, or leave it out"
     if "://" in location:
-        fix = "check the network, or give a local copy: data.path=FOLDER"
+        fix = (
+            "check the network, or give a local copy: data.path=FOLDER of C4, data=text "
+            "data.files=[FOLDER] of others"
+        )
     return UserError(f"{location}: cannot be read ({type(error).__name__}: {error}): {fix}")
+
+
+def fraction_problems(fraction: float) -> list[str]:
+    if 0 < fraction < 1:
+        return []
+    return [f"data.validation_fraction={fraction}: must lie between 0 and 1, both excluded"]

@@ -95,6 +95,27 @@ class C4Options(CorpusOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
+class HfOptions(CorpusOptions):
+    """A dataset of the Hugging Face hub."""
+
+    name: str  # on the hub, as Salesforce/wikitext
+    config: str | None = None  # one of its configurations; null: its only or default one
+    split: str = "train"  # the one to train on
+    validation_split: str | None = None  # null: validation_fraction of the documents
+    validation_fraction: Fraction = 0.05  # type: ignore[misc]  # without validation_split
+    text_field: str = "text"  # type: ignore[misc]  # the column that holds the text
+    revision: str | None = None  # a branch, tag or commit; null: the newest
+
+    def problems(self, model: ModelConfig) -> Iterator[str]:
+        yield from super().problems(model)
+        if self.validation_split and self.validation_fraction != HfOptions.validation_fraction:
+            yield (
+                f"data.validation_fraction: {self.validation_fraction} has no effect with "
+                "data.validation_split; leave one of them out"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
 class TokensOptions(DataOptions):
     """Shards that cola-prepare wrote."""
 
@@ -105,5 +126,6 @@ SOURCES: dict[str, type[DataOptions]] = {
     "stdlib": StdlibOptions,
     "text": TextOptions,
     "c4": C4Options,
+    "hf": HfOptions,
     "tokens": TokensOptions,
 }

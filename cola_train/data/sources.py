@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from cola_train.data import hub
 from cola_train.data.formats import (
     DECOMPRESS,
     JSON_ENDINGS,
@@ -24,12 +25,21 @@ from cola_train.data.formats import (
     compressed,
     file_documents,
 )
-from cola_train.data.inputs import SPLITS, InputFile, Split, apart, distinct, local_file, unreadable
+from cola_train.data.inputs import (
+    SPLITS,
+    InputFile,
+    Split,
+    apart,
+    distinct,
+    fraction_problems,
+    local_file,
+    unreadable,
+)
 from cola_train.data.options import (
     SOURCES,
     C4Options,
-    CorpusOptions,
     DataOptions,
+    HfOptions,
     StdlibOptions,
     TextOptions,
     TokensOptions,
@@ -42,22 +52,13 @@ class Source:
     """files(data): the input in a fixed order. documents(file, text_field): its texts in order.
 
     folder: only for a source that is prepared already: where its shards are.
-    notes: what of the input is left out, in words.
+    notes: what is said of the input, as what is left out.
     """
 
     files: Callable[[Any], list[InputFile]]
     documents: Callable[[InputFile, str], Iterator[str]]
     folder: Callable[[Any], Path] | None = None
     notes: Callable[[Any], list[str]] = lambda data: []
-
-
-def _fraction_problems(data: CorpusOptions) -> list[str]:
-    if 0 < data.validation_fraction < 1:
-        return []
-    return [
-        f"data.validation_fraction={data.validation_fraction}: must lie between 0 and 1, both "
-        "excluded"
-    ]
 
 
 # --- stdlib: the source of Python's own standard library -----------------------------------
@@ -73,7 +74,7 @@ def _stdlib_files(data: StdlibOptions) -> list[InputFile]:
         paths += [Path(folder, name) for name in sources]
     found = [local_file(path, root, None) for path in sorted(paths) if path.is_file()]
     files = list(distinct(found).values())
-    problems = _fraction_problems(data)
+    problems = fraction_problems(data.validation_fraction)
     if not files:
         problems.append(
             f"data.source=stdlib: {root} holds no .py files (a Python without its library's "
@@ -215,7 +216,7 @@ def _text_files(data: TextOptions) -> list[InputFile]:
     train = expand("data.files", list(data.files), train_split)
     validation = expand("data.validation_files", list(data.validation_files), "validation")
     if not data.validation_files:
-        problems += _fraction_problems(data)
+        problems += fraction_problems(data.validation_fraction)
     try:
         files = apart("data.validation_files", train, validation, data.max_files)
     except UserError as error:
@@ -279,6 +280,7 @@ READERS: dict[type[DataOptions], Source] = {
     StdlibOptions: Source(_stdlib_files, _stdlib_documents),
     TextOptions: Source(_text_files, _documents, notes=_passed_over),
     C4Options: Source(_c4_files, _documents),
+    HfOptions: Source(hub.files, _documents, notes=hub.notes),
     TokensOptions: Source(_no_files, _documents, _tokens_folder),
 }
 
