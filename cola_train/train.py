@@ -3,6 +3,7 @@
 import math
 import os
 from contextlib import ExitStack, closing
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from cola_train.methods.base import build_method
 from cola_train.model.llama import build_model
 from cola_train.parallel.compile import compile_blocks
 from cola_train.parallel.recompute import apply_recompute
-from cola_train.run.folder import record_config, refuse_to_mix_runs
+from cola_train.run.folder import record_config, record_tokenizer, refuse_to_mix_runs
 from cola_train.run.identity import about
 from cola_train.run.owner import Owner
 from cola_train.run.plots import LOSS
@@ -70,6 +71,7 @@ def run(
     resumed = state.begin(config.resume)
     last_step = min(config.train.steps, config.train.stop_after or config.train.steps)
     record_config(config, owner, finished=state.step >= last_step)
+    record_tokenizer(data.train.folder, owner)
     if config.checkpoint.every:
         checkpointer.reserve(engine.state_dict())
     tracker = Tracker(config, state.step, facts(config, device), owner)
@@ -188,6 +190,7 @@ def build_loader(config: Config, data: PreparedData) -> BatchLoader:
         seed=config.seed,
         packing=config.data.packing,
         with_documents=uses_documents(config),
+        options=asdict(config.data),
     )
     check_predictions(
         data.train,

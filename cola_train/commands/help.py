@@ -44,7 +44,8 @@ torchrun --nproc-per-node 8 -m cola_train my.yaml""",
         "text to token shards, before a run rather than at its start; prints their folder.",
         """\
 cola-prepare my.yaml                          what `cola-train my.yaml` will read
-cola-prepare data=text 'data.files=[corpus/*.txt]' model.vocab_size=8192""",
+cola-prepare data=text 'data.files=[corpus]' model.vocab_size=8192
+cola-prepare list                             the prepared folders of the cache; clean removes""",
         "data.files data.validation_files data.text_field data.tokenizer data.max_files "
         "data.packing data.workers data.cache_dir model.vocab_size",
     ),

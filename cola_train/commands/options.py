@@ -82,5 +82,5 @@ def choice_lines(group: str, groups: Choices) -> Iterator[tuple[str, str]]:
 def meaning(option: Option) -> str:
     """With the members that have it, if not all have."""
     group = option.name.partition(".")[0]
-    owners = ", ".join(f"{group}={member}" for member in option.members)
-    return f"{option.meaning} ({owners})" if owners else option.meaning
+    owners = "|".join(option.members)
+    return f"{option.meaning} ({group}={owners})" if owners else option.meaning

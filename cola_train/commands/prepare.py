@@ -1,5 +1,11 @@
-"""The command `cola-prepare`: text to token shards, before a run rather than at its start."""
+"""The command `cola-prepare`: text to token shards, before a run rather than at its start.
 
+`cola-prepare list` and `cola-prepare clean` look after what it made (`caches.py`).
+"""
+
+import sys
+
+from cola_train.commands import caches
 from cola_train.commands.cli import run_app
 from cola_train.config.schema import Config
 from cola_train.data.preparation import prepare
@@ -7,6 +13,8 @@ from cola_train.errors import EXIT_DONE
 
 
 def main() -> None:
+    if sys.argv[1:2] and sys.argv[1] in caches.COMMANDS:
+        sys.exit(caches.main(sys.argv[1:]))
     run_app(_prepare, command="cola-prepare")
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from cola_train.data.locks import reading
 from cola_train.data.shards import ArrayFile, Shard, read_manifest, token_dtype
 from cola_train.errors import UserError
 
@@ -24,6 +25,7 @@ class TokenDataset:
     """
 
     def __init__(self, folder: Path, split: str) -> None:
+        self._in_use = reading(folder)  # before anything is read
         manifest = read_manifest(folder)
         if not manifest["splits"][split]["shards"]:
             raise UserError(f"{folder}: no {split} split in its manifest: run cola-prepare again")

@@ -27,12 +27,15 @@ DECOMPRESS: dict[str, Callable[[IO[bytes]], Any]] = {
     ".xz": lzma.open,
     ".bz2": bz2.open,
 }
-TEXT_ENDINGS = tuple(f".txt{compression}" for compression in ("", *DECOMPRESS))
-JSON_ENDINGS = tuple(
-    kind + compression
-    for kind in (".jsonl", ".json", ".ndjson")
-    for compression in ("", *DECOMPRESS)
-)
+
+
+def compressed(*endings: str) -> tuple[str, ...]:
+    """The endings themselves, and with each compression behind them."""
+    return tuple(ending + behind for ending in endings for behind in ("", *DECOMPRESS))
+
+
+TEXT_ENDINGS = compressed(".txt")
+JSON_ENDINGS = compressed(".jsonl", ".json", ".ndjson")
 PARQUET_ENDINGS = (".parquet",)
 
 # A longer .txt file is read as consecutive documents of about this many characters, cut at line
@@ -42,29 +45,33 @@ PARQUET_ROWS = 1000  # read at a time
 
 
 def file_documents(location: str, text_field: str) -> Iterator[str]:
-    """The documents in a file, which is of the kind that its name says; null is none.
+    """The documents in a file, which is of the kind that its name says; null is none. What is no
+    JSON and no Parquet is plain text: other endings were asked for.
 
     Raises:
         UserError: a line that is no JSON object; no text in `text_field`.
         Exception: of the format, the disk or the network, where the file cannot be read.
     """
-    if location.endswith(TEXT_ENDINGS):
-        return _plain_documents(location)
+    if location.endswith(JSON_ENDINGS):
+        return _json_documents(location, text_field)
     if location.endswith(PARQUET_ENDINGS):
         return _parquet_documents(location, text_field)
-    return _json_documents(location, text_field)
+    return _plain_documents(location)
+
+
+def _bytes(location: str) -> Any:
+    if "://" in location:
+        from huggingface_hub import HfFileSystem
+
+        return HfFileSystem().open(location, "rb")
+    return open(location, "rb")
 
 
 @contextlib.contextmanager
 def _open(location: str, newline: str) -> Iterator[TextIO]:
     """UTF-8 text, decompressed as the name says."""
     with contextlib.ExitStack() as stack:
-        if "://" in location:
-            from huggingface_hub import HfFileSystem
-
-            file = stack.enter_context(HfFileSystem().open(location, "rb"))
-        else:
-            file = stack.enter_context(open(location, "rb"))
+        file = stack.enter_context(_bytes(location))
         for ending, decompress in DECOMPRESS.items():
             if location.endswith(ending):
                 if not file.read(1):  # which the libraries take for an empty file, compressed
@@ -104,7 +111,7 @@ def _json_documents(location: str, text_field: str) -> Iterator[str]:
 def _parquet_documents(location: str, text_field: str) -> Iterator[str]:
     import pyarrow.parquet
 
-    with pyarrow.parquet.ParquetFile(location) as file:
+    with _bytes(location) as stream, pyarrow.parquet.ParquetFile(stream) as file:
         names = file.schema_arrow.names
         if text_field not in names:
             raise _missing_field(location, text_field, names, "")

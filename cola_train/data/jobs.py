@@ -6,7 +6,6 @@ any number of processes gives the same bytes. Nothing here imports torch.
 """
 
 import contextlib
-import hashlib
 import multiprocessing
 import os
 import signal
@@ -15,11 +14,12 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
+from cola_train.data.inputs import SPLITS, InputFile, Split
 from cola_train.data.shards import (
     SHARD_SHAPE,
     TOKENIZER,
@@ -29,7 +29,7 @@ from cola_train.data.shards import (
     token_dtype,
     wrong,
 )
-from cola_train.data.sources import SPLITS, InputFile, Split, read_documents
+from cola_train.data.sources import read_documents
 from cola_train.data.tokenizer import Tokenizer
 from cola_train.errors import UserError
 from cola_train.files import read_json, write_json
@@ -58,7 +58,9 @@ class Job:
 
     @property
     def record(self) -> str:
-        return f"job-{self.index:05d}.json"
+        # not that of the same files divided otherwise, which an earlier version may have left
+        given = "-given" if any(file.due is not None for file in self.files) else ""
+        return f"job-{self.index:05d}{given}.json"
 
 
 def documents(
@@ -70,8 +72,7 @@ def documents(
             continue
         # Every 1/fraction-th document is for validation, from a start that the file's name
         # decides: so the share is right for files of one document and of millions alike.
-        digest = hashlib.blake2b(file.name.encode("utf-8", "surrogateescape"), digest_size=8)
-        due = int.from_bytes(digest.digest(), "big") / 2**64
+        due = file.first_due()
         for text in read_documents(reading.source, file, reading.text_field):
             if not text:
                 continue
@@ -81,6 +82,35 @@ def documents(
                 split = "validation" if due >= 1 else "train"
                 due %= 1
             yield split, text
+
+
+def with_both_splits(
+    files: list[InputFile], reading: Reading, keep_alive: KeepAlive
+) -> list[InputFile]:
+    """The files, one of them given another `due` if else all documents fell to one split: the file
+    that came closest then gives its first document to the other. A single document stays alone.
+
+    Reads until it has seen both splits, which is soon in a large corpus.
+    """
+    first: Split | None = None
+    holding: list[InputFile] = []  # text
+    several = False
+    for file in files:
+        if file.split is not None:  # they are not divided
+            return files
+        for split, _ in documents([file], reading):
+            keep_alive()
+            several = first is not None
+            first = first or split
+            if split != first:
+                return files
+            if holding[-1:] != [file]:
+                holding.append(file)
+    if not several:
+        return files
+    closest, due = (max, 1.0) if first == "train" else (min, 0.0)
+    chosen = closest(holding, key=InputFile.first_due)
+    return [replace(file, due=due) if file is chosen else file for file in files]
 
 
 def utf8(text: str) -> tuple[str, int]:

@@ -6,6 +6,7 @@ Legend: B sequences of a micro-batch, T sequence length.
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor
 
 from cola_train.data.dataset import TokenDataset
+from cola_train.data.options import BESIDE_THE_TOKENS
 from cola_train.data.order import shuffled
 from cola_train.errors import UserError
 from cola_train.model.loss import IGNORE_INDEX
@@ -140,6 +142,7 @@ class BatchLoader:
     processes. One step takes `batch_size` samples; each process takes an equal run of them.
 
     samples: global samples consumed so far.
+    options: the data's, by name; for words about what differs from a saved run's.
 
     Raises:
         UserError: the split has fewer sequences than one step takes.
@@ -158,6 +161,7 @@ class BatchLoader:
         seed: int,
         packing: str,
         with_documents: bool,
+        options: Mapping[str, Any] | None = None,
     ) -> None:
         if batch_size % (world_size * micro_batch_size):
             raise ValueError(
@@ -176,12 +180,13 @@ class BatchLoader:
         self._micro_batch_size = micro_batch_size
         share = batch_size // world_size
         self._share = range(rank * share, (rank + 1) * share)
-        self._identity = {
+        self._identity: dict[str, Any] = {
             "data": dataset.fingerprint,
             "seed": seed,
             "data.packing": packing,
             "train.sequence_length": sequence_length,
         }
+        self._folder, self._options = dataset.folder, options or {}
         self._seed = seed
         self._collate = Collator(dataset, packing, sequence_length, with_documents)
         self._thread = ThreadPoolExecutor(1, "batches")
@@ -196,18 +201,21 @@ class BatchLoader:
         return batches
 
     def state_dict(self) -> dict[str, Any]:
-        """The position, and what the order depends on. JSON can hold it."""
-        return {"samples": self.samples, **self._identity}
+        """The position, what the order depends on, and where the data were. JSON can hold it."""
+        folder = str(self._folder.absolute())
+        return {"samples": self.samples, **self._identity, "folder": folder}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continue from a saved position.
+        """Continue from a saved position; `state["options"]`: the data's then, if they are known.
 
         Raises:
             UserError: the data, seed, packing or sequence length differ from the saved run's.
         """
         problems = [
-            f"{field}: the checkpoint was made with {state.get(field)!r}, this run has {value!r}: "
-            f"{_fix(field)}, or start a new run"
+            _other_data(state, self._identity["data"], self._options)
+            if field == "data"
+            else f"{field}: the checkpoint was made with {state.get(field)!r}, this run has "
+            f"{value!r}: set {field} as before, or start a new run"
             for field, value in self._identity.items()
             if state.get(field) != value
         ]
@@ -231,10 +239,31 @@ class BatchLoader:
         return [self._collate(indices[i : i + size]) for i in range(0, indices.size, size)]
 
 
-def _fix(field: str) -> str:
-    if field == "data":
-        return "give the same text and tokenizer as before"
-    return f"set {field} as before"
+def _other_data(state: Mapping[str, Any], fingerprint: str, options: Mapping[str, Any]) -> str:
+    """Words for a checkpoint whose run had other tokens than this one."""
+    before = state.get("options") or {}
+    names = [n for n in {**before, **options} if n not in BESIDE_THE_TOKENS]
+    different = [n for n in names if (before.get(n) or None) != (options.get(n) or None)]
+
+    def shown(values: Mapping[str, Any]) -> str:
+        given = {n: "null" if values[n] is None else values[n] for n in different if n in values}
+        words = " ".join(f"data.{name}={value}" for name, value in given.items())
+        return words or "none of these options"
+
+    if not (before and options):
+        why = f"their fingerprint was {state.get('data')!r}, and is {fingerprint!r}"
+        fix = "give the same text and tokenizer as before"
+    elif different:
+        why, fix = f"it began with {shown(before)}, and this has {shown(options)}", "set these back"
+    else:
+        why = "the options are the same, so the files (or the tokenizer's) have changed since"
+        fix = "bring the files back"
+    if (folder := state.get("folder")) and Path(folder).is_dir():
+        fix += f", or read the tokens of then, data=tokens data.path={folder}"
+    return (
+        f"data: not the text and tokenizer of the run in the checkpoint: {why}: {fix}, or start a "
+        "new run (another run_name)"
+    )
 
 
 def evaluation_batches(

@@ -11,6 +11,9 @@ from typing import ClassVar, Literal
 from cola_train.config.fields import Fraction, PathText, PositiveInt, Workers
 from cola_train.config.groups import ModelConfig, VocabSize
 
+# Options that leave the tokens of a corpus as they are.
+BESIDE_THE_TOKENS = ("packing", "document_mask", "verify", "cache_dir", "workers")
+
 
 def default_cache_dir() -> str:
     return os.environ.get("COLA_CACHE") or "~/.cache/cola_train"
@@ -65,10 +68,11 @@ class StdlibOptions(CorpusOptions):
 
 @dataclass(frozen=True)
 class TextOptions(CorpusOptions):
-    """The user's own files, by patterns."""
+    """The user's own files, by folders and patterns."""
 
-    files: list[PathText] = field(default_factory=list)  # paths or patterns, like corpus/*.txt
+    files: list[PathText] = field(default_factory=list)  # folders, patterns (`**` too), files
     validation_files: list[PathText] = field(default_factory=list)  # empty: a part of files
+    text_endings: list[str] = field(default_factory=list)  # read as plain text too: [.md,.rst]
     validation_fraction: Fraction = 0.05  # type: ignore[misc]  # of documents, without validation_files
     text_field: str = "text"  # type: ignore[misc]  # of a JSON object or a Parquet row
 
@@ -91,6 +95,27 @@ class C4Options(CorpusOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
+class HfOptions(CorpusOptions):
+    """A dataset of the Hugging Face hub."""
+
+    name: str  # on the hub, as Salesforce/wikitext
+    config: str | None = None  # one of its configurations; null: its only or default one
+    split: str = "train"  # the one to train on
+    validation_split: str | None = None  # null: validation_fraction of the documents
+    validation_fraction: Fraction = 0.05  # type: ignore[misc]  # of documents, without validation_split
+    text_field: str = "text"  # type: ignore[misc]  # the column that holds the text
+    revision: str | None = None  # a branch, tag or commit; null: the newest
+
+    def problems(self, model: ModelConfig) -> Iterator[str]:
+        yield from super().problems(model)
+        if self.validation_split and self.validation_fraction != HfOptions.validation_fraction:
+            yield (
+                f"data.validation_fraction: {self.validation_fraction} has no effect with "
+                "data.validation_split; leave one of them out"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
 class TokensOptions(DataOptions):
     """Shards that cola-prepare wrote."""
 
@@ -101,5 +126,6 @@ SOURCES: dict[str, type[DataOptions]] = {
     "stdlib": StdlibOptions,
     "text": TextOptions,
     "c4": C4Options,
+    "hf": HfOptions,
     "tokens": TokensOptions,
 }

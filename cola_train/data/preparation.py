@@ -6,18 +6,18 @@ Nothing here imports torch, which would cost each worker seconds.
 """
 
 import contextlib
-import fcntl
+import dataclasses
 import hashlib
 import json
 import os
 import threading
-import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any
 
 from cola_train.data import tokenizer as tokenizers
+from cola_train.data.inputs import SPLITS, InputFile, content_digest
 from cola_train.data.jobs import (
     POLL_SECONDS,
     Job,
@@ -27,8 +27,10 @@ from cola_train.data.jobs import (
     documents,
     run_jobs,
     utf8,
+    with_both_splits,
 )
-from cola_train.data.options import CorpusOptions, DataOptions, TextOptions
+from cola_train.data.locks import only_writer
+from cola_train.data.options import BESIDE_THE_TOKENS, CorpusOptions, DataOptions, TextOptions
 from cola_train.data.shards import (
     FORMAT,
     MANIFEST,
@@ -39,7 +41,7 @@ from cola_train.data.shards import (
     read_manifest,
     token_dtype,
 )
-from cola_train.data.sources import READERS, SPLITS, InputFile, content_digest
+from cola_train.data.sources import READERS
 from cola_train.data.tokenizer import Tokenizer
 from cola_train.errors import UserError
 from cola_train.files import TEMPORARY, write_json, write_text
@@ -81,13 +83,13 @@ def prepare(
         return source.folder(data)
     assert isinstance(data, CorpusOptions)
     files = source.files(data)
+    for note in source.notes(data):
+        say(note)
     folder = Path(data.cache_dir) / f"{data.source}-{_key(data, files)}"
-    if not _is_complete(folder):
+    if not is_complete(folder):
         keep_alive = keep_alive or (lambda: None)
-        with disk_errors(folder):
-            folder.mkdir(parents=True, exist_ok=True)
         with _only_writer(folder, keep_alive):
-            if not _is_complete(folder):  # another process may have finished it meanwhile
+            if not is_complete(folder):  # another process may have finished it meanwhile
                 _write(data, model_vocab_size, files, folder, progress, keep_alive)
     given = f"data.tokenizer={data.tokenizer}"
     _check_fit(given, read_manifest(folder)["vocab_size"], model_vocab_size)
@@ -130,7 +132,8 @@ def _key(data: CorpusOptions, files: list[InputFile]) -> str:
     return hashlib.sha256(json.dumps(decides).encode()).hexdigest()[:12]
 
 
-def _is_complete(folder: Path) -> bool:
+def is_complete(folder: Path) -> bool:
+    """Whether all that its manifest names is there."""
     if not (folder / MANIFEST).exists() or not (folder / TOKENIZER).exists():
         return False
     try:
@@ -143,24 +146,9 @@ def _is_complete(folder: Path) -> bool:
 
 @contextlib.contextmanager
 def _only_writer(folder: Path, keep_alive: KeepAlive) -> Iterator[None]:
-    """Wait until no other process prepares this folder, to spare the work of doing it twice."""
-    with disk_errors(folder):
-        lock = open(folder / ".lock", "w")  # noqa: SIM115, closed below
-    with lock:
-        locked = False
-        waits = 0
-        while not locked:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                locked = True
-            except BlockingIOError:
-                if waits == 0:
-                    say(f"Waiting: another process prepares {folder}")
-                waits += 1
-                keep_alive()
-                time.sleep(POLL_SECONDS)
-            except OSError:
-                break  # no locks on this file system: unique names and renames keep it correct
+    with contextlib.ExitStack() as stack:
+        with disk_errors(folder):
+            locked = stack.enter_context(only_writer(folder, keep_alive))
         if locked:  # then whoever left these is gone
             for leftover in folder.glob(f"*{TEMPORARY}*"):
                 leftover.unlink(missing_ok=True)
@@ -176,6 +164,7 @@ def _write(
     keep_alive: KeepAlive,
 ) -> None:
     reading = Reading(data.source, data.text_field, data.validation_fraction)
+    files = with_both_splits(files, reading, keep_alive)
     path = folder / TOKENIZER
     if path.exists():
         tokenizer = Tokenizer.load(str(path))
@@ -292,21 +281,25 @@ def _check_splits(data: CorpusOptions, files: list[InputFile], records: list[Rec
     if empty is None:
         return
     text = isinstance(data, TextOptions)
-    if total and files[0].split is None:  # they were divided
-        way = "raise" if empty == "validation" else "lower"
+    option = "data.files" if text else f"data.source={data.source}"
+    if total and files[0].split is None:  # a single one, which cannot be divided
         other = ", or name data.validation_files" if text else ""
         raise UserError(
-            f"data.validation_fraction={data.validation_fraction}: {counts['validation']} of the "
-            f"{total} documents fell to validation: {way} it, or give more documents{other}"
+            f"{option}: a single document in all, and training and validation need one each: give "
+            f"more text{other}"
         )
-    option = f"data.source={data.source}"
-    if text:
-        option = "data.validation_files" if empty == "validation" else "data.files"
+    if text and empty == "validation":
+        option = "data.validation_files"
     of_split = [file.location for file in files if file.split in (None, empty)]
     raise UserError(
         f"{option}: the {'training' if empty == 'train' else empty} files hold no text "
         f"({of_split[0]}, {len(of_split)} in all): give files that do"
     )
+
+
+def _default(field: dataclasses.Field[Any]) -> object:
+    made = field.default_factory
+    return field.default if made is dataclasses.MISSING else made()
 
 
 def _manifest(
@@ -323,9 +316,16 @@ def _manifest(
             "bytes_of_text": sum(shard.bytes_of_text for shard in shards),
             "shards": [shard.to_json() for shard in shards],
         }
+    given = {
+        field.name: value
+        for field in dataclasses.fields(data)
+        if (value := getattr(data, field.name)) != _default(field)
+        and field.name not in ("source", *BESIDE_THE_TOKENS)
+    }
     return {
         "format": FORMAT,
         "source": data.source,
+        "options": given,  # for people
         "tokenizer": {"name": data.tokenizer, "sha256": tokenizer_sha256},
         "vocab_size": tokenizer.vocab_size,
         "eos_id": tokenizer.eos_id,

@@ -5,58 +5,46 @@ To add a source: its options in `options.SOURCES`, its functions in `READERS`. `
 """
 
 import contextlib
-import functools
 import glob
-import hashlib
 import itertools
 import os
-import stat
+import re
 import sysconfig
-from collections.abc import Callable, Iterable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
+from cola_train.data import hub
 from cola_train.data.formats import (
     DECOMPRESS,
     JSON_ENDINGS,
     PARQUET_ENDINGS,
     TEXT_ENDINGS,
+    compressed,
     file_documents,
+)
+from cola_train.data.inputs import (
+    SPLITS,
+    InputFile,
+    Split,
+    apart,
+    distinct,
+    fraction_problems,
+    local_file,
+    unreadable,
 )
 from cola_train.data.options import (
     SOURCES,
     C4Options,
-    CorpusOptions,
     DataOptions,
+    HfOptions,
     StdlibOptions,
     TextOptions,
     TokensOptions,
 )
 from cola_train.errors import UserError
-
-Split = Literal["train", "validation"]
-SPLITS: tuple[Split, ...] = ("train", "validation")
-
-
-CONTENT_PIECES = 5  # of a large file, hashed in place of the whole
-
-
-@dataclass(frozen=True)
-class InputFile:
-    """One file of text.
-
-    name: identifies the file wherever the corpus lies (it decides the validation split).
-    location: what to open: a path, or an hf:// address.
-    split: the split of all its documents; None divides them by `data.validation_fraction`.
-    size, modified_ns: bytes on disk and time of change; part of the cache's key.
-    """
-
-    name: str
-    location: str
-    split: Split | None
-    size: int
-    modified_ns: int = 0
 
 
 @dataclass(frozen=True)
@@ -64,68 +52,13 @@ class Source:
     """files(data): the input in a fixed order. documents(file, text_field): its texts in order.
 
     folder: only for a source that is prepared already: where its shards are.
+    notes: what is said of the input, as what is left out.
     """
 
     files: Callable[[Any], list[InputFile]]
     documents: Callable[[InputFile, str], Iterator[str]]
     folder: Callable[[Any], Path] | None = None
-
-
-def _local_file(path: Path, root: Path, split: Split | None) -> InputFile:
-    try:
-        status = path.stat()
-    except OSError as error:  # a link to nothing, say
-        raise _unreadable(str(path), error) from error
-    name = path.relative_to(root).as_posix()
-    return InputFile(name, str(path), split, status.st_size, status.st_mtime_ns)
-
-
-def _distinct(files: Iterable[InputFile]) -> dict[object, InputFile]:
-    """Files by what they are, however they are spelt or linked: each once."""
-    real_folder = functools.cache(os.path.realpath)
-
-    def identity(location: str) -> object:
-        if "://" in location:
-            return location
-        status = os.lstat(location)
-        if stat.S_ISLNK(status.st_mode):
-            location = os.path.realpath(location)
-            status = os.stat(location)
-        if status.st_nlink > 1:  # else not by inode: some file systems give two files the same
-            return status.st_dev, status.st_ino
-        folder, name = os.path.split(location)
-        return os.path.join(real_folder(folder), name)
-
-    found: dict[object, InputFile] = {}
-    for file in files:
-        found.setdefault(identity(file.location), file)
-    return found
-
-
-def _apart(
-    field: str, train: list[InputFile], validation: list[InputFile], max_files: int | None
-) -> list[InputFile]:
-    """Each file once, those for validation last.
-
-    Raises:
-        UserError: a file is in both.
-    """
-    of_train, of_validation = _distinct(train), _distinct(validation)
-    if shared := [i for i in of_validation if i in of_train]:
-        raise UserError(
-            f"{field}: {of_validation[shared[0]].location} is a training file too (as "
-            f"{of_train[shared[0]].location}; {len(shared)} such files): keep the two apart"
-        )
-    return [*list(of_train.values())[:max_files], *of_validation.values()]
-
-
-def _fraction_problems(data: CorpusOptions) -> list[str]:
-    if 0 < data.validation_fraction < 1:
-        return []
-    return [
-        f"data.validation_fraction={data.validation_fraction}: must lie between 0 and 1, both "
-        "excluded"
-    ]
+    notes: Callable[[Any], list[str]] = lambda data: []
 
 
 # --- stdlib: the source of Python's own standard library -----------------------------------
@@ -139,9 +72,9 @@ def _stdlib_files(data: StdlibOptions) -> list[InputFile]:
         # _sysconfigdata is written when the interpreter is built and names that machine's folders.
         sources = (n for n in names if n.endswith(".py") and not n.startswith("_sysconfigdata"))
         paths += [Path(folder, name) for name in sources]
-    found = [_local_file(path, root, None) for path in sorted(paths) if path.is_file()]
-    files = list(_distinct(found).values())
-    problems = _fraction_problems(data)
+    found = [local_file(path, root, None) for path in sorted(paths) if path.is_file()]
+    files = list(distinct(found).values())
+    problems = fraction_problems(data.validation_fraction)
     if not files:
         problems.append(
             f"data.source=stdlib: {root} holds no .py files (a Python without its library's "
@@ -161,26 +94,81 @@ def _stdlib_documents(file: InputFile, text_field: str) -> Iterator[str]:
 # --- text: the user's own files ------------------------------------------------------------
 
 
-def _matches(field: str, pattern: str, split: Split | None) -> list[InputFile]:
+def _matches(pattern: str) -> tuple[Path, list[Path]]:
+    """What a pattern, or all below a folder, names; and the folder that the names begin from."""
     expanded = Path(pattern)
-    fixed = itertools.takewhile(lambda part: not glob.has_magic(part), expanded.parts)
-    root = Path(*fixed)
-    if root == expanded:
-        root = expanded.parent
-    paths = _glob(expanded)
-    if not paths and os.path.lexists(expanded):  # its name holds a character of glob's language
-        paths, root = [expanded], expanded.parent
-    found = sorted(path for path in paths if os.path.isfile(path) or not os.path.exists(path))
-    if not found:
-        raise UserError(f"{field}: no file matches {pattern!r}: correct the path or the pattern")
-    known = TEXT_ENDINGS + PARQUET_ENDINGS + JSON_ENDINGS
-    unknown = [path for path in found if not path.name.endswith(known)]
-    if unknown:
+    if expanded.is_dir():
+        root, paths = expanded, _glob(Path(glob.escape(pattern), "**"))
+    else:
+        fixed = itertools.takewhile(lambda part: not glob.has_magic(part), expanded.parts)
+        root = Path(*fixed)
+        if root == expanded:
+            root = expanded.parent
+        paths = _glob(expanded)
+        if not paths and os.path.lexists(expanded):  # its name holds a character of glob's language
+            paths, root = [expanded], expanded.parent
+    return root, sorted(p for p in paths if os.path.isfile(p) or not os.path.exists(p))
+
+
+def _pattern_files(
+    field: str, pattern: str, split: Split | None, endings: tuple[str, ...]
+) -> list[InputFile]:
+    root, found = _matches(pattern)
+    known = [path for path in found if path.name.endswith(endings)]
+    kinds = f".txt, .jsonl or .json (also compressed: {', '.join(DECOMPRESS)}) or .parquet"
+    if os.path.isdir(pattern):
+        if not known:
+            raise UserError(
+                f"{field}: {pattern} holds no {kinds} ({len(found)} files of other kinds): name "
+                "another folder; data.text_endings=[.md,.rst] reads such files as plain text"
+            )
+    elif not found:
+        folders = glob.glob(pattern)
+        fix = f"name the folder, as {folders[0]}" if folders else "correct the path or the pattern"
+        raise UserError(f"{field}: no file matches {pattern!r}: {fix}")
+    elif unknown := [path for path in found if path not in known]:
+        kind = _kind(unknown[0])
+        as_text = f"; data.text_endings=[{kind}] reads it as plain text" if kind else ""
         raise UserError(
-            f"{field}: {unknown[0]}: unknown kind of file: use .txt, .jsonl or .json (also "
-            f"compressed: {', '.join(DECOMPRESS)}) or .parquet, or narrow the pattern"
+            f"{field}: {unknown[0]}: unknown kind of file: use {kinds}, or narrow the "
+            f"pattern{as_text}"
         )
-    return [_local_file(path, root, split) for path in found]
+    return [local_file(path, root, split) for path in known]
+
+
+def _kind(path: Path) -> str:
+    """Its ending, a compression's aside."""
+    return Path(path.stem).suffix if path.suffix in DECOMPRESS else path.suffix
+
+
+def _passed_over(data: TextOptions) -> list[str]:
+    """Files of folders that are of no known kind, which a folder may hold."""
+    notes, endings = [], _text_endings(data)
+    for pattern in filter(os.path.isdir, [*data.files, *data.validation_files]):
+        others = [p for p in _matches(pattern)[1] if not p.name.endswith(endings)]
+        kinds = Counter(_kind(path) or "without an ending" for path in others)
+        if kinds:
+            counts = ", ".join(f"{count} {kind}" for kind, count in kinds.most_common(5))
+            notes.append(
+                f"{pattern}: {len(others)} files of other kinds are passed over ({counts}); "
+                "data.text_endings=[ENDINGS] reads those that are plain text"
+            )
+    return notes
+
+
+def _text_endings(data: TextOptions) -> tuple[str, ...]:
+    """Of all files that are read."""
+    return (*TEXT_ENDINGS, *JSON_ENDINGS, *PARQUET_ENDINGS, *compressed(*data.text_endings))
+
+
+def _ending_problems(data: TextOptions) -> list[str]:
+    taken = (*JSON_ENDINGS, *PARQUET_ENDINGS, *DECOMPRESS)
+    return [
+        f"data.text_endings: {ending!r}: must be an ending of plain text, as .md is; compressed "
+        "forms go with it"
+        for ending in data.text_endings
+        if not re.fullmatch(r"(\.[^./]+)+", ending) or ending.endswith(taken)
+    ]
 
 
 def _glob(pattern: Path) -> list[Path]:
@@ -208,26 +196,29 @@ def _folders(top: str) -> list[str]:
 
 
 def _text_files(data: TextOptions) -> list[InputFile]:
-    problems: list[str] = []
+    problems = _ending_problems(data)
+    endings = _text_endings(data)
 
     def expand(field: str, patterns: list[str], split: Split | None) -> list[InputFile]:
         files: list[InputFile] = []
         for pattern in patterns:
             try:
-                files += _matches(field, pattern, split)
+                files += _pattern_files(field, pattern, split, endings)
             except UserError as error:
                 problems.extend(error.problems)
         return files
 
     if not data.files:
-        problems.append("data.files: empty: name the training files, data.files=['corpus/*.jsonl']")
+        problems.append(
+            "data.files: empty: name the training files or their folder, data.files=[corpus]"
+        )
     train_split: Split | None = "train" if data.validation_files else None
     train = expand("data.files", list(data.files), train_split)
     validation = expand("data.validation_files", list(data.validation_files), "validation")
     if not data.validation_files:
-        problems += _fraction_problems(data)
+        problems += fraction_problems(data.validation_fraction)
     try:
-        files = _apart("data.validation_files", train, validation, data.max_files)
+        files = apart("data.validation_files", train, validation, data.max_files)
     except UserError as error:
         problems += error.problems
     if problems:
@@ -255,7 +246,7 @@ def _c4_files(data: C4Options) -> list[InputFile]:
         else:
             root = Path(data.path)
             pattern = f"c4-{split}.*.json.gz"
-            files[split] = [_local_file(p, root, split) for p in sorted(root.glob(pattern))]
+            files[split] = [local_file(p, root, split) for p in sorted(root.glob(pattern))]
             if not files[split]:
                 problems.append(
                     f"data.path={data.path}: no file {pattern} there: name the folder that holds "
@@ -263,7 +254,7 @@ def _c4_files(data: C4Options) -> list[InputFile]:
                 )
     if problems:
         raise UserError(*problems)
-    return _apart(f"data.path={data.path}", files["train"], files["validation"], data.max_files)
+    return apart(f"data.path={data.path}", files["train"], files["validation"], data.max_files)
 
 
 # --- tokens: what cola-prepare wrote --------------------------------------------------------
@@ -287,8 +278,9 @@ def _documents(file: InputFile, text_field: str) -> Iterator[str]:
 
 READERS: dict[type[DataOptions], Source] = {
     StdlibOptions: Source(_stdlib_files, _stdlib_documents),
-    TextOptions: Source(_text_files, _documents),
+    TextOptions: Source(_text_files, _documents, notes=_passed_over),
     C4Options: Source(_c4_files, _documents),
+    HfOptions: Source(hub.files, _documents, notes=hub.notes),
     TokensOptions: Source(_no_files, _documents, _tokens_folder),
 }
 
@@ -300,32 +292,4 @@ def read_documents(source: str, file: InputFile, text_field: str) -> Iterator[st
     except (UserError, GeneratorExit, MemoryError):
         raise
     except Exception as error:  # each format and each network library has errors of its own
-        raise _unreadable(file.location, error) from error
-
-
-def content_digest(file: InputFile, most: int) -> str:
-    """A hash of a file's bytes; if they are more than `most`, of pieces of it from end to end.
-
-    Raises:
-        UserError: it cannot be read.
-    """
-    if "://" in file.location:
-        return ""  # not worth the network's time: its names stand for what they hold
-    pieces = 1 if file.size <= most else CONTENT_PIECES
-    length = min(file.size, most) // pieces
-    digest = hashlib.sha256()
-    try:
-        with open(file.location, "rb", buffering=0) as stream:
-            for i in range(pieces):
-                stream.seek((file.size - length) * i // max(1, pieces - 1))
-                digest.update(stream.read(length))
-    except OSError as error:
-        raise _unreadable(file.location, error) from error
-    return digest.hexdigest()
-
-
-def _unreadable(location: str, error: Exception) -> UserError:
-    fix = "replace the file, or leave it out"
-    if "://" in location:
-        fix = "check the network, or give a local copy: data.path=FOLDER"
-    return UserError(f"{location}: cannot be read ({type(error).__name__}: {error}): {fix}")
+        raise unreadable(file.location, error) from error

@@ -11,6 +11,7 @@ import yaml
 from cola_train import distributed
 from cola_train.config.fields import build
 from cola_train.config.schema import Config
+from cola_train.data.shards import TOKENIZER
 from cola_train.errors import UserError
 from cola_train.files import read_json, write_text
 from cola_train.progress import say
@@ -110,6 +111,27 @@ def _record(config: Config, owner: Owner, finished: bool) -> None:
     owner.check()
     try:
         write_text(path, yaml.safe_dump(values, sort_keys=False))
+    except OSError as error:
+        raise UserError(f"run_dir: cannot write {path}: {error.strerror}") from error
+
+
+def record_tokenizer(tokens: Path, owner: Owner) -> None:
+    """Copy the tokenizer of a prepared folder into the run's, whose model is read with it.
+
+    Raises:
+        UserError: on every process; the copy cannot be written.
+        SupersededError: the folder is another start's by now.
+    """
+    distributed.from_main(lambda: _record_tokenizer(tokens / TOKENIZER, owner))
+
+
+def _record_tokenizer(source: Path, owner: Owner) -> None:
+    path = owner.run_dir / TOKENIZER
+    content = source.read_bytes()
+    try:
+        if not path.exists() or path.read_bytes() != content:
+            owner.check()
+            write_text(path, content.decode())
     except OSError as error:
         raise UserError(f"run_dir: cannot write {path}: {error.strerror}") from error
 

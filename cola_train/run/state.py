@@ -158,7 +158,8 @@ class RunState:
         tensors = self.engine.state_dict()
         self.checkpointer.load(path, tensors)
         self.engine.load_state_dict(tensors)
-        self.loader.load_state_dict(saved["loader"])
+        options = saved.get("config", {}).get("data")
+        self.loader.load_state_dict({**saved["loader"], "options": options})
         set_rng_state(saved["rng"])
         return Progress(**saved["progress"])
 

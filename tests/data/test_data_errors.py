@@ -153,11 +153,7 @@ CONTENT: list[tuple[Callable[[Path], dict[str, Any]], list[str]]] = [
     (text_file("a.jsonl", b""), ["hold no text"]),
     (
         text_file("a.jsonl", b'{"text": "a"}\n'),
-        ["data.validation_fraction=0.001", "0 of the 1 documents", "data.validation_files"],
-    ),
-    (
-        lambda d: text_file("a.jsonl", b'{"text": "a"}\n' * 3)(d) | {"validation_fraction": 0.9999},
-        ["data.validation_fraction=0.9999: 3 of the 3 documents", "lower it, or give more"],
+        ["data.files: a single document in all", "give more text", "data.validation_files"],
     ),
     (
         lambda d: good(d) | {"validation_files": [str(text_file("v.txt", b"")(d)["files"][0])]},
@@ -204,7 +200,13 @@ def test_an_unreadable_file_in_a_process_of_many(
 ) -> None:
     (tmp_path / "a.txt").write_text("some text " * 100)
     (tmp_path / "b.txt").write_bytes(b"caf\xe9" * 100)
-    config = data_config(files=[f"{tmp_path}/*.txt"], tokenizer=str(tokenizer_json), workers=2)
+    (tmp_path / "held.jsonl").write_text('{"text": "out"}')
+    config = data_config(
+        files=[f"{tmp_path}/*.txt"],
+        validation_files=[f"{tmp_path}/held.jsonl"],
+        tokenizer=str(tokenizer_json),
+        workers=2,
+    )
     with pytest.raises(UserError, match=r"b\.txt: cannot be read"):
         prepare(config, progress=False)
 

@@ -13,7 +13,8 @@ import pyarrow.parquet
 import pytest
 
 from cola_train.data.formats import TEXT_DOCUMENT_CHARACTERS
-from cola_train.data.sources import InputFile, read_documents
+from cola_train.data.inputs import InputFile
+from cola_train.data.sources import read_documents
 from cola_train.errors import UserError
 
 MARK = b"\xef\xbb\xbf"

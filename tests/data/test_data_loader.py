@@ -168,6 +168,34 @@ def test_refuses_the_state_of_another_run_and_names_each_difference(corpus: Any)
     fields = [problem.split(":")[0] for problem in caught.value.problems]
     assert fields == ["data", "seed", "data.packing", "train.sequence_length"]
     assert "set seed as before" in str(caught.value)
+    assert "their fingerprint was '0123456789abcdef'" in str(caught.value)
+
+
+BEGUN = {"source": "text", "files": ["/a"], "tokenizer": "train", "max_files": None, "workers": 1}
+
+
+@pytest.mark.parametrize(
+    ("here", "said"),
+    [
+        (BEGUN | {"files": ["/b"], "workers": 2}, "data.files=['/a'], and this has data.files"),
+        (
+            {"source": "stdlib", "tokenizer": "train"},
+            "it began with data.source=text data.files=['/a'], and this has data.source=stdlib: ",
+        ),
+        (BEGUN | {"max_files": 3}, "with data.max_files=null, and this has data.max_files=3: set"),
+        (BEGUN | {"workers": 2}, "the options are the same, so the files (or the tokenizer's)"),
+    ],
+)
+def test_other_data_are_told_in_words(corpus: Any, here: dict[str, Any], said: str) -> None:
+    dataset, _, _ = corpus
+    state = make_loader(dataset).state_dict() | {"data": "0123456789abcdef", "options": BEGUN}
+    with pytest.raises(UserError) as caught:
+        make_loader(dataset, options=here).load_state_dict(state)
+    (problem,) = caught.value.problems
+    assert said in problem and "0123456789abcdef" not in problem
+    assert f"data=tokens data.path={dataset.folder}, or start a new run" in problem
+    with pytest.raises(UserError, match=r"have changed since.*: bring the files back, or start a"):
+        make_loader(dataset, options=BEGUN).load_state_dict(state | {"folder": "/gone"})
 
 
 def test_refuses_a_batch_that_does_not_divide(corpus: Any) -> None:

@@ -8,10 +8,11 @@ import pytest
 from corpora import some_texts, write_jsonl
 
 from cola_train.data import preparation
+from cola_train.data.inputs import InputFile
 from cola_train.data.options import DataOptions
 from cola_train.data.preparation import prepare, problems
 from cola_train.data.prepared import open_data
-from cola_train.data.sources import READERS, InputFile
+from cola_train.data.sources import READERS
 
 MakeConfig = Callable[..., DataOptions]
 

@@ -56,6 +56,18 @@ def test_a_model_that_computes_something_else_is_refused(begun, capsys, change, 
     assert content(run_dir) == before
 
 
+def test_other_data_are_named_by_the_options_of_then(begun, capsys):
+    common, run_dir = begun
+    before = content(run_dir)
+    assert exit_code_of([*common, "data.max_files=50"]) == 2
+    said = capsys.readouterr().err
+    assert "it began with data.max_files=null, and this has data.max_files=50: set" in said
+    (tokens,) = re.findall("data=tokens data.path=([^ ,]*)", said)
+    assert content(run_dir) == before
+    same = [word for word in common if not word.startswith("data")]
+    assert exit_code_of([*same, "data=tokens", f"data.path={tokens}"]) == 0
+
+
 def test_what_leaves_the_function_as_it_is_may_change(begun):
     common, run_dir = begun
     changes = ["recompute=cola_m", "kernels=torch", "train.micro_batch_size=2", "engine=deepspeed"]
@@ -83,6 +95,26 @@ def test_what_has_changed_is_named_with_what_it_may_mean(begun, capsys):
     ]
     assert exit_code_of([*common, *changes]) == 0  # the folder's own by now
     assert "changed since" not in capsys.readouterr().err
+
+
+def test_the_run_s_tokenizer_is_in_its_folder(begun, tiny, capsys):
+    """The bytes of the prepared folder's, written once, and again where they were lost."""
+    common, run_dir = begun
+    (cache,) = [word.split("=")[1] for word in tiny if word.startswith("data.cache_dir=")]
+    (made,) = Path(cache).glob("text-*/tokenizer.json")
+    path = run_dir / "tokenizer.json"
+    assert path.read_bytes() == made.read_bytes()
+    written = path.stat().st_mtime_ns
+    assert exit_code_of([*common, "train.stop_after=8"]) == 0
+    assert path.stat().st_mtime_ns == written
+    path.write_text("{")
+    assert exit_code_of(common) == 0
+    assert path.read_bytes() == made.read_bytes()
+    assert not list(run_dir.glob("*.tmp-*"))
+    path.unlink()
+    path.mkdir()
+    assert exit_code_of(common) == 2
+    assert f"run_dir: cannot write {path}: Is a directory" in capsys.readouterr().err
 
 
 def spoil(run_dir: Path) -> None:
