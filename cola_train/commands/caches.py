@@ -1,7 +1,6 @@
 """`cola-prepare list` and `cola-prepare clean`: the prepared folders, and removing some of them."""
 
 import argparse
-import signal
 import sys
 from pathlib import Path
 
@@ -16,13 +15,13 @@ HEADER = ("folder", "state", "size", "last used", "tokens", "documents", "tokeni
 
 def main(words: list[str]) -> int:
     """words: of the command line, the command first. Returns the exit code."""
-    signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `cola-prepare list | head` just ends
     parser = argparse.ArgumentParser(prog=f"cola-prepare {words[0]}", allow_abbrev=False)
-    parser.add_argument("folders", nargs="*", metavar=f"{CACHE_DIR}PATH", help="another cache")
+    metavar = "FOLDER" if words[0] == "clean" else f"{CACHE_DIR}PATH"
+    parser.add_argument("folders", nargs="*", metavar=metavar, help=f"or {CACHE_DIR}PATH")
     if words[0] == "clean":
         parser.description = (
-            "Remove prepared folders: incomplete ones, those that are named, and with --older-than "
-            "those not used since. One that is being prepared or in use stays."
+            "Remove prepared folders: those that are named, or else the incomplete ones, with "
+            "--older-than also those not used since. One that is being prepared or in use stays."
         )
         parser.add_argument("--older-than", type=float, metavar="DAYS", help="not used for so long")
         parser.add_argument("--yes", action="store_true", help="remove; else only show")

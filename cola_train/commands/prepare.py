@@ -3,6 +3,7 @@
 `cola-prepare list` and `cola-prepare clean` look after what it made (`caches.py`).
 """
 
+import signal
 import sys
 
 from cola_train.commands import caches
@@ -14,6 +15,7 @@ from cola_train.errors import EXIT_DONE
 
 def main() -> None:
     if sys.argv[1:2] and sys.argv[1] in caches.COMMANDS:
+        signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `cola-prepare list | head` just ends
         sys.exit(caches.main(sys.argv[1:]))
     run_app(_prepare, command="cola-prepare")
 

@@ -119,7 +119,7 @@ def _pattern_files(
     if os.path.isdir(pattern):
         if not known:
             raise UserError(
-                f"{field}: {pattern} holds no {kinds} ({len(found)} files of other kinds): name "
+                f"{field}: {pattern} holds no {kinds} ({len(found)} of other kinds): name "
                 "another folder; data.text_endings=[.md,.rst] reads such files as plain text"
             )
     elif not found:
@@ -148,9 +148,10 @@ def _passed_over(data: TextOptions) -> list[str]:
         others = [p for p in _matches(pattern)[1] if not p.name.endswith(endings)]
         kinds = Counter(_kind(path) or "without an ending" for path in others)
         if kinds:
+            files = "1 file" if len(others) == 1 else f"{len(others)} files"
             counts = ", ".join(f"{count} {kind}" for kind, count in kinds.most_common(5))
             notes.append(
-                f"{pattern}: {len(others)} files of other kinds are passed over ({counts}); "
+                f"{pattern}: {files} of other kinds passed over ({counts}); "
                 "data.text_endings=[ENDINGS] reads those that are plain text"
             )
     return notes

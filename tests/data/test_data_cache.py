@@ -182,6 +182,7 @@ def test_the_tokens_that_are_mapped_outlive_their_file(
 def test_the_command_takes_the_two_words(
     cache: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("signal.signal", lambda *_: None)  # it is this process's
     monkeypatch.setattr("sys.argv", ["cola-prepare", "list", f"data.cache_dir={cache}"])
     with pytest.raises(SystemExit) as ended:
         main()

@@ -70,7 +70,7 @@ def test_other_kinds_in_a_folder_are_passed_over_and_counted_once(
     add_other_kinds(corpus)
     assert prepare(config, progress=False) == without
     said = capsys.readouterr().err
-    counts = "5 files of other kinds are passed over (3 .md, 1 without an ending, 1 .png)"
+    counts = "5 files of other kinds passed over (3 .md, 1 without an ending, 1 .png)"
     assert said.count(f"{corpus}: {counts}") == said.count("passed over") == 1
     assert "data.text_endings" in said
 
@@ -105,8 +105,8 @@ def test_what_is_no_ending_of_text(corpus: Path, data_config: MakeConfig, ending
         ("*/deep/old.md.gz", r"data\.text_endings=\[\.md\] reads it as plain text"),
         ("*/Makefile", "Makefile: unknown kind of file: .*narrow the pattern$"),
         ("*/de*", r"data\.files: no file matches .*name the folder, as .*/deep$"),
-        ("pictures", r"/pictures holds no \.txt.* \(1 files of other kinds.*text_endings"),
-        ("empty", r"data\.files: .*/empty holds no .* \(0 files of other kinds"),
+        ("pictures", r"/pictures holds no \.txt.* \(1 of other kinds.*text_endings"),
+        ("empty", r"data\.files: .*/empty holds no .* \(0 of other kinds"),
     ],
 )
 def test_one_file_or_a_pattern_of_other_kinds_is_refused(

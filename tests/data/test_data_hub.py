@@ -92,15 +92,14 @@ class Hub:
         return (200, files[inner], {}) if inner in files else (404, b"", {})
 
 
-@pytest.fixture
-def the_hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
-    """It stands in for huggingface.co in this process."""
-    stand_in = Hub()
+@pytest.fixture(scope="module")
+def server() -> Iterator[ThreadingHTTPServer]:
+    """One for all tests: the client's file system remembers the address."""
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
-            status, content, headers = stand_in.answer(self.command, self.path, body)
+            status, content, headers = server.hub.answer(self.command, self.path, body)
             content = content if isinstance(content, bytes) else json.dumps(content).encode()
             if status == 200 and (part := self.headers.get("Range")):
                 first, last = part.removeprefix("bytes=").split("-")
@@ -116,21 +115,28 @@ def the_hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
         def log_message(self, *_: object) -> None:
             pass
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server: Any = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     threading.Thread(target=server.serve_forever, daemon=True).start()
-    address = f"http://127.0.0.1:{server.server_port}"
-    template = f"{address}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
-    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", address)
-    monkeypatch.setattr("huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE", template)
-    huggingface_hub.HfFileSystem.clear_instance_cache()
-    forget()
-    yield stand_in
+    yield server
     server.shutdown()
     server.server_close()
 
 
+@pytest.fixture
+def the_hub(server: Any, monkeypatch: pytest.MonkeyPatch) -> Hub:
+    """It stands in for huggingface.co in this process."""
+    address = f"http://127.0.0.1:{server.server_port}"
+    template = f"{address}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", address)
+    monkeypatch.setattr("huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE", template)
+    forget()
+    server.hub = Hub()
+    return server.hub
+
+
 def forget() -> None:
     """As a new process."""
+    huggingface_hub.HfFileSystem.clear_instance_cache()
     hub._converted.cache_clear()
     hub._own.cache_clear()
 
@@ -198,7 +204,6 @@ def test_the_cache_is_of_the_files_content(wikitext: Hub, hf: MakeConfig) -> Non
     changed = [TRAIN[0].upper(), *TRAIN[1:70]]
     own[hub.CONVERTED] = CONVERTED | {"wikitext-2/train/0000.parquet": parquet(changed)}
     forget()
-    huggingface_hub.HfFileSystem.clear_instance_cache()
     assert prepare(hf(), progress=False) != first
 
 

@@ -7,8 +7,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from helpers import exit_code_of, losses, read_json, run_to_end
+from helpers import exit_code_of, losses, make_config, read_json, run_to_end
 
+from cola_train.data.preparation import prepare
 from cola_train.run.identity import recorded_identity
 from cola_train.run.status import verdict
 
@@ -97,11 +98,10 @@ def test_what_has_changed_is_named_with_what_it_may_mean(begun, capsys):
     assert "changed since" not in capsys.readouterr().err
 
 
-def test_the_run_s_tokenizer_is_in_its_folder(begun, tiny, capsys):
+def test_the_run_s_tokenizer_is_in_its_folder(begun, capsys):
     """The bytes of the prepared folder's, written once, and again where they were lost."""
     common, run_dir = begun
-    (cache,) = [word.split("=")[1] for word in tiny if word.startswith("data.cache_dir=")]
-    (made,) = Path(cache).glob("text-*/tokenizer.json")
+    made = prepare(make_config(*common).data) / "tokenizer.json"
     path = run_dir / "tokenizer.json"
     assert path.read_bytes() == made.read_bytes()
     written = path.stat().st_mtime_ns
