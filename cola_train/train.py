@@ -100,13 +100,7 @@ def run(
         tracker.advance(state.step)
         if result.skipped:
             tracker.say(skip_message(state.progress, result, max_loss))
-            if fault := divergence(config, state.progress):
-                tracker.plot(now=True)
-                checkpointer.close()
-                raise diverged(fault, state)
-            if state.progress.skipped_in_a_row == config.train.rollback_after:
-                state.roll_back()
-                tracker.roll_back(state.step)
+            after_a_skip(config, state, tracker)
 
         loss = None
         if due(state.step, config.evaluation.every) and not at_end and not stopping:
@@ -125,13 +119,7 @@ def run(
             "saved; the same command goes on from there"
         )
     else:
-        validation = validate(config, data, state, tracker)
-        if state.saved_step < state.step:
-            state.save(validation.loss)
-            checkpointer.wait()  # the run is done, whatever comes of the rest
-        text = sample_text(config, engine, data)
-        tracker.sample(text)
-        print_summary(config, validation, text)
+        conclude(config, data, state, tracker)
     loader.close()
     watchdog.advance("the last checkpoint")
     checkpointer.close()
@@ -247,6 +235,32 @@ def step_metrics(progress: Progress, result: StepResult, lr: float) -> dict[str,
         "grad_norm": result.grad_norm,
         "skipped": progress.skipped,
     }
+
+
+def after_a_skip(config: Config, state: RunState, tracker: Tracker) -> None:
+    """Back to a checkpoint, if the options say so after as many skipped steps in a row.
+
+    Raises:
+        TrainingError: they say that it is the end.
+    """
+    if fault := divergence(config, state.progress):
+        tracker.plot(now=True)
+        state.checkpointer.close()
+        raise diverged(fault, state)
+    if state.progress.skipped_in_a_row == config.train.rollback_after:
+        state.roll_back()
+        tracker.roll_back(state.step)
+
+
+def conclude(config: Config, data: PreparedData, state: RunState, tracker: Tracker) -> None:
+    """The result of a run that has come to its end: saved, and told."""
+    validation = validate(config, data, state, tracker)
+    if state.saved_step < state.step:
+        state.save(validation.loss)
+        state.checkpointer.wait()  # the run is done, whatever comes of the rest
+    text = sample_text(config, state.engine, data)
+    tracker.sample(text)
+    print_summary(config, validation, text)
 
 
 def skip_message(progress: Progress, result: StepResult, max_loss: float) -> str:
