@@ -4,8 +4,14 @@ log a line with the time for each, and no control characters."""
 import sys
 import time
 from types import TracebackType
+from typing import Any
 
-from tqdm import tqdm
+
+def _tqdm() -> Any:
+    """Imported where something is said: benchmarks run where it is not installed."""
+    from tqdm import tqdm
+
+    return tqdm
 
 
 def on_terminal() -> bool:
@@ -16,7 +22,7 @@ def say(message: str) -> None:
     """A line for people."""
     if not on_terminal():
         message = f"{time.strftime('%Y-%m-%d %H:%M:%S')} {message}"
-    tqdm.write(message, file=sys.stderr)
+    _tqdm().write(message, file=sys.stderr)
     sys.stderr.flush()
 
 
@@ -37,7 +43,7 @@ class Bar:
         self.in_log = shown and not on_terminal()
         self.log_seconds, self.logged = log_seconds, time.monotonic()
         self.first: tuple[int, float] | None = None  # done, and when: what came before took long
-        self.tqdm = tqdm(
+        self.tqdm = _tqdm()(
             desc=name,
             total=total,
             initial=done,
@@ -68,7 +74,7 @@ class Bar:
         if not done < self.done < self.total:
             return ""
         seconds = (now - then) / (self.done - done) * (self.total - self.done)
-        return f", {tqdm.format_interval(seconds)} left"
+        return f", {self.tqdm.format_interval(seconds)} left"
 
     def close(self) -> None:
         """Leave the bar as it is: what is printed from here on comes below it."""
