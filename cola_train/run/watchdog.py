@@ -17,7 +17,6 @@ from typing import Any, TypeVar
 
 from cola_train import distributed
 from cola_train.errors import EXIT_STOPPED_BY_SIGNAL
-from cola_train.progress import say
 from cola_train.run.owner import Owner
 
 T = TypeVar("T")
@@ -94,9 +93,11 @@ class Watchdog:
         if rank == reports[0]["rank"]:
             message = describe(reports, distributed.world_size())
             self.owner.report("hung", EXIT_STOPPED_BY_SIGNAL, message)
-            say(
+            print(
                 f"error: nothing has advanced for {seconds:g} s (train.hang_seconds). {message}. "
-                f"Stacks: {folder}. Ending; start again from the last checkpoint"
+                f"Stacks: {folder}. Ending; start again from the last checkpoint",
+                file=sys.stderr,
+                flush=True,
             )
 
 

@@ -12,8 +12,15 @@ from cola_train.commands.plan import PlanConfig
 from cola_train.commands.reference import page
 from cola_train.config.describe import about
 from cola_train.config.fields import field_types
+from cola_train.methods import METHODS
 
 ALL = field_types(PlanConfig) | OPTIONS
+
+
+@pytest.fixture(autouse=True)
+def without_the_toy(monkeypatch):
+    """The tests' own method, which another file of this process may have brought."""
+    monkeypatch.delitem(METHODS, "toy", raising=False)
 
 
 def test_every_option_and_group_has_a_meaning():

@@ -6,7 +6,8 @@ import pytest
 from helpers import REPOSITORY
 
 from benchmarks import planning
-from cola_train.commands.cli import check_overrides, compose
+from cola_train.commands.cli import compose
+from cola_train.commands.overrides import check_overrides
 from cola_train.config.checks import OF_THE_CONFIG, load
 from cola_train.config.schema import Config
 from cola_train.gpus import GPUS
