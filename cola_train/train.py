@@ -340,4 +340,4 @@ def print_summary(config: Config, validation: Validation, text: str) -> None:
         f"({validation.tokens:,} tokens)"
     )
     print(f"loss plot: {Path(config.run_dir) / LOSS}")
-    print(f"run folder: {config.run_dir}")
+    print(f"run folder: {config.run_dir}", flush=True)

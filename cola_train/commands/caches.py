@@ -16,8 +16,9 @@ HEADER = ("folder", "state", "size", "last used", "tokens", "documents", "tokeni
 def main(words: list[str]) -> int:
     """words: of the command line, the command first. Returns the exit code."""
     parser = argparse.ArgumentParser(prog=f"cola-prepare {words[0]}", allow_abbrev=False)
-    metavar = "FOLDER" if words[0] == "clean" else f"{CACHE_DIR}PATH"
-    parser.add_argument("folders", nargs="*", metavar=metavar, help=f"or {CACHE_DIR}PATH")
+    takes = ("FOLDER", f"or {CACHE_DIR}PATH, another cache")
+    metavar, meaning = takes if words[0] == "clean" else (f"{CACHE_DIR}PATH", "another cache")
+    parser.add_argument("folders", nargs="*", metavar=metavar, help=meaning)
     if words[0] == "clean":
         parser.description = (
             "Remove prepared folders: those that are named, or else the incomplete ones, with "

@@ -1,6 +1,7 @@
 """The command lines: Hydra composes the configuration, errors become messages and exit codes."""
 
 import os
+import signal
 import sys
 from collections.abc import Callable, Iterable, Mapping, Set
 from pathlib import Path
@@ -78,8 +79,12 @@ def run_composed(
         if parsed["shell_completion"]:
             complete(command, arguments, primary)
         if parsed["help"]:
-            groups = choices([Path(own_groups)] if own_groups else [])
-            print("\n".join(help_lines(command, words, groups, options)))
+            signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `--help | head` just ends
+            files = [word for word in words if is_file(word)]
+            own = [Path(own_groups)] if own_groups else []
+            groups = choices([*own, *(Path(file).parent for file in files)])
+            asked = [word for word in words if word not in files]
+            print("\n".join(help_lines(command, asked, groups, options)))
             sys.exit(EXIT_DONE)
         line = read_command_line(words, options, parsed["multirun"], own_groups)
         problems = line.problems
@@ -112,6 +117,10 @@ def parse_flags(arguments: list[str]) -> dict[str, Any]:
     if "--version" in arguments:
         print(f"cola_train {__version__}")
         sys.exit(EXIT_DONE)
+    for flag in (word.partition("=")[0] for word in arguments):
+        if flag.startswith("--config") and flag != "--config-dir":
+            print(f"error: {flag}: give the file itself, as in cola-train my.yaml", file=sys.stderr)
+            sys.exit(EXIT_USER_ERROR)
     flags, unknown = get_args_parser().parse_known_intermixed_args(arguments)
     if unknown:
         print(f"error: {unknown[0]}: no such flag; see --help and --hydra-help", file=sys.stderr)
@@ -145,14 +154,14 @@ def compose(
     of_file: what of the overrides a config file says.
 
     Raises:
-        UserError: with `problems` and what Hydra refuses.
+        UserError: with `problems`, or else what Hydra refuses.
     """
     register_options()
     try:
         with hydra.initialize_config_dir(str(config_dir()), version_base="1.3"):
             return _plain(hydra.compose(primary, overrides), overrides, of_file)
     except (HydraException, OmegaConfBaseException) as error:
-        raise UserError(*problems, _one_line(error)) from error
+        raise UserError(*(problems or [_one_line(error)])) from error
 
 
 def _run_hydra(task: Task, primary: str, line: CommandLine, with_results: bool) -> int:

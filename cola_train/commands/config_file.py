@@ -6,7 +6,7 @@ options, and chooses by its tag too (`method: {name: cola, rank: 16}`).
 
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, is_dataclass
 from pathlib import Path
 from typing import Any, get_args, get_origin
 
@@ -16,9 +16,9 @@ from hydra.errors import HydraException
 from omegaconf import OmegaConf
 
 from cola_train.commands import quoting
-from cola_train.commands.groups import OPTIONS, UNIONS, Choices, choices
+from cola_train.commands.groups import OPTIONS, UNIONS, Choices, choices, config_dir
 from cola_train.commands.overrides import check_overrides, given_options
-from cola_train.config.fields import unknown
+from cola_train.config.fields import defaults, unknown
 from cola_train.errors import UserError
 
 SUFFIXES = (".yaml", ".yml")
@@ -64,6 +64,7 @@ def read_command_line(
     local = [place.removeprefix("file://") for place in searched]
     groups = choices([Path(place) for place in local if "://" not in place] + own)
     good, problems = check_overrides(rest, options, multirun, groups)
+    problems += [p for word in good for p in own_group_problems(word, options, groups)]
     if any((place / group).is_dir() for place in own for group in groups):
         places = [*searched, *(f"file://{place.absolute()}" for place in own)]
         good = [word for word in good if not word.startswith("hydra.searchpath=")]
@@ -77,9 +78,35 @@ def read_command_line(
         replaced |= BATCH
     said = [word for word in said if not given_options([word]) & replaced]
     wrong = [f"{file}: {problem}" for problem in wrong]
+    wrong += [p for word in said for p in own_group_problems(word, options, groups)]
+    places = [word for word in said if word.startswith("run_dir=") and "${run_name}" not in word]
+    if places and "run_name" in given_options(good):
+        wrong.append(f"{file}: {places[0]}: the folder of another run_name; give run_dir too")
     names = given_options(said)
     names |= {name.split(".")[0] for name in names} - replaced
     return CommandLine([*said, *good], [*wrong, *problems], frozenset(names), file)
+
+
+def own_group_problems(word: str, options: Mapping[str, Any], groups: Choices) -> list[str]:
+    """What is wrong with the options of a user's own group file that an override chooses."""
+    override = quoting.parse(word)
+    group = "" if override is None else override.key_or_group
+    kind = options.get(group)
+    if override is None or group not in groups or override.is_delete() or not is_dataclass(kind):
+        return []
+    problems = []
+    for file in filter(None, (groups[group].get(choice) for choice in chosen(override))):
+        if file.is_relative_to(config_dir()):
+            continue
+        values, known = load_yaml(file), defaults(kind)
+        inherited = values.pop("defaults", None) is not None
+        problems += [
+            f"{file}: {unknown(key, list(known), 'option')}" for key in values if key not in known
+        ]
+        lacking = [name for name, value in known.items() if value == "???" and name not in values]
+        if lacking and not inherited:
+            problems.append(f"{file}: missing: {', '.join(lacking)}; give each a value")
+    return problems
 
 
 def is_file(word: str) -> bool:
@@ -111,6 +138,10 @@ def file_overrides(file: str, options: Mapping[str, Any], groups: Choices) -> li
         # a run's own file: another name has another folder
         values["run_dir"] = f"{run_dir.removesuffix(name)}${{run_name}}"
     said = dict(flat(values, options, groups))
+    for name in [name for name in said if is_dataclass(options.get(name)) and name not in groups]:
+        value = said.pop(name)
+        if value is not None:  # all that it holds is commented out
+            raise UserError(f"{file}: {name}: a group of options is expected, got {value!r}")
     for option in followers(said, groups):
         del said[option]
     words, problems = [], []
@@ -217,13 +248,18 @@ def says(group: str, choice: str, groups: Choices) -> set[str]:
             other = key.removeprefix("override").strip().lstrip("/")
             if other in groups:
                 found |= says(other, str(member), groups)
-    prefix = "" if "@package _global_" in file.read_text() else f"{group}."
-    return found | {name for name, value in flat(values, {}, {}, prefix) if "${" not in str(value)}
+    said = flat(values, {}, {}, prefix_of(file, group))
+    return found | {name for name, value in said if "${" not in str(value)}
 
 
 def taken(group: str, choice: str, groups: Choices) -> dict[str, str]:
     """Option -> the other one that it takes its value from, by a choice's file."""
     file = groups[group].get(choice)
-    values = {} if file is None else load_yaml(file)
-    named = {name: re.fullmatch(r"\$\{([\w.]+)\}", str(v)) for name, v in values.items()}
-    return {f"{group}.{name}": source[1] for name, source in named.items() if source}
+    said = {} if file is None else dict(flat(load_yaml(file), {}, {}, prefix_of(file, group)))
+    named = {name: re.fullmatch(r"\$\{([\w.]+)\}", str(value)) for name, value in said.items()}
+    return {name: source[1] for name, source in named.items() if source}
+
+
+def prefix_of(file: Path, group: str) -> str:
+    """What a group's file leaves out of its options' names."""
+    return "" if "@package _global_" in file.read_text() else f"{group}."

@@ -85,7 +85,7 @@ class EvaluationConfig:
     every: NaturalInt = 100  # steps; 0: at the end only
     tokens: PositiveInt | None = 262_144  # null: the whole validation split
     batch_size: BatchSize = 32  # sequences of one process at a time
-    sample_prompt: str = "def "  # what the sample begins with
+    sample_prompt: str = ""  # what the sample begins with
     sample_tokens: NaturalInt = 128  # its length; 0: none
 
 

@@ -37,7 +37,8 @@ SYNONYMS = {
     "grad_checkpoint checkpoint_activations recompute_activations recomputation remat",
     "resume": "resume_from_checkpoint resume_from init_from load_checkpoint load_from restore "
     "continue_from ckpt_path checkpoint_path",
-    "run_dir": "output_dir save_dir out_dir output_path results_dir log_dir logging_dir work_dir",
+    "run_dir": "output_dir save_dir out_dir output_path results_dir log_dir logging_dir work_dir "
+    "dump_folder dump_dir",
     "run_name": "name experiment_name exp_name job_name wandb_name wandb_run_name",
     "seed": "random_seed rng_seed manual_seed",
     "tracking.entity": "wandb_entity wandb_team",
@@ -83,7 +84,18 @@ ADVICE = {
         "lr_warmup_steps warmup_epochs"
     ),
     "it is a warm-up of optim.warmup_steps, then a cosine to optim.final_lr_ratio of optim.lr": (
-        "scheduler lr_scheduler lr_scheduler_type schedule lr_decay_style"
+        "scheduler lr_scheduler lr_scheduler_type schedule lr_decay_style decay_lr lr_decay "
+        "lr_decay_iters lr_decay_steps"
+    ),
+    "pre-training here has none; leave it out": (
+        "dropout attn_dropout attention_dropout resid_dropout embd_dropout hidden_dropout"
+    ),
+    "set train.steps to the tokens wanted / (train.batch_size x train.sequence_length)": (
+        "max_tokens total_tokens num_tokens train_tokens token_budget"
+    ),
+    "the GPU is taken where there is one, else the CPU; leave it out": "device accelerator",
+    "there is no tensor parallelism yet; engine.sharding spreads a model": (
+        "tensor_parallel tensor_parallel_size tensor_parallel_degree tp tp_size tp_degree"
     ),
     "for files of your own use data=text with data.files=[...]": (
         "dataset dataset_name dataset_path train_file train_files train_data train_path data_path "

@@ -36,7 +36,7 @@ MEANINGS = {
     ),
 }  # fmt: skip
 BATCH = "train.batch_"
-NEW_RUN = "choose another run_name, or remove the folder"
+NEW_RUN = "choose another run_name (run_dir, where that is given), or remove the folder"
 
 
 def refuse_to_mix_runs(config: Config) -> None:
@@ -101,7 +101,7 @@ def _record(config: Config, owner: Owner, finished: bool) -> None:
         raise UserError(
             f"run_dir: {config.run_dir} holds a finished run of another recipe.",
             *(f"{name}: {_shown(old)} there, {_shown(new)} here" for name, old, new in others),
-            "For a new run choose another run_name; the finished one asks for its own options.",
+            f"For a new run {NEW_RUN}; the finished one asks for its own options.",
         )
     for name, old, new in changed:
         meaning = "".join(f" ({MEANINGS[part]})" for part in _of(name, MEANINGS))

@@ -68,7 +68,8 @@ def refuse_another(saved: Mapping[str, Any], here: Mapping[str, Any], checkpoint
         raise UserError(
             f"resume: {checkpoint} holds a model that computes something else.",
             *different,
-            "Set these as they were, or begin a new run: choose another run_name.",
+            "Set these as they were, or begin a new run: choose another run_name (run_dir, where "
+            "that is given).",
         )
 
 

@@ -61,6 +61,7 @@ def test_a_file_says_what_a_command_line_would(file):
     deepspeed = file("engine: {name: deepspeed, overrides: {zero_optimization: {a: 1.5}}}")
     assert composed(deepspeed).engine.overrides == {"zero_optimization": {"a": 1.5}}
     assert composed(file("")) == composed()
+    assert composed(file("train:\n  # steps: 7"), "train.steps=3").train.steps == 3
 
 
 def test_the_command_line_replaces_what_a_file_says(file):
@@ -108,6 +109,24 @@ def test_own_groups_are_found_beside_a_file_and_in_a_folder(file, tmp_path):
         composed(name)
 
 
+def test_mistakes_of_an_own_group_are_named_with_its_file(tmp_path, capsys):
+    (tmp_path / "model").mkdir()
+    path = tmp_path / "model" / "odd.yaml"
+    path.write_text("name: odd\nd_modle: 3\nn_layers: 2\n")
+    assert exit_code_of(["--config-dir", str(tmp_path), "model=odd"]) == 2
+    first, second = capsys.readouterr().err.splitlines()
+    assert first == f"error: {path}: option `d_modle` does not exist; did you mean `d_model`?"
+    assert second.startswith(f"error: {path}: missing: vocab_size, d_model, d_ff, n_heads, ")
+
+
+def test_a_runs_file_with_a_folder_of_its_own_asks_for_another(file, capsys):
+    run = file("run_name: a\nrun_dir: /scratch/1b\n")
+    assert exit_code_of([run, "run_name=b"]) == 2
+    said = capsys.readouterr().err
+    assert "my.yaml: run_dir=/scratch/1b: the folder of another run_name; give run_dir too" in said
+    assert composed(run, "run_name=b", "run_dir=/scratch/b").run_dir == "/scratch/b"
+
+
 def test_every_command_takes_a_file_and_a_folder_of_groups(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(str(tmp_path))  # a working directory of its own below
     folder = tmp_path / "own"
@@ -139,7 +158,7 @@ def test_every_command_takes_a_file_and_a_folder_of_groups(tmp_path, monkeypatch
         ("train: {steps: many}", "my.yaml: train.steps: must be a whole number, got 'many'"),
         ("optim: {lr: '1,2'}", "my.yaml: optim.lr: must be a number, got '1,2'"),
         ("train: {micro_batch_size: 5}", "my.yaml: train.micro_batch_size: 5 does not divide"),
-        ("train: null", "my.yaml: train: a group of options is expected, got null"),
+        ("train: 7", "my.yaml: train: a group of options is expected, got 7"),
         ("model: null", "my.yaml: model: null is no choice"),
         ("data: [a]", "my.yaml: data: `['a']` does not exist"),
         ("a b: 1", "my.yaml: option `a b` does not exist"),
