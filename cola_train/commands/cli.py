@@ -1,7 +1,6 @@
 """The command lines: Hydra composes the configuration, errors become messages and exit codes."""
 
 import os
-import signal
 import sys
 from collections.abc import Callable, Iterable, Mapping, Set
 from pathlib import Path
@@ -79,7 +78,6 @@ def run_composed(
         if parsed["shell_completion"]:
             complete(command, arguments, primary)
         if parsed["help"]:
-            signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `--help | head` just ends
             files = [word for word in words if is_file(word)]
             own = [Path(own_groups)] if own_groups else []
             groups = choices([*own, *(Path(file).parent for file in files)])
