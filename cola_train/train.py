@@ -329,12 +329,17 @@ def sample_text(config: Config, engine: Engine, data: PreparedData) -> str:
     return prompt + data.tokenizer.decode(new)
 
 
+def printable(text: str) -> str:
+    """What a model has made up, without characters that a terminal or a log takes as commands."""
+    return "".join(c if c.isprintable() or c == "\n" else repr(c)[1:-1] for c in text)
+
+
 def print_summary(config: Config, validation: Validation, text: str) -> None:
     """The end of a run, on stdout."""
     if not distributed.is_main():
         return
     if text:
-        print(f"\n--- sample ---\n{text}\n--------------")
+        print(f"\n--- sample ---\n{printable(text)}\n--------------")
     print(
         f"validation loss {validation.loss:.4f}, perplexity {validation.perplexity:.2f} "
         f"({validation.tokens:,} tokens)"

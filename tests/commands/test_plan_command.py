@@ -169,6 +169,7 @@ def drawn(monkeypatch, tmp_path, *arguments: str):
     figures = []
     monkeypatch.setattr(Figure, "savefig", lambda self, path, dpi: figures.append(self))
     monkeypatch.setattr("sys.argv", ["cola-plan", *arguments, f"plot={tmp_path / 'plan.png'}"])
+    monkeypatch.setattr("signal.signal", lambda *_: None)  # it is this process's
     with pytest.raises(SystemExit) as end:
         main()
     assert end.value.code == 0

@@ -17,6 +17,7 @@ from cola_train.progress import Bar
 from cola_train.run import tracking
 from cola_train.run.owner import Owner, SupersededError
 from cola_train.run.tracking import Tracker
+from cola_train.train import printable
 
 TIME = r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d "
 STEP = TIME + (
@@ -219,3 +220,7 @@ def test_wandb_that_finishes_slowly_is_no_hang(tiny, tmp_path):
     ran = run_python("-c", FINISHES_LATE, *common, "train.hang_seconds=30")
     assert "nothing watches" in ran.stdout
     assert read_json(tmp_path / "status.json")["state"] == "done"
+
+
+def test_a_sample_commands_no_terminal():
+    assert printable("caf\xe9\t\x1b[2J\n\x02b") == "caf\xe9\\t\\x1b[2J\n\\x02b"
