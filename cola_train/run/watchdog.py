@@ -99,6 +99,8 @@ class Watchdog:
                 file=sys.stderr,
                 flush=True,
             )
+        else:
+            self.ended.wait(2 * interval + 1)  # our end would end the one that speaks
 
 
 def describe(reports: list[dict[str, Any]], processes: int) -> str:
