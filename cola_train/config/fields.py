@@ -146,6 +146,21 @@ def is_texts(kind: Any) -> bool:
     return get_origin(kind) is list and is_text(get_args(kind)[0])
 
 
+def known(cls: Any, values: Mapping[str, Any]) -> dict[str, Any]:
+    """What of plain nested values are options of a dataclass."""
+    kept: dict[str, Any] = {}
+    for field in dataclasses.fields(cls):
+        if field.name not in values:
+            continue
+        value: Any = values[field.name]
+        group: Any = field.type
+        if (union := union_of(group)) is not None and isinstance(value, Mapping):
+            group = union.members.get(str(value.get(union.tag)), group)
+        nested = dataclasses.is_dataclass(group) and isinstance(value, Mapping)
+        kept[field.name] = known(group, value) if nested else value
+    return kept
+
+
 def unknown(name: str, known: list[str], what: str) -> str:
     """The message for a name that is not among `known`, with the nearest ones."""
     if near := nearest(name, known):

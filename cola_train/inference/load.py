@@ -4,16 +4,15 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-import yaml
 
 from cola_train.checkpoint.checkpointer import load_part, newest_good, read_state
-from cola_train.config.checks import load
 from cola_train.config.schema import Config
 from cola_train.engines.base import persistent_buffers
 from cola_train.errors import UserError
 from cola_train.methods.base import build_method
 from cola_train.model.init import initialise
 from cola_train.model.llama import Llama, build_model
+from cola_train.run.recorded import read_recorded, recorded_config
 
 
 def load_model(path: str | Path, device: torch.device | str = "cpu") -> Llama:
@@ -43,12 +42,10 @@ def config_of(checkpoint: Path) -> Config:
     """
     values = read_state(checkpoint).get("config")
     if values is None:
-        recorded = checkpoint.parents[1] / "config.yaml"
+        path = checkpoint.parents[1] / "config.yaml"
         try:
-            values = yaml.safe_load(recorded.read_text(encoding="utf-8"))
-        except (OSError, ValueError, yaml.YAMLError) as error:
-            raise UserError(
-                f"{recorded}: cannot be read ({error}); {checkpoint} needs it"
-            ) from None
-    config = load(values, checks=())
+            values = read_recorded(path)
+        except (OSError, ValueError) as error:
+            raise UserError(f"{path}: cannot be read ({error}); {checkpoint} needs it") from None
+    config = recorded_config(values)
     return replace(config, train=replace(config.train, precision="fp32", compile=False))

@@ -9,13 +9,13 @@ from typing import Any
 import yaml
 
 from cola_train import distributed
-from cola_train.config.fields import build
 from cola_train.config.schema import Config
 from cola_train.data.shards import TOKENIZER
 from cola_train.errors import UserError
 from cola_train.files import read_json, write_text
 from cola_train.progress import say
 from cola_train.run.owner import LATEST, Owner
+from cola_train.run.recorded import read_recorded, recorded_config
 
 # A finished run that is started again only reports: options by which it would be another run.
 # (`identity` and the loader have compared what the model and the data are.)
@@ -137,17 +137,13 @@ def _record_tokenizer(source: Path, owner: Owner) -> None:
 
 
 def _recorded(path: Path) -> dict[str, Any] | None:
-    """The config of an earlier start, if it can be read."""
+    """The options of an earlier start, if they can be read."""
     try:
-        recorded = yaml.safe_load(path.read_text(encoding="utf-8"))
-        if not isinstance(recorded, dict):
-            raise ValueError("it holds no options")
-        return recorded
+        return read_recorded(path)
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
-        reason = str(error).splitlines()[0]
-        say(f"{path}: damaged ({reason}); written anew, what has changed cannot be said")
+    except (OSError, ValueError) as error:
+        say(f"{path}: damaged ({error}); written anew, what has changed cannot be said")
         return None
 
 
@@ -167,9 +163,10 @@ def changes(old: Any, new: Any, prefix: str = "") -> list[tuple[str, Any, Any]]:
 
 def _earlier(recorded: dict[str, Any] | None) -> Config | None:
     """The config that was recorded, if this version can read it."""
-    problems: list[str] = []
-    config: Config = build(Config, recorded or {}, "", problems)
-    return None if problems else config
+    try:
+        return recorded_config(recorded or {})
+    except UserError:
+        return None
 
 
 def _jump(before: Config, config: Config, step: int) -> str | None:

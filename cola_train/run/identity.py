@@ -2,14 +2,13 @@
 
 import dataclasses
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from cola_train.config.schema import Config
 from cola_train.errors import UserError
+from cola_train.run.recorded import read_recorded, recorded_config
 
 # Of the model: its name, a choice of kernels, and hints of which the method says what it made.
 OTHERS = ("name", "attention", "rank_ratio", "activation")
@@ -40,21 +39,18 @@ def identity(config: Config, document_mask: bool) -> dict[str, Any]:
     return dict(json.loads(json.dumps(values)))  # as a checkpoint gives it back
 
 
-def recorded_identity(checkpoint: Path, names: Iterable[str]) -> dict[str, Any]:
-    """Of a checkpoint that an earlier version saved without: what the config.yaml of its run says
-    of these names; nothing if that cannot be read."""
+def recorded_identity(checkpoint: Path) -> dict[str, Any]:
+    """Of a checkpoint that an earlier version saved without: by the config.yaml of its run; empty
+    if that cannot be read."""
     try:
-        values = yaml.safe_load((checkpoint.parents[1] / "config.yaml").read_text("utf-8"))
-        found = {name: _recorded(values, name) for name in names}
-    except (OSError, ValueError, AttributeError, RecursionError, yaml.YAMLError):
+        config = recorded_config(read_recorded(checkpoint.parents[1] / "config.yaml"))
+    except (OSError, ValueError, UserError):
         return {}
-    return {name: value for name, value in found.items() if value is not None}
-
-
-def _recorded(values: dict[str, Any], name: str) -> Any:
-    """Of a union, the name of its member."""
-    group, _, option = name.partition(".")
-    return values.get(group, {}).get(option or "name")
+    mask = config.data.document_mask
+    found = identity(config, document_mask=bool(mask))
+    if mask is None:  # it was the machine's to decide
+        del found["data.document_mask"]
+    return found
 
 
 def refuse_another(saved: Mapping[str, Any], here: Mapping[str, Any], checkpoint: Path) -> None:

@@ -1,12 +1,11 @@
 """Plots of a run, made from its metrics.jsonl."""
 
-import json
 import os
 import sys
 from pathlib import Path
 from typing import Any
 
-from cola_train.files import temporary_name
+from cola_train.files import parse_json, temporary_name
 
 LOSS = Path("plots", "loss.png")  # in a run's folder
 
@@ -20,11 +19,11 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
         if not text:
             continue
         try:
-            line = json.loads(text)
+            line = parse_json(text)
             if type(line["step"]) is not int or type(line.get("tokens", 0)) is not int:
                 raise ValueError
             lines.append(line)
-        except (ValueError, TypeError, KeyError, RecursionError):
+        except (ValueError, TypeError, KeyError):
             print(f"{path}: line {number} is damaged and left out", file=sys.stderr)
     return lines
 

@@ -150,7 +150,7 @@ class RunState:
         """The checkpoint at `path`, into engine, loader and generators."""
         saved = self.checkpointer.state(path)
         here = self.about["identity"]
-        known = saved.get("identity") or recorded_identity(path, here)
+        known = saved.get("identity") or recorded_identity(path)
         refuse_another(known, here, path)
         if not known and distributed.is_main():
             unknown = "whether model and method are this run's is known by names and shapes alone"

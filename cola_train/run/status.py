@@ -61,7 +61,7 @@ def read_record(path: Path) -> dict[str, Any]:
         return record
     except FileNotFoundError:
         return {}
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         print(f"{path}: damaged ({error}); taken as missing", file=sys.stderr)
         return {}
 

@@ -197,12 +197,16 @@ def test_an_earlier_versions_checkpoint_has_its_runs_config(begun):
     _, run_dir = begun
     checkpoint = run_dir / "checkpoints" / "step-00000007"
     saved = read_json(checkpoint / "state.json")["identity"]
-    unsaid = ("method.rank", "data.document_mask")  # null: by the model, by the machine
-    assert recorded_identity(checkpoint, saved) == {
-        name: value for name, value in saved.items() if name not in unsaid
-    }
+    del saved["data.document_mask"]  # null in the config: the machine's to decide
+    assert recorded_identity(checkpoint) == saved
+    config = (run_dir / "config.yaml").read_text()
+    earlier = config.replace("  rank_ratio: 0.25\n", "  cola_rank_ratio: 0.25\n", 1)
+    earlier = earlier.replace("  activation: both\n", "  cola_activation: both\n", 1)
+    assert earlier.count("  cola_") == 2
+    (run_dir / "config.yaml").write_text(f"{earlier}gone: 1\n")  # as 5dacad5 called them
+    assert recorded_identity(checkpoint) == saved
     (run_dir / "config.yaml").write_text("model: 60m")
-    assert recorded_identity(checkpoint, saved) == {}
+    assert recorded_identity(checkpoint) == {}
 
 
 def test_what_is_in_the_way_of_the_folders_files(begun, capsys):
