@@ -58,7 +58,7 @@ def right(config: Config, topology: Topology) -> bool:
 
 
 # Planned are tensors, within a tenth of what is measured (tests/planning/test_memory.py). Resident
-# were 0.5 to 3.2 GiB more in each process of 13 runs of 60m to 1b (docs/planning.md): interpreter,
+# were 0.5 to 3.2 GiB more in each process of 13 runs of 60m to 1b (docs/log.md): interpreter,
 # attention's probabilities, the allocator's slack. Freed memory stays a process's own
 # (`hardware.tune_process`), so the peaks add up, whenever each of them is.
 def at_least(run: Run) -> int:

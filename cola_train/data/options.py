@@ -58,6 +58,14 @@ class CorpusOptions(DataOptions):
                 f"{self.tokenizer}, which is not trained here; leave it out"
             )
 
+    def without_fraction(self, split: str) -> Iterator[str]:
+        """Where the option `split` names the validation texts, a fraction of others is none."""
+        if self.validation_fraction != CorpusOptions.validation_fraction:
+            yield (
+                f"data.validation_fraction: {self.validation_fraction} has no effect with {split}; "
+                "leave one of them out"
+            )
+
 
 @dataclass(frozen=True)
 class StdlibOptions(CorpusOptions):
@@ -78,11 +86,8 @@ class TextOptions(CorpusOptions):
 
     def problems(self, model: ModelConfig) -> Iterator[str]:
         yield from super().problems(model)
-        if self.validation_files and self.validation_fraction != TextOptions.validation_fraction:
-            yield (
-                f"data.validation_fraction: {self.validation_fraction} has no effect with "
-                "data.validation_files; leave one of them out"
-            )
+        if self.validation_files:
+            yield from self.without_fraction("data.validation_files")
 
 
 @dataclass(frozen=True)
@@ -108,11 +113,8 @@ class HfOptions(CorpusOptions):
 
     def problems(self, model: ModelConfig) -> Iterator[str]:
         yield from super().problems(model)
-        if self.validation_split and self.validation_fraction != HfOptions.validation_fraction:
-            yield (
-                f"data.validation_fraction: {self.validation_fraction} has no effect with "
-                "data.validation_split; leave one of them out"
-            )
+        if self.validation_split:
+            yield from self.without_fraction("data.validation_split")
 
 
 @dataclass(frozen=True, kw_only=True)

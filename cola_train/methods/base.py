@@ -1,5 +1,6 @@
 """A method as the model, the engine and the loop see it."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from importlib import import_module
 from typing import Any, ClassVar, Protocol
@@ -44,7 +45,7 @@ class Weights(Protocol):
         ...
 
 
-class Method:
+class Method(ABC):
     """Builds the linears and MLPs of a block (see `model.llama.Layers`), and the optimizer.
 
     kept_ops: of each recompute policy that the method brings: names of the ops whose outputs stay.
@@ -55,11 +56,13 @@ class Method:
     def __init__(self, config: Config, device: torch.device) -> None:
         self.ops: Ops = cola_kernels.select(kernels_on(device, config.kernels), device)
 
+    @abstractmethod
     def projections(self, d_in: int, d_outs: dict[str, int]) -> nn.Module:
-        raise NotImplementedError
+        """Linears of one input, by name; see `model.llama.Layers`."""
 
+    @abstractmethod
     def mlp(self, d_model: int, d_ff: int) -> nn.Module:
-        raise NotImplementedError
+        """The MLP of a block; see there."""
 
     def optimizer(self, model: nn.Module, options: OptimOptions) -> Optimizer:
         """The optimizer of the (sharded) model's trainable parameters.
@@ -75,7 +78,7 @@ class Method:
         (scalars on the device, the same names everywhere): their mean is logged."""
         return {}
 
-    def after_step(self, weights: Weights, step: int) -> None:
+    def after_step(self, weights: Weights, step: int) -> None:  # noqa: B027, a method need not
         """What the method does between steps (merging, resampling, ...); often nothing."""
 
 

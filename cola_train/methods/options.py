@@ -1,6 +1,7 @@
 """What a method is before torch: its options, their checks, and what its blocks cost."""
 
 import dataclasses
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol
@@ -29,7 +30,7 @@ class Run(Protocol):
 
 
 @dataclass(frozen=True)
-class MethodOptions:
+class MethodOptions(ABC):
     """Which linears a block has, and what follows from that without building anything."""
 
     name: str
@@ -51,10 +52,10 @@ class MethodOptions:
         only where these are the same."""
         return {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "name"}
 
+    @abstractmethod
     def block_cost(self, model: ModelConfig, length: int, policy: str, fused: bool) -> BlockCost:
         """Of one block, at sequences of `length` under a recompute policy; `fused`: on Triton
         kernels, where there are any."""
-        raise NotImplementedError
 
     def optimizer_elements(self, weight: Weight) -> int:
         """Elements of optimizer state for a weight, or for one process's rows of it: AdamW's."""
