@@ -4,6 +4,7 @@ Shapes: B sequences, T positions, H heads, K = head width.
 """
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor
 from torch.autograd.function import FunctionCtx, once_differentiable
 
 from cola_train.model.context import Mask, allowed_pairs, sdpa_mask
+from cola_train.model.loss import cross_entropy_
 from cola_train.model.norm import RMSNorm
 
 PRODUCTS_LENGTH = 512  # longest sequence for which the (T, T) probabilities are kept
@@ -26,7 +28,7 @@ def specialise(model: Any, dtype: torch.dtype, compiled: bool) -> None:
     for module in model.modules():
         if isinstance(module, RMSNorm) and not compiled:
             module.normalise = rms_norm
-    model.head.softmax_bytes = SOFTMAX_BYTES
+    model.head.cross_entropy = partial(cross_entropy_, softmax_bytes=SOFTMAX_BYTES)
     if dtype == torch.bfloat16 and model.make_mask is sdpa_mask:
         model.make_mask = product_mask
 

@@ -19,7 +19,7 @@ from cola_train.model.attention import Attention, rotary_table
 from cola_train.model.context import MASKS, AttentionContext
 from cola_train.model.init import Fill, computed, normal
 from cola_train.model.linear import INIT_STD
-from cola_train.model.loss import linear_cross_entropy
+from cola_train.model.loss import CrossEntropy, cross_entropy_, linear_cross_entropy
 from cola_train.model.norm import RMSNorm
 
 
@@ -83,13 +83,13 @@ class Head(nn.Module):
     def __init__(self, d_model: int, vocab_size: int) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.empty(vocab_size, d_model))
-        self.softmax_bytes: int | None = None  # see linear_cross_entropy; model/cpu.py sets it
+        self.cross_entropy: CrossEntropy = cross_entropy_  # build_model may choose another
 
     def forward(self, h_BTD: Tensor, targets_BT: Tensor | None) -> Tensor:
         """Logits (B, T, V), or with targets the summed cross-entropy (fp32 scalar)."""
         if targets_BT is None:
             return F.linear(h_BTD, self.weight)
-        return linear_cross_entropy(h_BTD, self.weight, targets_BT, self.softmax_bytes)
+        return linear_cross_entropy(h_BTD, self.weight, targets_BT, self.cross_entropy)
 
     def init(self, name: str) -> Fill:
         return normal(INIT_STD)

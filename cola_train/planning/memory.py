@@ -91,12 +91,16 @@ def loss_bytes(run: Run) -> LossBytes:
     logits, dh, weight = e * rows * V, e * N * d, e * V * d
     part = min(rows, max(1, SOFTMAX_BYTES // (FP32 * V))) if run.on_cpu else rows
     # the probabilities, the logits as fp32, and the part before until this one is there
-    copies = 1 + (e != FP32) + (part < rows)
+    copies = 0 if run.triton else 1 + (e != FP32) + (part < rows)
     softmax = logits + copies * FP32 * part * V
-    sums = 0 if chunks == 1 else weight if chunks == 2 else FP32 * V * d
     total = weight if chunks == 1 else FP32 * V * d
-    # the second chunk's: its own, the first's and their sum in fp32
-    matmuls = logits + (weight if chunks == 1 else 2 * weight + FP32 * V * d)
+    if run.on_cpu or e == FP32:
+        sums = 0 if chunks == 1 else weight if chunks == 2 else total
+        # the second chunk's: its own, the first's and their sum in fp32
+        matmuls = logits + (weight if chunks == 1 else 2 * weight + total)
+    else:  # a GEMM adds each chunk's to the sum
+        sums = 0 if chunks == 1 else total
+        matmuls = logits + total
     if chunks > 1:
         softmax = max(softmax, 2 * logits)
     kept = 2 * e * N * d + FP32 * N  # the last norm's input and output

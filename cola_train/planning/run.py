@@ -38,8 +38,11 @@ class Run:
     @property
     def fused(self) -> bool:
         """Whether the method's layers run on Triton's kernels."""
-        if not self.config.method.fused_kernels:
-            return False
+        return self.config.method.fused_kernels and self.triton
+
+    @property
+    def triton(self) -> bool:
+        """Whether anything does: the loss, whatever the method."""
         if self.config.kernels != "auto":
             return self.config.kernels == "triton"
         return self.gpu is not None and self.gpu.fused_kernels

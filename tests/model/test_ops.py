@@ -1,5 +1,7 @@
 """Hand-written gradients against plain torch."""
 
+import functools
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -149,8 +151,9 @@ def test_linear_cross_entropy(monkeypatch, chunks, dtype):
     def results(value):
         return [value.detach(), *torch.autograd.grad(value * 0.25, (h, w))]
 
-    softmax_bytes = 3 * 50 * 4 if chunks == "many" else None
-    ours = loss.linear_cross_entropy(h, w, targets, softmax_bytes)
+    in_parts = functools.partial(loss.cross_entropy_, softmax_bytes=3 * 50 * 4)
+    cross_entropy = in_parts if chunks == "many" else loss.cross_entropy_
+    ours = loss.linear_cross_entropy(h, w, targets, cross_entropy)
     assert ours.dtype == torch.float32
     for got, reference, true in zip(results(ours), results(plain(h, w)), exact, strict=True):
         rounding = torch.finfo(torch.float32).eps * true.abs().max()
@@ -166,3 +169,33 @@ def test_linear_cross_entropy_in_evaluation_and_with_nothing_to_predict():
     assert torch.autograd.grad(value, w)[0].abs().max() == 0
     with torch.no_grad():
         assert not loss.linear_cross_entropy(h, w, targets).requires_grad
+
+
+def test_the_head_gradient_is_summed_by_gemms_in_fp32_where_they_can(monkeypatch):
+    """Over many chunks in bf16, as near to fp64 as one product of the whole is; torch has the
+    GEMMs on CUDA alone, so they are made here."""
+
+    def mm(a, b, out_dtype):
+        return a.to(out_dtype) @ b.to(out_dtype)
+
+    def addmm(total, a, b, out_dtype, *, out, beta=1, alpha=1):
+        return out.copy_(total + mm(a, b, out_dtype))
+
+    torch.manual_seed(0)
+    h, w = (torch.randn(n, 16).bfloat16().requires_grad_() for n in (60, 50))
+    targets = torch.randint(0, 50, (60,))
+    exact = [t.detach().double().requires_grad_() for t in (h, w)]
+    truth = F.cross_entropy(exact[0] @ exact[1].T, targets, reduction="sum")
+    truth = torch.autograd.grad(truth, exact[1])[0]
+
+    def error():
+        value = loss.linear_cross_entropy(h, w, targets)
+        return (torch.autograd.grad(value, w)[0] - truth).norm()
+
+    whole = error()
+    monkeypatch.setattr(loss, "CHUNK_BYTES", 7 * 50 * 2)
+    monkeypatch.setattr(loss, "_gemm_adds_in_fp32", lambda x: True)
+    with torch.library._scoped_library("aten", "IMPL") as library:
+        library.impl("mm.dtype", mm, "CPU")
+        library.impl("addmm.dtype_out", addmm, "CPU")
+        assert error() <= 1.1 * whole
