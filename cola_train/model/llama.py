@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from cola_train.config.groups import ModelConfig
 from cola_train.config.schema import Config
-from cola_train.hardware import compute_dtype
+from cola_train.hardware import compute_dtype, kernels_on
 from cola_train.model import cpu
 from cola_train.model.attention import Attention, rotary_table
 from cola_train.model.context import MASKS, AttentionContext
@@ -147,4 +147,8 @@ def build_model(config: Config, layers: Layers, device: torch.device) -> Llama:
     if device.type == "cpu":
         dtype = compute_dtype(config.train.precision, device)
         cpu.specialise(model, dtype, compiled=config.train.compile)
+    if kernels_on(device, config.kernels) == "triton":
+        from cola_kernels.ops.cross_entropy import cross_entropy_ as fused
+
+        model.head.cross_entropy = fused
     return model

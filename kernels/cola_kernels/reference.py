@@ -112,3 +112,25 @@ def gated_down_backward(
 def _silu_derivative(x: Tensor) -> Tensor:
     s = torch.sigmoid(x)
     return s * (1 + x * (1 - s))
+
+
+def cross_entropy_(
+    logits: Tensor, targets: Tensor, gradients: bool, ignore_index: int = -100
+) -> Tensor:
+    """The cross-entropy of softmax(logits), summed over the rows, and its gradient.
+
+    Args:
+        logits: (n, V); with `gradients` overwritten with softmax - onehot, which is zero in
+            ignored rows.
+        targets: (n,), int64 in [0, V) or `ignore_index`.
+
+    Returns:
+        A scalar in nats, fp32 or, of fp64 logits, fp64; computed in that dtype.
+    """
+    x = logits.double() if logits.dtype == torch.float64 else logits.float()
+    losses = F.cross_entropy(x, targets, ignore_index=ignore_index, reduction="none")
+    if gradients:
+        valid = targets != ignore_index
+        onehot = F.one_hot(targets.where(valid, 0), x.shape[1])
+        logits.copy_(torch.where(valid[:, None], x.softmax(-1) - onehot, 0))
+    return losses.sum()

@@ -31,8 +31,8 @@ def python(*arguments: str, interpret: bool) -> subprocess.CompletedProcess[str]
 @pytest.mark.parametrize("interpret", [True, pytest.param(False, marks=pytest.mark.gpu)])
 def test_against_the_reference(interpret: bool) -> None:
     """Interpreted on a CPU; on a GPU as they are, in bf16 too."""
-    cases = str(Path(__file__).with_name("interpreter_cases.py"))
-    ran = python("-m", "pytest", "--noconftest", "-q", "-p", "no:cacheprovider", cases,
+    cases = sorted(map(str, Path(__file__).parent.glob("*_cases.py")))
+    ran = python("-m", "pytest", "--noconftest", "-q", "-p", "no:cacheprovider", *cases,
                  interpret=interpret)  # fmt: skip
     assert ran.returncode == 0, ran.stdout + ran.stderr
 

@@ -30,7 +30,12 @@ from cola_kernels.tools.floors import SHAPES, Shape
 
 # 60m's shape has r = 128, which the narrow rows are for
 ALL_SHAPES = {"60m": Shape(512, 1376, 128), **SHAPES}
-SIGNATURES = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}
+SIGNATURES = {
+    torch.bfloat16: "bf16",
+    torch.float16: "fp16",
+    torch.float32: "fp32",
+    torch.int64: "i64",
+}
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,52 @@
+"""`cross_entropy_`: the loss of a chunk of logits and, in their place, its gradient.
+
+It is called where autograd does not look, inside of a function that knows its own gradient, so it
+has no autograd formula. See docs/kernels.md for what it costs.
+"""
+
+import torch
+from torch import Tensor
+
+from cola_kernels.cross_entropy import cross_entropy_launch
+from cola_kernels.support import UnsupportedError, architecture, check
+
+
+def cross_entropy_(
+    logits: Tensor, targets: Tensor, gradients: bool, ignore_index: int = -100
+) -> Tensor:
+    """`reference.cross_entropy_`, summed: logits (n, V) and targets (n,) -> an fp32 scalar.
+
+    Raises:
+        UnsupportedError: a shape, dtype or device that the kernel does not take.
+    """
+    losses = torch.ops.cola_kernels.cross_entropy_(logits, targets, gradients, ignore_index)
+    total: Tensor = losses.sum()
+    return total
+
+
+@torch.library.custom_op("cola_kernels::cross_entropy_", mutates_args={"logits"})
+def _cross_entropy_(logits: Tensor, targets: Tensor, gradients: bool, ignore_index: int) -> Tensor:
+    losses = _cross_entropy_fake(logits, targets, gradients, ignore_index)
+    architecture("cross_entropy_", logits.device)  # raises where the kernel cannot run
+    cross_entropy_launch(logits, targets, losses, gradients, ignore_index).run()
+    return losses
+
+
+@_cross_entropy_.register_fake
+def _cross_entropy_fake(
+    logits: Tensor, targets: Tensor, gradients: bool, ignore_index: int
+) -> Tensor:
+    if logits.dim() != 2 or logits.stride(1) != 1:
+        raise UnsupportedError(
+            f"cola_kernels.cross_entropy_: logits have shape {tuple(logits.shape)} and strides "
+            f"{logits.stride()}; they must be a matrix whose rows are contiguous"
+        )
+    check("cross_entropy_", {"logits": logits}, {"logits": tuple(logits.shape)})
+    right = targets.dtype == torch.int64 and targets.device == logits.device
+    if not right or targets.shape != logits.shape[:1] or not targets.is_contiguous():
+        raise UnsupportedError(
+            f"cola_kernels.cross_entropy_: targets are {targets.dtype} {tuple(targets.shape)} on "
+            f"{targets.device}; they must be contiguous int64 {tuple(logits.shape[:1])} on "
+            f"{logits.device}"
+        )
+    return logits.new_empty(logits.shape[0], dtype=torch.float32)
