@@ -2,6 +2,7 @@
 
 import contextlib
 import ctypes
+import importlib.util
 import os
 import platform
 import re
@@ -86,6 +87,14 @@ def kernels_on(device: torch.device, kernels: str) -> str:
         return kernels
     gpu = gpu_named(torch.cuda.get_device_name(device)) if device.type == "cuda" else None
     return "triton" if gpu is not None and gpu.fused_kernels else "torch"
+
+
+def compiled_on(device: torch.device, compiled: bool | None) -> bool:
+    """Whether blocks are compiled, for the option `train.compile`: null is yes on a GPU, where
+    torch.compile fuses what a block does between its matmuls; it needs Triton for that."""
+    if compiled is not None:
+        return compiled
+    return device.type == "cuda" and importlib.util.find_spec("triton") is not None
 
 
 def peak_flops(device: torch.device, dtype: torch.dtype) -> float | None:

@@ -129,6 +129,7 @@ def describe(
         "recompute": config.recompute.name,
         "engine": run.planner.describe(run),
         "kernels": "triton" if run.fused else "torch",
+        "compiled": run.compiled,
         "gpus": options.gpus,
         "gpu": options.gpu,
         "sequence_length": config.train.sequence_length,

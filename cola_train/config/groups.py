@@ -62,7 +62,7 @@ class TrainConfig:
     batch_tokens: PositiveInt | None = None  # global batch in tokens, in place of batch_size
     micro_batch_size: BatchSize | None = None  # sequences at a time; null: a process's share
     precision: Literal["auto", "bf16", "fp32"] = "auto"  # bf16 where the hardware has it
-    compile: bool = False  # torch.compile each block
+    compile: bool | None = None  # torch.compile each block; null: on GPUs, if Triton is there
     deterministic: bool = False  # the same losses again, bit for bit, on the same machine
     threads: Workers | None = None  # CPU threads of each process; null: its share of the cores
     non_finite: Literal["skip", "stop"] = "skip"  # what to do with a step whose loss is no number

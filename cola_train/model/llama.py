@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from cola_train.config.groups import ModelConfig
 from cola_train.config.schema import Config
-from cola_train.hardware import compute_dtype, kernels_on
+from cola_train.hardware import compiled_on, compute_dtype, kernels_on
 from cola_train.model import cpu
 from cola_train.model.attention import Attention, rotary_table
 from cola_train.model.context import MASKS, AttentionContext
@@ -146,7 +146,7 @@ def build_model(config: Config, layers: Layers, device: torch.device) -> Llama:
         model = Llama(config.model, layers, config.train.sequence_length)
     if device.type == "cpu":
         dtype = compute_dtype(config.train.precision, device)
-        cpu.specialise(model, dtype, compiled=config.train.compile)
+        cpu.specialise(model, dtype, compiled=compiled_on(device, config.train.compile))
     if kernels_on(device, config.kernels) == "triton":
         from cola_kernels.ops.cross_entropy import cross_entropy_ as fused
 

@@ -39,7 +39,7 @@ class Assumptions:
         launches = f"; at least {LAUNCH_SECONDS * 1e3:g} ms a block and micro-batch, to launch them"
         lines = [
             f"matmuls at {self.utilisation:.0%} of {self.peak_flops(config) / 1e12:,.0f} TFLOP/s"
-            f"{'' if config.train.compile else launches}",
+            f"{'' if run.compiled else launches}",
             f"collectives at {self.link_utilisation:.0%} of {self.gpu.link_bandwidth / 1e9:,.0f} "
             f"GB/s in a node, {self.network_gbit:g} Gbit/s a GPU across, hidden by matmuls",
             f"optimizer at {self.gpu.memory_bandwidth / 1e12:g} TB/s, after them; data and "
@@ -82,7 +82,7 @@ def step_time(run: Run, given: Assumptions) -> StepTime:
     model_flops = tokens * costs.training_flops_per_token(config)
     again = tokens * L * run.cost.recomputed_flops
     peak = given.peak_flops(config)
-    launches = 0.0 if config.train.compile else run.accumulation * L * LAUNCH_SECONDS
+    launches = 0.0 if run.compiled else run.accumulation * L * LAUNCH_SECONDS
     matmuls = max((model_flops + again) / (peak * given.utilisation), launches)
     collectives = 0.0
     for collective in traffic(run):

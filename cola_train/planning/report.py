@@ -25,7 +25,7 @@ def text(answer: dict[str, Any]) -> str:
     lines = [
         f"{answer['model']}, {answer['method']}{variant}: {answer['parameters']:,} parameters",
         f"{answer['gpus']} x {answer['gpu']}, {answer['engine']}, recompute={answer['recompute']}, "
-        f"kernels={answer['kernels']}",
+        f"kernels={answer['kernels']}{', compiled' if answer['compiled'] else ''}",
         f"batch {answer['batch_size']} x {answer['sequence_length']} tokens: each GPU "
         f"{answer['accumulation']} x {answer['micro_batch_size']} sequences",
         "",

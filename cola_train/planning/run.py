@@ -48,6 +48,12 @@ class Run:
         return self.gpu is not None and self.gpu.fused_kernels
 
     @property
+    def compiled(self) -> bool:
+        """Whether blocks go through torch.compile; see `hardware.compiled_on`."""
+        compiled = self.config.train.compile
+        return not self.on_cpu if compiled is None else compiled
+
+    @property
     def micro_batch_size(self) -> int:
         """Sequences that one process runs at a time."""
         return self.config.micro_batch_size(self.topology.data)

@@ -3,6 +3,7 @@
 import dataclasses
 import os
 from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from cola_train.config.schema import Config
 from cola_train.data.shards import TOKENIZER
 from cola_train.errors import UserError
 from cola_train.files import read_json, write_text
+from cola_train.hardware import compiled_on
 from cola_train.progress import say
 from cola_train.run.owner import LATEST, Owner
 from cola_train.run.recorded import read_recorded, recorded_config
@@ -96,6 +98,8 @@ def _record(config: Config, owner: Owner, finished: bool) -> None:
     before = _earlier(recorded)
     if before is not None and before.batch_size == config.batch_size:  # said in another way
         changed = [change for change in changed if not change[0].startswith(BATCH)]
+    here = partial(compiled_on, distributed.device())
+    changed = [of for of in changed if of[0] != "train.compile" or here(of[1]) != here(of[2])]
     others = [(n, old, new) for n, old, new in changed if _of(n, RECIPE) or n.startswith(BATCH)]
     if finished and others:
         raise UserError(

@@ -57,7 +57,7 @@ def test_an_override_that_deepspeed_refuses_is_named(tiny):
 
     wrong = "engine.overrides={zero_optimization:{reduce_bucket_sizes:5,overlap_comm:perhaps}}"
     config = make_config(*tiny, "engine=deepspeed", wrong)
-    content = deepspeed_json(config, Topology(1, 1), torch.float32, pin_memory=False)
+    content = deepspeed_json(config, Topology(1, 1), torch.float32, torch.device("cpu"))
     with pytest.raises(UserError) as error:
         check_json(deepspeed, content)
     for word in ("engine.overrides", "reduce_bucket_sizes", "overlap_comm"):

@@ -77,7 +77,7 @@ def test_the_json_is_made_from_the_config(tiny):
         *tiny, "engine=deepspeed", "engine.zero_stage=3", "engine.offload_parameters=cpu",
         "train.micro_batch_size=2", "optim.clip=0.25", overrides,
     )  # fmt: skip
-    content = deepspeed_json(config, Topology(1, 1), torch.bfloat16, pin_memory=False)
+    content = deepspeed_json(config, Topology(1, 1), torch.bfloat16, torch.device("cpu"))
     assert content["train_micro_batch_size_per_gpu"] == 2
     assert content["gradient_accumulation_steps"] == 4
     assert content["gradient_clipping"] == 0.25 and content["bf16"]["enabled"]

@@ -47,7 +47,7 @@ class DeepSpeedEngine(Engine):
             _require_aio(deepspeed)
         dtype = compute_dtype(config.train.precision, device)
         topology = distributed.topology()
-        content = deepspeed_json(config, topology, dtype, pin_memory=device.type == "cuda")
+        content = deepspeed_json(config, topology, dtype, device)
         check_json(deepspeed, content)
         if distributed.is_main():
             path = Path(config.run_dir) / "deepspeed.json"

@@ -7,27 +7,28 @@ import torch
 
 from cola_train.config.schema import Config
 from cola_train.engines.deepspeed.options import DeepSpeedOptions
+from cola_train.hardware import compiled_on
 from cola_train.parallel.topology import Topology
 
 
 def deepspeed_json(
-    config: Config, topology: Topology, compute_dtype: torch.dtype, pin_memory: bool
+    config: Config, topology: Topology, compute_dtype: torch.dtype, device: torch.device
 ) -> dict[str, Any]:
     """What `deepspeed.initialize` takes as its config (docs/engines.md)."""
     engine = config.engine
     assert isinstance(engine, DeepSpeedOptions)
-    bf16 = compute_dtype == torch.bfloat16
+    bf16, on_gpu = compute_dtype == torch.bfloat16, device.type == "cuda"
     zero: dict[str, Any] = {"stage": engine.zero_stage}
     if engine.zero_stage == 3:
         # replaces F.linear by one that keeps no gathered weight; torch.compile cannot see into it
-        zero["memory_efficient_linear"] = not config.train.compile
-    for key, device in (
+        zero["memory_efficient_linear"] = not compiled_on(device, config.train.compile)
+    for key, place in (
         ("offload_optimizer", engine.offload_optimizer),
         ("offload_param", engine.offload_parameters),
     ):
-        if device != "none":
-            zero[key] = {"device": device, "pin_memory": pin_memory}
-            if device == "nvme":
+        if place != "none":
+            zero[key] = {"device": place, "pin_memory": on_gpu}
+            if place == "nvme":
                 zero[key]["nvme_path"] = engine.nvme_path
     content: dict[str, Any] = {
         "train_micro_batch_size_per_gpu": config.micro_batch_size(topology.data),
