@@ -41,6 +41,7 @@ def train(config: Config) -> int:
     """
     set_determinism(config)
     device = distributed.start(config.engine.timeout_seconds)
+    avoid_a_fault_of_cudnn(config)
     hardware.tune_process(config.train.threads, distributed.topology().local_world)
     refuse_to_mix_runs(config)
     owner = Owner(Path(config.run_dir))  # this start, until a later one claims the folder
@@ -147,6 +148,13 @@ def set_determinism(config: Config) -> None:
     torch.use_deterministic_algorithms(config.train.deterministic)
     if config.train.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+
+
+def avoid_a_fault_of_cudnn(config: Config) -> None:
+    """Run without cuDNN's attention where its gradients may be NaN: with a mask, at an odd multiple
+    of 64 tokens (pytorch issue 196678, cuDNN 9.20). Elsewhere torch takes it first on Hopper."""
+    odd = config.train.sequence_length % 128 == 64
+    torch.backends.cuda.enable_cudnn_sdp(not (odd and uses_documents(config)))
 
 
 def uses_documents(config: Config) -> bool:

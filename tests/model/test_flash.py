@@ -1,14 +1,16 @@
-"""flash-attn against SDPA; only where flash-attn and a GPU are."""
+"""Attention on a GPU: flash-attn against SDPA, and which of its kernels torch takes."""
 
 from functools import partial
 
 import pytest
 import torch
 from cola_kernels import composed
+from torch.nn.attention import SDPBackend
 
 from cola_train.model.attention import Attention, rotary_table
 from cola_train.model.context import AttentionContext, flash_mask, sdpa_mask
 from cola_train.model.linear import Linears
+from cola_train.train import avoid_a_fault_of_cudnn
 
 
 @pytest.mark.gpu
@@ -39,3 +41,34 @@ def test_flash_equals_sdpa(packed):
     results = run(flash, flash_mask, x), run(sdpa, sdpa_mask, x), run(exact, sdpa_mask, x.float())
     for ours, plain, truth in zip(*results, strict=True):
         assert (ours - truth).abs().max() <= 2 * (plain - truth).abs().max() + 1e-3
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("T", [1024, 2048])
+def test_torch_takes_cudnns_kernel_on_hopper(T):
+    """From 1,024 tokens on the faster one; not in deterministic mode, in which it would not be."""
+    if torch.cuda.get_device_capability() != (9, 0) or torch.backends.cudnn.version() <= 91500:
+        pytest.skip("torch prefers cuDNN's kernel on Hopper, from 9.15.1 on")
+    q, k, v = (torch.randn(2, 4, T, 64, device="cuda", dtype=torch.bfloat16) for _ in range(3))
+
+    def choice():
+        return SDPBackend(torch._fused_sdp_choice(q, k, v, is_causal=True))
+
+    assert choice() == SDPBackend.CUDNN_ATTENTION
+    torch.use_deterministic_algorithms(True)
+    try:
+        assert choice() == SDPBackend.FLASH_ATTENTION
+    finally:
+        torch.use_deterministic_algorithms(False)
+
+
+@pytest.mark.parametrize(
+    "length, masked, cudnn", [(192, True, False), (192, False, True), (256, True, True)]
+)
+def test_cudnn_gets_no_mask_at_an_odd_multiple_of_64(tiny, config_of, length, masked, cudnn):
+    config = config_of(*tiny, f"train.sequence_length={length}", f"data.document_mask={masked}")
+    try:
+        avoid_a_fault_of_cudnn(config)
+        assert torch.backends.cuda.cudnn_sdp_enabled() == cudnn
+    finally:
+        torch.backends.cuda.enable_cudnn_sdp(True)

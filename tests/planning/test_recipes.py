@@ -48,6 +48,20 @@ def test_a_recipe_fits_an_80_gb_gpu_with_room(name, options):
     assert tokens <= run.config.data.max_files * 156e9 / 1024
 
 
+@pytest.mark.parametrize("gpus", [1, 8])
+@pytest.mark.parametrize("options", ["kernels=torch", "kernels=triton", "method=full"])
+@pytest.mark.parametrize("name", PAPER)
+def test_a_papers_micro_batch_fits_an_80_gb_gpu(name, options, gpus):
+    """And it is a part of a GPU's share, be it one GPU or eight."""
+    if (name, options, gpus) == ("paper_7b", "method=full", 1):
+        gpus = 2  # the paper's full rank is too large for one, whatever the batch
+    config = config_of(f"experiment={name}", options, gpus=gpus)
+    run = Run(config, Topology(gpus, 8), gpu=GIVEN.gpu)
+    assert config.batch_size == run.accumulation * run.micro_batch_size * gpus == 512
+    assert run.tokens >= 4096  # rows enough for GEMMs
+    assert memory(run).total < GIVEN.usable_bytes
+
+
 def test_the_figures_of_the_docs_are_the_plans():
     text = (DOCS / "pretraining.md").read_text()
     rows = re.findall(r"^\| `(\w+)` \| (.*) \|$", text, re.MULTILINE)
