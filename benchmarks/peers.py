@@ -155,7 +155,7 @@ def peer_step(
         )
     ).to(device, torch.float32 if autocast else dtype)
     assert sum(p.numel() for p in model.parameters()) == costs.parameters(config)
-    if hardware.compiled_on(device, config.train.compile):
+    if hardware.compiled_on(device, config):
         model = torch.compile(model)
     optim = config.optim
     assert isinstance(optim, AdamWOptions)

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import torch
 
+from cola_train.config.schema import Config
 from cola_train.gpus import GPUS, Gpu
 
 
@@ -89,12 +90,13 @@ def kernels_on(device: torch.device, kernels: str) -> str:
     return "triton" if gpu is not None and gpu.fused_kernels else "torch"
 
 
-def compiled_on(device: torch.device, compiled: bool | None) -> bool:
+def compiled_on(device: torch.device, config: Config) -> bool:
     """Whether blocks are compiled, for the option `train.compile`: null is yes on a GPU, where
     torch.compile fuses what a block does between its matmuls; it needs Triton for that."""
-    if compiled is not None:
-        return compiled
-    return device.type == "cuda" and importlib.util.find_spec("triton") is not None
+    if config.train.compile is not None:
+        return config.train.compile
+    triton = importlib.util.find_spec("triton") is not None
+    return device.type == "cuda" and triton and config.engine.compiles
 
 
 def peak_flops(device: torch.device, dtype: torch.dtype) -> float | None:

@@ -136,7 +136,7 @@ def build(config: Config, device: torch.device) -> Engine:
     method = build_method(config, device)
     model = build_model(config, method, device)
     apply_recompute(model, config.recompute.name, method.kept_ops)
-    if hardware.compiled_on(device, config.train.compile):
+    if hardware.compiled_on(device, config):
         compile_blocks(model)
     return build_engine(config, model, method, device)
 
@@ -306,7 +306,7 @@ def facts(config: Config, device: torch.device) -> dict[str, Any]:
         "training_flops_per_token": costs.training_flops_per_token(config),
         "processes": distributed.world_size(),
         "device": hardware.device_name(device),
-        "compiled": hardware.compiled_on(device, config.train.compile),
+        "compiled": hardware.compiled_on(device, config),
         "torch": torch.__version__,
     }
 
@@ -314,7 +314,7 @@ def facts(config: Config, device: torch.device) -> dict[str, Any]:
 def headline(config: Config, device: torch.device, resumed: Path | None) -> str:
     dtype = str(hardware.compute_dtype(config.train.precision, device)).removeprefix("torch.")
     method = ", ".join(filter(None, [config.method.name, config.method.label(config.model)]))
-    compiled = ", compiled" if hardware.compiled_on(device, config.train.compile) else ""
+    compiled = ", compiled" if hardware.compiled_on(device, config) else ""
     start = f"resuming from {resumed}" if resumed else "starting"
     return (
         f"{config.run_name}: {method}, {costs.parameters(config) / 1e6:.1f}M parameters, "

@@ -18,6 +18,11 @@ class EngineOptions:
     implementation: ClassVar[str]  # "module:class" of an `engines.base.Engine`
     planner: ClassVar[str]  # the module of planning/ that knows its memory and traffic
 
+    @property
+    def compiles(self) -> bool:
+        """Whether blocks are compiled on a GPU if `train.compile` leaves it open."""
+        return True
+
     def problems(self, topology: Topology) -> Iterator[str]:
         """What is wrong with the options on that many processes."""
         yield from ()

@@ -146,7 +146,7 @@ def build_model(config: Config, layers: Layers, device: torch.device) -> Llama:
         model = Llama(config.model, layers, config.train.sequence_length)
     if device.type == "cpu":
         dtype = compute_dtype(config.train.precision, device)
-        cpu.specialise(model, dtype, compiled=compiled_on(device, config.train.compile))
+        cpu.specialise(model, dtype, compiled=compiled_on(device, config))
     if kernels_on(device, config.kernels) == "triton":
         from cola_kernels.ops.cross_entropy import cross_entropy_ as fused
 

@@ -51,7 +51,8 @@ class Run:
     def compiled(self) -> bool:
         """Whether blocks go through torch.compile; see `hardware.compiled_on`."""
         compiled = self.config.train.compile
-        return not self.on_cpu if compiled is None else compiled
+        by_default = not self.on_cpu and self.config.engine.compiles
+        return by_default if compiled is None else compiled
 
     @property
     def micro_batch_size(self) -> int:

@@ -3,7 +3,6 @@
 import dataclasses
 import os
 from collections.abc import Iterable
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -96,10 +95,13 @@ def _record(config: Config, owner: Owner, finished: bool) -> None:
     recorded = _recorded(path)
     changed = changes(recorded, values)
     before = _earlier(recorded)
-    if before is not None and before.batch_size == config.batch_size:  # said in another way
-        changed = [change for change in changed if not change[0].startswith(BATCH)]
-    here = partial(compiled_on, distributed.device())
-    changed = [of for of in changed if of[0] != "train.compile" or here(of[1]) != here(of[2])]
+    device = distributed.device()
+    said: tuple[str, ...] = ()  # what is the same, said in another way
+    if before is not None and before.batch_size == config.batch_size:
+        said += (BATCH,)
+    if before is not None and compiled_on(device, before) == compiled_on(device, config):
+        said += ("train.compile",)
+    changed = [change for change in changed if not change[0].startswith(said)]
     others = [(n, old, new) for n, old, new in changed if _of(n, RECIPE) or n.startswith(BATCH)]
     if finished and others:
         raise UserError(

@@ -21,7 +21,7 @@ def deepspeed_json(
     zero: dict[str, Any] = {"stage": engine.zero_stage}
     if engine.zero_stage == 3:
         # replaces F.linear by one that keeps no gathered weight; torch.compile cannot see into it
-        zero["memory_efficient_linear"] = not compiled_on(device, config.train.compile)
+        zero["memory_efficient_linear"] = not compiled_on(device, config)
     for key, place in (
         ("offload_optimizer", engine.offload_optimizer),
         ("offload_param", engine.offload_parameters),

@@ -54,6 +54,10 @@ class DeepSpeedOptions(EngineOptions):
     implementation = "cola_train.engines.deepspeed.engine:DeepSpeedEngine"
     planner = "cola_train.planning.zero"
 
+    @property
+    def compiles(self) -> bool:
+        return self.zero_stage != 3  # there a compiled block keeps its gathered weights
+
     def problems(self, topology: Topology) -> Iterator[str]:
         stage, optimizer, parameters = (
             self.zero_stage, self.offload_optimizer, self.offload_parameters,
