@@ -128,7 +128,7 @@ def describe(
         "variant": config.method.label(config.model),
         "recompute": config.recompute.name,
         "engine": run.planner.describe(run),
-        "kernels": "triton" if run.fused else "torch",
+        "kernels": "triton" if run.triton else "torch",
         "compiled": run.compiled,
         "gpus": options.gpus,
         "gpu": options.gpu,

@@ -104,7 +104,7 @@ def _gemm_adds_in_fp32(x: Tensor) -> bool:
     """Whether a GEMM of x's 16-bit dtype can add to an fp32 matrix: cuBLAS can, from Ampere on."""
     return (
         x.is_cuda
-        and x.dtype != torch.float32
+        and x.element_size() == 2
         and torch.version.hip is None
         and torch.cuda.get_device_capability(x.device) >= (8, 0)
     )

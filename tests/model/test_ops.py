@@ -193,9 +193,9 @@ def test_the_head_gradient_is_summed_by_gemms_in_fp32_where_they_can(monkeypatch
         return (torch.autograd.grad(value, w)[0] - truth).norm()
 
     whole = error()
-    monkeypatch.setattr(loss, "CHUNK_BYTES", 7 * 50 * 2)
+    monkeypatch.setattr(loss, "CHUNK_BYTES", 50 * 2)  # a row at a time
     monkeypatch.setattr(loss, "_gemm_adds_in_fp32", lambda x: True)
     with torch.library._scoped_library("aten", "IMPL") as library:
         library.impl("mm.dtype", mm, "CPU")
         library.impl("addmm.dtype_out", addmm, "CPU")
-        assert error() <= 1.1 * whole
+        assert error() <= 1.02 * whole

@@ -74,6 +74,7 @@ def test_every_policy_and_kernel_trains_the_same(tiny, processes):
         assert result == results[first], case
     plain, ours = results["torch none"]["losses"], results[f"triton {fused[0]}"]["losses"]
     assert ours == pytest.approx(plain, rel=1e-5)
+    assert results[f"triton {fused[0]}"]["loss is of"] == "cola_kernels.ops.cross_entropy"
     assert len(errors) == 2 * 7 + 5  # seven pairs of weights, norms, the ends
     assert max(errors.values()) < 1e-5
 

@@ -32,8 +32,8 @@ def whole(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def run(overrides: list[str]) -> tuple[dict[str, object], dict[str, torch.Tensor]]:
-    """Losses of all steps and a digest of the final weights and optimizer state; and the gradients
-    of the first step, as AdamW's first moments have them."""
+    """Losses of all steps, a digest of the final weights and optimizer state, and the module of the
+    loss; and the gradients of the first step, as AdamW's first moments have them."""
     config = make_config(*overrides)
     set_determinism(config)
     engine = build(config, distributed.device())
@@ -47,7 +47,9 @@ def run(overrides: list[str]) -> tuple[dict[str, object], dict[str, torch.Tensor
     digest = hashlib.sha256()
     for name, tensor in engine.state_dict().items():
         digest.update(name.encode() + whole(tensor).numpy().tobytes())
-    return {"losses": losses, "weights": digest.hexdigest()}, gradients
+    loss = engine.model.head.cross_entropy
+    loss_is_of = getattr(loss, "func", loss).__module__
+    return {"losses": losses, "weights": digest.hexdigest(), "loss is of": loss_is_of}, gradients
 
 
 def main() -> None:
