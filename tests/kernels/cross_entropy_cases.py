@@ -20,9 +20,11 @@ BLOCK = CONFIG.block_n
 
 
 def case(n: int, V: int, dtype: torch.dtype, scale: float) -> tuple[Tensor, Tensor]:
-    """Every third row is ignored; the first and the last column are among the targets."""
+    """Every third row is ignored; the first and the last column are among the targets; one row's
+    logits rise, so that each block has a new largest one."""
     torch.manual_seed(0)
     logits = (torch.randn(n, V, device=DEVICE) * scale).to(dtype)
+    logits[2] = logits[2].sort().values
     targets = torch.randint(0, V, (n,), device=DEVICE)
     targets[0], targets[-1] = 0, V - 1
     targets[1::3] = IGNORE
