@@ -21,6 +21,7 @@ from cola_train.evaluate import Validation, evaluate
 from cola_train.inference.generate import sample
 from cola_train.methods.base import build_method
 from cola_train.model.llama import build_model
+from cola_train.model.sdpa import sdpa_kernels
 from cola_train.parallel.compile import compile_blocks
 from cola_train.parallel.recompute import apply_recompute
 from cola_train.run.folder import record_config, record_tokenizer, refuse_to_mix_runs
@@ -41,7 +42,6 @@ def train(config: Config) -> int:
     """
     set_determinism(config)
     device = distributed.start(config.engine.timeout_seconds)
-    avoid_a_fault_of_cudnn(config)
     hardware.tune_process(config.train.threads, distributed.topology().local_world)
     refuse_to_mix_runs(config)
     owner = Owner(Path(config.run_dir))  # this start, until a later one claims the folder
@@ -56,6 +56,7 @@ def run(
     # The pipeline.
     data = open_data(config.data, config.model.vocab_size)
     stop_signal = StopSignal()  # until here a signal ends the process at once
+    on_exit.enter_context(sdpa_kernels(config, uses_documents(config), device))
     engine = on_exit.enter_context(closing(build(config, device)))
     loader = build_loader(config, data)
 
@@ -148,13 +149,6 @@ def set_determinism(config: Config) -> None:
     torch.use_deterministic_algorithms(config.train.deterministic)
     if config.train.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-
-
-def avoid_a_fault_of_cudnn(config: Config) -> None:
-    """Run without cuDNN's attention where its gradients may be NaN: with a mask, at an odd multiple
-    of 64 tokens (pytorch issue 196678, cuDNN 9.20). Elsewhere torch takes it first on Hopper."""
-    odd = config.train.sequence_length % 128 == 64
-    torch.backends.cuda.enable_cudnn_sdp(not (odd and uses_documents(config)))
 
 
 def uses_documents(config: Config) -> bool:

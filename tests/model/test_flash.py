@@ -5,12 +5,12 @@ from functools import partial
 import pytest
 import torch
 from cola_kernels import composed
-from torch.nn.attention import SDPBackend
+from torch.nn.attention import SDPBackend, _cur_sdpa_kernel_backends, sdpa_kernel
 
 from cola_train.model.attention import Attention, rotary_table
 from cola_train.model.context import AttentionContext, flash_mask, sdpa_mask
 from cola_train.model.linear import Linears
-from cola_train.train import avoid_a_fault_of_cudnn
+from cola_train.model.sdpa import CUDNN, FLASH, OTHERS, kernel_order, sdpa_kernels
 
 
 @pytest.mark.gpu
@@ -43,32 +43,46 @@ def test_flash_equals_sdpa(packed):
         assert (ours - truth).abs().max() <= 2 * (plain - truth).abs().max() + 1e-3
 
 
-@pytest.mark.gpu
-@pytest.mark.parametrize("T", [1024, 2048])
-def test_torch_takes_cudnns_kernel_on_hopper(T):
-    """From 1,024 tokens on the faster one; not in deterministic mode, in which it would not be."""
-    if torch.cuda.get_device_capability() != (9, 0) or torch.backends.cudnn.version() <= 91500:
-        pytest.skip("torch prefers cuDNN's kernel on Hopper, from 9.15.1 on")
-    q, k, v = (torch.randn(2, 4, T, 64, device="cuda", dtype=torch.bfloat16) for _ in range(3))
-
-    def choice():
-        return SDPBackend(torch._fused_sdp_choice(q, k, v, is_causal=True))
-
-    assert choice() == SDPBackend.CUDNN_ATTENTION
-    torch.use_deterministic_algorithms(True)
-    try:
-        assert choice() == SDPBackend.FLASH_ATTENTION
-    finally:
-        torch.use_deterministic_algorithms(False)
-
-
 @pytest.mark.parametrize(
-    "length, masked, cudnn", [(192, True, False), (192, False, True), (256, True, True)]
+    "length, documents, capability, expected",
+    [
+        (1024, False, (9, 0), [CUDNN, *OTHERS]),
+        (512, False, (9, 0), None),  # as torch chooses
+        (1100, False, (9, 0), None),
+        (2048, False, (8, 0), None),
+        (2048, True, (9, 0), None),
+        (192, True, (9, 0), OTHERS),  # gradients would be NaN
+        (192, False, (9, 0), None),
+        (192, True, (0, 0), None),  # a CPU
+    ],
 )
-def test_cudnn_gets_no_mask_at_an_odd_multiple_of_64(tiny, config_of, length, masked, cudnn):
-    config = config_of(*tiny, f"train.sequence_length={length}", f"data.document_mask={masked}")
-    try:
-        avoid_a_fault_of_cudnn(config)
-        assert torch.backends.cuda.cudnn_sdp_enabled() == cudnn
-    finally:
-        torch.backends.cuda.enable_cudnn_sdp(True)
+def test_where_cudnn_attends(length, documents, capability, expected):
+    assert kernel_order(length, documents, capability) == expected
+
+
+def test_the_choice_holds_for_a_run(tiny, config_of, monkeypatch):
+    before = _cur_sdpa_kernel_backends(with_priority=True)
+    config = config_of(*tiny, "train.sequence_length=1024")
+    with sdpa_kernels(config, False, torch.device("cpu")):
+        assert _cur_sdpa_kernel_backends(with_priority=True) == before
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    with sdpa_kernels(config, False, torch.device("cuda")):
+        assert _cur_sdpa_kernel_backends(with_priority=True) == [CUDNN, *OTHERS]
+    assert _cur_sdpa_kernel_backends(with_priority=True) == before
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("length", [1024, 2048])
+def test_cudnn_attends_on_hopper_if_it_need_not_be_deterministic(length):
+    order = kernel_order(length, False, torch.cuda.get_device_capability())
+    if order is None:
+        pytest.skip("for GPUs of compute capability 9.0")
+    q, k, v = (torch.randn(2, 4, length, 64, device="cuda").bfloat16() for _ in range(3))
+    with sdpa_kernel(order, set_priority=True):
+        for deterministic, expected in ((False, CUDNN), (True, FLASH)):
+            torch.use_deterministic_algorithms(deterministic)
+            try:
+                choice = torch._fused_sdp_choice(q, k, v, is_causal=True)
+            finally:
+                torch.use_deterministic_algorithms(False)
+            assert SDPBackend(choice) == expected
