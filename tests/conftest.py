@@ -55,7 +55,7 @@ def tiny(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
         "data=text", f"data.files=[{corpus}/*.txt]", "data.workers=1",
         f"data.cache_dir={tmp_path_factory.mktemp('cache')}",
         "train.sequence_length=32", "train.batch_size=8", "train.precision=fp32",
-        "train.threads=1", "train.deterministic=true", "evaluation.every=0",
+        "train.threads=1", "train.deterministic=true", "train.compile=false", "evaluation.every=0",
         "evaluation.tokens=1024", "evaluation.batch_size=8", "evaluation.sample_tokens=4",
         "checkpoint.every=5", "tracking=local", "tracking.progress=false",
     ]  # fmt: skip

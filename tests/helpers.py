@@ -71,7 +71,7 @@ TINY_VALUES: dict[str, dict[str, Any]] = {
     "recompute": {"name": "none"},
     "train": {
         "sequence_length": 32, "batch_size": 8, "micro_batch_size": 2, "precision": "fp32",
-        "threads": 1,
+        "threads": 1, "compile": False,
     },
 }  # fmt: skip
 

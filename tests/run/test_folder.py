@@ -83,7 +83,7 @@ def test_what_has_changed_is_named_with_what_it_may_mean(begun, capsys):
     changes = ["train.steps=90", "train.batch_size=16", "evaluation.tokens=512", "optim.clip=1.0",
                "train.micro_batch_size=4", "checkpoint.keep=3", "train.stop_after=8"]  # fmt: skip
     if not torch.cuda.is_available():
-        changes += ["train.compile=false"]  # as null there: no change
+        changes += ["train.compile=null"]  # as false there: no change
     assert exit_code_of([*common, *changes]) == 0
     said = re.findall("changed since this run began: (.*)\n", capsys.readouterr().err)
     assert sorted(line for line in said if "run_dir" not in line) == [  # the fixture's copy
