@@ -293,7 +293,7 @@ def _fill(tensors: Mapping[str, Any], reader: CheckpointReader, group: Any) -> N
 def _to_save(tensor: Tensor | FlatShard) -> Tensor | FlatShard:
     """What this process saves of it. Not a copy."""
     if isinstance(tensor, FlatShard):
-        return tensor
+        return tensor.share()
     return share_of_replica(tensor) if isinstance(tensor, DTensor) else tensor.detach()
 
 

@@ -1,8 +1,9 @@
-"""A process's part of a tensor that is cut without regard to its rows, as DeepSpeed's ZeRO does."""
+"""A process's part of a tensor that is cut without regard to its rows, as DeepSpeed's ZeRO does, or
+that is stored with padding."""
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -19,17 +20,23 @@ Box = tuple[torch.Size, torch.Size]  # offset and shape
 
 @dataclass(frozen=True)
 class FlatShard:
-    """Elements `start` to `start + n` of a tensor of shape `shape`, in row-major order.
+    """Elements `start` to `start + n` of a tensor, in row-major order.
 
     Checkpoints know boxes only: this shows DCP the few boxes it consists of, through the hooks
     (`__create_write_items__`, `__create_chunk_list__`) by which DTensor does.
 
+    shape: of the tensor in checkpoints.
     local: (n,), contiguous; the elements themselves, to be read and filled in place.
+    stored: the tensor's shape where it is larger than `shape`: `start` and `n` count its padding,
+        which is at each axis' end and in no box.
+    replica: number of this process among so many that hold the same; see `share`.
     """
 
     shape: torch.Size
     start: int
     local: Tensor
+    stored: torch.Size | None = None
+    replica: tuple[int, int] = (0, 1)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -38,10 +45,24 @@ class FlatShard:
     def parts(self) -> dict[torch.Size, Tensor]:
         """The boxes, as views of `local` by their offset in the whole tensor."""
         parts, at = {}, 0
-        for offset, shape in _boxes(tuple(self.shape), self.start, self.start + len(self.local)):
-            parts[offset] = self.local[at : at + math.prod(shape)].view(shape)
+        stored = tuple(self.stored or self.shape)
+        for offset, shape in _boxes(stored, self.start, self.start + len(self.local)):
+            box = self.local[at : at + math.prod(shape)].view(shape)
             at += math.prod(shape)
+            for dim, size in enumerate(self.shape):  # without padding
+                box = box.narrow(dim, 0, min(box.shape[dim], max(0, size - offset[dim])))
+            if box.numel() or not self.shape.numel():
+                parts[offset] = box
         return parts
+
+    def share(self) -> "FlatShard":
+        """Of what several processes hold alike, the part that this one is to save, so that no
+        process copies and writes what another does."""
+        index, replicas = self.replica
+        size = -(-len(self.local) // replicas)
+        begin = min(index * size, len(self.local))
+        local = self.local[begin : begin + size]
+        return replace(self, start=self.start + begin, local=local, replica=(0, 1))
 
     def __create_write_items__(self, name: str, _: object) -> list[WriteItem]:
         properties = TensorProperties(dtype=self.dtype)
@@ -60,9 +81,8 @@ class FlatShard:
         return [ChunkStorageMetadata(offset, part.shape) for offset, part in self.parts().items()]
 
 
-def share_of_replica(tensor: DTensor) -> DTensor | FlatShard:
-    """Of rows that several processes hold alike, the share that this one is to save, so that no
-    process copies and writes what another does. Other tensors as they are."""
+def flat_shard(tensor: DTensor) -> FlatShard | None:
+    """This process's rows of it, in place; None if it is cut otherwise than once and by rows."""
     replicas, index = 1, 0
     for dim, placement in enumerate(tensor.placements):
         if placement.is_replicate():
@@ -70,16 +90,20 @@ def share_of_replica(tensor: DTensor) -> DTensor | FlatShard:
             index = index * size + tensor.device_mesh.get_local_rank(dim)
             replicas *= size
         elif type(placement) is not Shard or placement.dim != 0:
-            return tensor
-    if replicas == 1 or sum(placement.is_shard() for placement in tensor.placements) > 1:
-        return tensor
-    local = tensor.to_local().detach().reshape(-1)
+            return None
+    if sum(placement.is_shard() for placement in tensor.placements) > 1:
+        return None
     (chunk,) = tensor.__create_chunk_list__()
-    size = -(-len(local) // replicas)
-    begin = min(index * size, len(local))
-    row = math.prod(tensor.shape[1:])
-    start = (chunk.offsets[0] * row if tensor.ndim else 0) + begin
-    return FlatShard(tensor.shape, start, local[begin : begin + size])
+    start = chunk.offsets[0] * math.prod(tensor.shape[1:]) if tensor.ndim else 0
+    local = tensor.to_local().detach().view(-1)
+    return FlatShard(tensor.shape, start, local, replica=(index, replicas))
+
+
+def share_of_replica(tensor: DTensor) -> DTensor | FlatShard:
+    """Of rows that several processes hold alike, the share that this one is to save. Other tensors
+    as they are."""
+    shard = flat_shard(tensor)
+    return tensor if shard is None or shard.replica[1] == 1 else shard.share()
 
 
 def _boxes(shape: tuple[int, ...], start: int, stop: int) -> Iterator[Box]:
