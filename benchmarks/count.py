@@ -18,6 +18,7 @@ from cola_train.methods.base import build_method
 from cola_train.model import cpu
 from cola_train.model.context import AttentionContext
 from cola_train.model.llama import Llama
+from cola_train.model.padding import remove_padding
 from cola_train.parallel.recompute import apply_recompute
 
 ATEN = torch.ops.aten
@@ -70,12 +71,17 @@ class LiveStorages(TorchDispatchMode):
 
 
 def count_block(
-    config: Config, ops: ModuleType | None = None, dtype: torch.dtype = torch.float32
+    config: Config,
+    ops: ModuleType | None = None,
+    dtype: torch.dtype = torch.float32,
+    padded: bool = True,
 ) -> Count:
     """Count the first block of `config`'s model, on the CPU's kernels for attention.
 
     ops: a module of cola_kernels in place of the one that `kernels` selects; Triton's ops can be
         counted anywhere.
+    padded: with the widths that are stored, as it runs; else with the model's own, of which
+        formulas of FLOPs are.
     """
     method = build_method(config, torch.device("cpu"))
     if ops is not None:
@@ -84,6 +90,8 @@ def count_block(
     with FakeTensorMode():
         with default_dtype(dtype):
             model = Llama(config.model, method, T)
+            if not padded:
+                remove_padding(model)
         cpu.specialise(model, dtype, compiled=False)
         apply_recompute(model, config.recompute.name, method.kept_ops)
         block = model.layers[0]

@@ -22,7 +22,7 @@ from benchmarks.collectives import Collectives
 from benchmarks.overrides import make_config
 from benchmarks.report import Benchmark, Report, table
 from benchmarks.trainer import random_batches, trainer_step
-from cola_train import distributed
+from cola_train import costs, distributed
 from cola_train.checkpoint.checkpointer import Checkpointer
 from cola_train.errors import UserError
 from cola_train.parallel.topology import Topology
@@ -159,7 +159,7 @@ def count(folder: str, ways: str, *overrides: str) -> list[dict[str, Any]]:
                     "processes": processes,
                     "way": way,
                     "method": method,
-                    "parameters": plan.parameters,
+                    "parameters": costs.parameters(config),
                     "counted": dict(collectives.bytes),
                     "planned": planned,
                 }

@@ -117,7 +117,9 @@ def whole_state(engine: Engine) -> dict[str, Tensor]:
     for name, tensor in engine.state_dict().items():
         if isinstance(tensor, FlatShard):
             full = torch.zeros(tensor.shape)
-            full.view(-1)[tensor.start : tensor.start + len(tensor.local)] = tensor.local
+            for offset, part in tensor.share().parts().items():
+                where = [slice(at, at + n) for at, n in zip(offset, part.shape, strict=True)]
+                full[tuple(where)] = part
             torch.distributed.all_reduce(full)
             tensors[name] = full
         else:

@@ -1,5 +1,6 @@
 """A method that the product does not know, with all that a method may have: a frozen weight beside
-trained factors, an integer buffer, a number to log, something merged between steps.
+trained factors, an integer buffer, a number to log, something merged between steps, a padded d_ff
+beside a rank that is not.
 
 y = W x + B (A x)[index]: W is frozen, index a permutation of the rank-r vector that moves on with
 every step. Every MERGE_EVERY steps W += B A[index], B = 0 and B's optimizer state is reset (as
@@ -33,6 +34,7 @@ from cola_train.methods.options import Run
 from cola_train.model.init import Fill, computed, normal
 from cola_train.model.linear import INIT_STD, Ops
 from cola_train.model.mlp import MLP
+from cola_train.model.padding import PaddedModule
 from cola_train.optim import OptimOptions
 from cola_train.parallel.topology import Topology
 
@@ -53,7 +55,7 @@ class ToyOptions(MethodOptions):
             yield f"method.rank: {self.rank} is more than model.d_model ({run.model.d_model})"
 
     def block_cost(self, model: ModelConfig, length: int, policy: str, fused: bool) -> BlockCost:
-        d, f, r = model.d_model, model.d_ff, self.rank
+        d, f, r = model.d_model, model.inner.stored, self.rank
         frozen = [Weight((d_out, d_in), trainable=False) for d_in, d_out in model.linear_shapes]
         factors = [
             Weight(shape)
@@ -77,15 +79,14 @@ class ToyOptions(MethodOptions):
         )
 
 
-class ToyLinears(nn.Module):
+class ToyLinears(PaddedModule):
     def __init__(self, d_in: int, d_outs: dict[str, int], rank: int, ops: Ops) -> None:
         super().__init__()
         self.d_outs, self.ops, self.rank = dict(d_outs), ops, rank
         for name, d_out in d_outs.items():
-            frozen = nn.Parameter(torch.empty(d_out, d_in), requires_grad=False)
-            self.register_parameter(f"{name}_W", frozen)
-            self.register_parameter(f"{name}_A", nn.Parameter(torch.empty(rank, d_in)))
-            self.register_parameter(f"{name}_B", nn.Parameter(torch.empty(d_out, rank)))
+            self.add_weight(f"{name}_W", d_out, d_in, trainable=False)
+            self.add_weight(f"{name}_A", rank, d_in)
+            self.add_weight(f"{name}_B", d_out, rank)
         self.index: Tensor
         self.register_buffer("index", torch.empty(rank, dtype=torch.int64))
 

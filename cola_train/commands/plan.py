@@ -136,7 +136,7 @@ def describe(
         "batch_size": config.batch_size,
         "micro_batch_size": run.micro_batch_size,
         "accumulation": run.accumulation,
-        "parameters": run.parameters,
+        "parameters": costs.parameters(config),
         "flops_per_token": {
             "forward": costs.forward_flops_per_token(config),
             "training": costs.training_flops_per_token(config),

@@ -12,6 +12,7 @@ from cola_train.config.fields import (
     Seconds,
     Workers,
 )
+from cola_train.config.widths import InnerWidth
 
 VocabSize = Annotated[int, Range(1, 10**7)]
 BatchSize = Annotated[int, Range(1, 10**7)]  # sequences
@@ -38,9 +39,14 @@ class ModelConfig:
         return self.d_model // self.n_heads
 
     @property
+    def inner(self) -> InnerWidth:
+        """d_ff, as weights and activations have it."""
+        return InnerWidth(self.d_ff)
+
+    @property
     def linear_shapes(self) -> list[tuple[int, int]]:
         """(d_in, d_out) of the seven linears of one block: q, k, v, o, gate, up, down."""
-        d, f = self.d_model, self.d_ff
+        d, f = self.d_model, self.inner
         return [(d, d)] * 4 + [(d, f)] * 2 + [(f, d)]
 
 

@@ -8,6 +8,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import torch
 import torch.distributed as dist
@@ -18,9 +19,11 @@ from cola_train import distributed
 from cola_train.checkpoint.flat_shard import FlatShard
 from cola_train.config.schema import Config
 from cola_train.data.loader import Batch
+from cola_train.engines.padding import UnpaddedWeights, without_padding
 from cola_train.methods.base import Method, Weights, implementation
 from cola_train.model.llama import Llama
 from cola_train.model.loss import IGNORE_INDEX
+from cola_train.model.padding import Padding, paddings
 
 
 @dataclass(frozen=True)
@@ -70,18 +73,12 @@ class Engine(ABC):
         """
 
     @abstractmethod
-    def weights(self) -> Weights:
-        """The fp32 masters, for the method to work on between steps."""
+    def stored_weights(self) -> Weights:
+        """The fp32 masters, in the shapes that the model's parameters have."""
 
     @abstractmethod
-    def state_dict(self) -> Mapping[str, Tensor | FlatShard]:
-        """Model and optimizer state by name, for a checkpoint to save or to fill in place.
-
-        Named and shaped the same under every engine: `model.<parameter>` the fp32 weight,
-        `model.<buffer>` a persistent buffer, `optimizer.<parameter>.<key>` the state of what is
-        trained. The parts of each process as they lie, no copies where that can be: training
-        stands still meanwhile.
-        """
+    def stored_state(self) -> Mapping[str, Tensor | FlatShard]:
+        """What `state_dict` returns, in the shapes that the model's parameters have."""
 
     @abstractmethod
     def load_state_dict(self, state: Mapping[str, Tensor | FlatShard]) -> None:
@@ -90,6 +87,25 @@ class Engine(ABC):
     @abstractmethod
     def close(self) -> None:
         """Undo what would outlive the engine in this process."""
+
+    @cached_property
+    def paddings(self) -> dict[str, Padding]:
+        """Of the parameters that are stored padded, by name."""
+        return paddings(self.model)
+
+    def weights(self) -> Weights:
+        """The fp32 masters, for the method to work on between steps; without padding."""
+        return UnpaddedWeights(self.stored_weights(), self.paddings)
+
+    def state_dict(self) -> dict[str, Tensor | FlatShard]:
+        """Model and optimizer state by name, for a checkpoint to save or to fill in place.
+
+        Named and shaped the same under every engine: `model.<parameter>` the fp32 weight,
+        `model.<buffer>` a persistent buffer, `optimizer.<parameter>.<key>` the state of what is
+        trained; without padding. The parts of each process as they lie, no copies where that can
+        be: training stands still meanwhile.
+        """
+        return without_padding(self.stored_state(), self.paddings)
 
     def train_step(
         self,

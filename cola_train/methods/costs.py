@@ -1,18 +1,23 @@
 """What one block of a model costs, as its method counts it: the terms, and what all methods share.
 
-Symbols: d = d_model, f = d_ff, r = rank, n = sequence length. tests/methods/ counts the
-same on the real modules, to the digit.
+Symbols: d = d_model, f = d_ff, r = rank, n = sequence length. FLOPs are those of the model's own
+widths; what is saved and held has the widths that are stored (config/widths.py). tests/methods/
+counts the same on the real modules, to the digit.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 
 from cola_train.config.groups import ModelConfig
+from cola_train.config.widths import stored
 
 
 @dataclass(frozen=True)
 class Weight:
-    """A parameter. Frozen ones (not trainable) have neither gradients nor optimizer state."""
+    """A parameter. Frozen ones (not trainable) have neither gradients nor optimizer state.
+
+    shape: as checkpoints have it; a `Width` in it is stored with zeros.
+    """
 
     shape: tuple[int, ...]
     trainable: bool = True
@@ -20,6 +25,11 @@ class Weight:
     @property
     def elements(self) -> int:
         return prod(self.shape)
+
+    @property
+    def stored(self) -> "Weight":
+        """With its zeros: what memory, gradients and the optimizer's state have."""
+        return replace(self, shape=tuple(map(stored, self.shape)))
 
 
 @dataclass(frozen=True)

@@ -1,10 +1,11 @@
-"""How parameters and buffers begin: the same values on any number of processes.
+"""How parameters and buffers begin: the same values on any number of processes, padded or not.
 
 A module with parameters or buffers of its own has `init(name)`, which returns a `Fill` for each.
 """
 
 import hashlib
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -12,32 +13,49 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
-Fill = Callable[[Tensor, str], None]  # fills a tensor in place; what is random is seeded by the key
+from cola_train.model.padding import PaddedModule, Padding
+
+
+@dataclass(frozen=True)
+class Rows:
+    """A process's rows of a tensor, without padding.
+
+    local: (n, ...), to be filled in place; first: the first one's number; shape: the whole one's.
+    """
+
+    local: Tensor
+    first: int
+    shape: torch.Size
+
+
+Fill = Callable[[Rows, str], None]  # fills rows in place; what is random is seeded by the key
 
 INIT_ROWS = 256  # rows drawn from one seed: a process draws only the blocks it holds a part of
 
 
 def constant(value: float) -> Fill:
-    return lambda tensor, key: tensor.fill_(value)  # type: ignore[return-value]
+    return lambda rows, key: rows.local.fill_(value)  # type: ignore[return-value]
 
 
 def computed(make: Callable[[torch.device], Tensor]) -> Fill:
     """What `make` returns, of the tensor's shape; for buffers, which every process holds whole."""
-    return lambda tensor, key: tensor.copy_(make(tensor.device))  # type: ignore[return-value]
+    return lambda rows, key: rows.local.copy_(make(rows.local.device))  # type: ignore[return-value]
 
 
 def normal(std: float) -> Fill:
-    """N(0, std). Block i of INIT_ROWS rows of a (possibly sharded) tensor is drawn from a generator
-    seeded by key and i, so the values do not depend on how the rows are sharded."""
+    """N(0, std). Block i of INIT_ROWS rows of the whole tensor is drawn from a generator seeded by
+    key and i, so the values do not depend on how the rows are sharded, nor on padding."""
 
-    def fill(tensor: Tensor, key: str) -> None:
-        local, first = local_rows(tensor, key)
+    def fill(rows: Rows, key: str) -> None:
+        local, first = rows.local, rows.first
+        if not len(local):
+            return
         generator = torch.Generator(device=local.device)
         for block in range(first // INIT_ROWS, -(-(first + len(local)) // INIT_ROWS)):
             digest = hashlib.blake2b(f"{key}/{block}".encode(), digest_size=8).digest()
             generator.manual_seed(int.from_bytes(digest, "little") >> 1)
             start = block * INIT_ROWS
-            shape = (min(INIT_ROWS, tensor.shape[0] - start), *tensor.shape[1:])
+            shape = (min(INIT_ROWS, rows.shape[0] - start), *rows.shape[1:])
             drawn = torch.empty(shape, device=local.device).normal_(0.0, std, generator=generator)
             low, high = max(start, first), min(start + len(drawn), first + len(local))
             local[low - first : high - first] = drawn[low - start : high - start]
@@ -55,9 +73,23 @@ def own_tensors(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
 def initialise(model: nn.Module, seed: int) -> None:
     """Fill every parameter and buffer, as its module says."""
     for module_name, module in model.named_modules():
+        paddings = module.paddings if isinstance(module, PaddedModule) else {}
         for name, tensor in own_tensors(module):
             begin: Any = module.init  # a module without it is a bug of ours
-            begin(name)(tensor, f"{seed}/{module_name}.{name}")
+            key = f"{seed}/{module_name}.{name}"
+            local, first = local_rows(tensor, key)
+            shape = tensor.shape
+            if padding := paddings.get(name):
+                local, shape = _without_padding(local, first, padding), padding.shape
+            begin(name)(Rows(local, first, shape), key)
+
+
+def _without_padding(local: Tensor, first: int, padding: Padding) -> Tensor:
+    """A view of rows from the first one on, once their padding is zero."""
+    local.zero_()
+    rows, *others = padding.shape
+    held = min(len(local), max(0, rows - first))
+    return Padding(torch.Size([held, *others]), local.shape).cut(local)
 
 
 def local_rows(tensor: Tensor, key: str) -> tuple[Tensor, int]:

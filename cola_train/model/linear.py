@@ -3,16 +3,17 @@
 Shapes: d_in and d_out features, r the bottleneck width. A module here stands for all projections
 that read the same input (q/k/v; gate/up), so that they run as one GEMM. It owns its weights
 directly, one parameter for each projection: sharding engines gather the weights of the module
-whose forward runs, and checkpoints hold one tensor for each.
+whose forward runs, and checkpoints hold one tensor for each. A `Width` among d_in, d_out and r is
+stored with zeros (model/padding.py): inputs and outputs are as wide as that.
 """
 
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
-import torch
 from torch import Tensor, nn
 
 from cola_train.model.init import Fill, normal
+from cola_train.model.padding import PaddedModule
 from cola_train.model.tap import tap
 
 INIT_STD = 0.02  # of everything but auto-encoders
@@ -46,7 +47,7 @@ class Ops(Protocol):
     ) -> Tensor: ...
 
 
-class Linears(nn.Module):
+class Linears(PaddedModule):
     """Full-rank linears without bias that share their input: y_i = W_i x."""
 
     def __init__(self, d_in: int, d_outs: dict[str, int], ops: Ops) -> None:
@@ -54,7 +55,7 @@ class Linears(nn.Module):
         super().__init__()
         self.d_in, self.d_outs, self.ops = d_in, dict(d_outs), ops
         for name, d_out in d_outs.items():
-            self.register_parameter(name, nn.Parameter(torch.empty(d_out, d_in)))
+            self.add_weight(name, d_out, d_in)
 
     def forward(self, x: Tensor, residual: Tensor | None = None) -> tuple[Tensor, ...]:
         """(..., d_in) -> one (..., d_out_i) for each projection, in order.
@@ -70,7 +71,7 @@ class Linears(nn.Module):
         return f"d_in={self.d_in}, d_outs={self.d_outs}"
 
 
-class AutoEncoders(nn.Module):
+class AutoEncoders(PaddedModule):
     """CoLA's auto-encoders that share their input: y_i = B_i s(A_i x), s = SiLU or identity.
 
     Source: arXiv 2502.10940, eq. 3; init from the official code.
@@ -87,8 +88,8 @@ class AutoEncoders(nn.Module):
         self.d_in, self.d_outs, self.rank = d_in, dict(d_outs), rank
         self.activation, self.ops = activation, ops
         for name, d_out in d_outs.items():
-            self.register_parameter(f"{name}_A", nn.Parameter(torch.empty(rank, d_in)))
-            self.register_parameter(f"{name}_B", nn.Parameter(torch.empty(d_out, rank)))
+            self.add_weight(f"{name}_A", rank, d_in)
+            self.add_weight(f"{name}_B", d_out, rank)
 
     def forward(self, x: Tensor, residual: Tensor | None = None) -> tuple[Tensor, ...]:
         """(..., d_in) -> one (..., d_out_i) for each projection, in order.

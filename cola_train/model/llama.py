@@ -37,7 +37,7 @@ class Layers(Protocol):
 
     def mlp(self, d_model: int, d_ff: int) -> nn.Module:
         """The MLP. Its forward maps x and residual, (..., d_model) each, to their (..., d_model)
-        sum."""
+        sum. d_ff is an `InnerWidth`: its weights may be stored padded (model/padding.py)."""
         ...
 
 
@@ -53,7 +53,7 @@ class Block(nn.Module):
         self.attention_norm = RMSNorm(d_model, config.norm_eps)
         self.attention = Attention(d_model, config.n_heads, layers.projections)
         self.mlp_norm = RMSNorm(d_model, config.norm_eps)
-        self.mlp = layers.mlp(d_model, config.d_ff)
+        self.mlp = layers.mlp(d_model, config.inner)
 
     def forward(self, x_BTD: Tensor, context: AttentionContext) -> Tensor:
         return self.feed_forward(self.attend(x_BTD, context))

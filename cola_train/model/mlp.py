@@ -1,13 +1,14 @@
 """The MLP of a block: SwiGLU over any projections, and CoLA's, which owns all of its weights.
 
-Shapes: B sequences, T positions, D = d_model, F = d_ff, r the bottleneck width.
+Shapes: B sequences, T positions, D = d_model, F = d_ff, r the bottleneck width; F and r as they are
+stored.
 """
 
-import torch
 from torch import Tensor, nn
 
 from cola_train.model.init import Fill, normal
 from cola_train.model.linear import Ops, Projections, auto_encoder_std
+from cola_train.model.padding import PaddedModule
 from cola_train.model.tap import tap
 
 
@@ -17,7 +18,7 @@ class MLP(nn.Module):
     def __init__(
         self, d_model: int, d_ff: int, silu: bool, projections: Projections, ops: Ops
     ) -> None:
-        """`projections(d_in, d_outs)` builds the linears."""
+        """`projections(d_in, d_outs)` builds the linears; a d_ff that is a `Width` is padded."""
         super().__init__()
         self.silu, self.ops = silu, ops
         self.gate_up = projections(d_model, {"gate": d_ff, "up": d_ff})
@@ -28,7 +29,7 @@ class MLP(nn.Module):
         return self.down(self.ops.gated(gate_BTF, up_BTF, self.silu), residual_BTD)[0]
 
 
-class AutoEncoderMLP(nn.Module):
+class AutoEncoderMLP(PaddedModule):
     """The same of CoLA's auto-encoders, from bottleneck to bottleneck in one op.
 
     One module for all six weights: an op over them must find them gathered together.
@@ -47,12 +48,12 @@ class AutoEncoderMLP(nn.Module):
         super().__init__()
         self.d_model, self.d_ff, self.rank = d_model, d_ff, rank
         self.activation, self.gate_silu, self.ops = activation, gate_silu, ops
-        self.gate_A = nn.Parameter(torch.empty(rank, d_model))
-        self.gate_B = nn.Parameter(torch.empty(d_ff, rank))
-        self.up_A = nn.Parameter(torch.empty(rank, d_model))
-        self.up_B = nn.Parameter(torch.empty(d_ff, rank))
-        self.down_A = nn.Parameter(torch.empty(rank, d_ff))
-        self.down_B = nn.Parameter(torch.empty(d_model, rank))
+        self.gate_A = self.add_weight("gate_A", rank, d_model)
+        self.gate_B = self.add_weight("gate_B", d_ff, rank)
+        self.up_A = self.add_weight("up_A", rank, d_model)
+        self.up_B = self.add_weight("up_B", d_ff, rank)
+        self.down_A = self.add_weight("down_A", rank, d_ff)
+        self.down_B = self.add_weight("down_B", d_model, rank)
 
     def forward(self, x_BTD: Tensor, residual_BTD: Tensor) -> Tensor:
         z_BTR = tap("z", self.ops.down(x_BTD, [self.gate_A, self.up_A]))

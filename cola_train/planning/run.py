@@ -71,8 +71,9 @@ class Run:
 
     @cached_property
     def cost(self) -> BlockCost:
-        """Of one block."""
-        return costs.block_cost(self.config, self.fused)
+        """Of one block, its weights as they are stored."""
+        cost = costs.block_cost(self.config, self.fused)
+        return replace(cost, weights=tuple(weight.stored for weight in cost.weights))
 
     @property
     def kept_bytes(self) -> int:
@@ -91,11 +92,12 @@ class Run:
 
     @cached_property
     def weights(self) -> tuple[Weight, ...]:
-        """Every parameter."""
+        """Every parameter, as it is stored."""
         return self.root + self.cost.weights * self.config.model.n_layers
 
     @property
-    def parameters(self) -> int:
+    def stored(self) -> int:
+        """Elements of all weights with their zeros; `costs.parameters` counts without."""
         return sum(weight.elements for weight in self.weights)
 
     @property

@@ -79,7 +79,7 @@ class Zero:
     @property
     def frozen(self) -> int:
         """Elements of the frozen ones."""
-        return self.run.parameters - self.parameters
+        return self.run.stored - self.parameters
 
     @property
     def block(self) -> int:

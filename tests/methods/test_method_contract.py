@@ -14,6 +14,7 @@ from cola_train import costs
 from cola_train.engines import ENGINES as REGISTERED
 from cola_train.methods import METHODS
 from cola_train.methods.base import build_method
+from cola_train.model.padding import remove_padding
 from cola_train.parallel.topology import Topology
 from cola_train.planning.run import Run
 from cola_train.planning.traffic import traffic
@@ -93,6 +94,16 @@ def test_optimizer_elements_are_those_counted(saved, method, engine):
     assert saved[0][f"{method} fp32 {engine}"]["optimizer elements"] == expected
 
 
+def elements(model):
+    """Of trained and of frozen parameters."""
+    sizes = [(p.requires_grad, p.numel()) for p in model.parameters()]
+    return [sum(n for trained, n in sizes if trained is kind) for kind in (True, False)]
+
+
+def elements_of(weights):
+    return [sum(w.elements for w in weights if w.trainable is kind) for kind in (True, False)]
+
+
 @pytest.mark.parametrize("method", METHODS)
 def test_parameters_flops_and_bytes_are_those_counted(method):
     """Under each of its policies, on torch's ops and, where the method has them, on Triton's."""
@@ -103,16 +114,19 @@ def test_parameters_flops_and_bytes_are_those_counted(method):
         config = values_config(
             method={"name": method}, recompute={"name": policy}, model={"n_layers": 1}
         )
-        parameters = list(meta_model(config).parameters())
-        expected = sum(p.numel() for p in parameters if p.requires_grad)
         weights = [*costs.root_weights(config), *costs.block_cost(config).weights]
-        assert sum(w.elements for w in weights if w.trainable) == expected
-        assert costs.parameters(config) == sum(p.numel() for p in parameters)
+        model = meta_model(config)
+        assert elements(model) == elements_of([weight.stored for weight in weights])
+        remove_padding(model)
+        assert elements(model) == elements_of(weights)
+        assert costs.parameters(config) == sum(elements_of(weights))
         for library in libraries:
-            counted, cost = count_block(config, library), costs.block_cost(config, bool(library))
+            kept = count_block(config, library)
+            counted = count_block(config, library, padded=False)
+            cost = costs.block_cost(config, bool(library))
             assert counted.forward_flops == cost.forward_flops, policy
             assert counted.backward_flops == cost.backward_flops + cost.recomputed_flops, policy
-            assert counted.saved_bytes == cost.saved_bytes(4), policy
+            assert kept.saved_bytes == cost.saved_bytes(4), policy
 
 
 @pytest.mark.parametrize("method", METHODS)

@@ -13,6 +13,7 @@ from cola_train.model.context import document_starts
 from cola_train.model.init import initialise
 from cola_train.model.linear import AutoEncoders
 from cola_train.model.mlp import MLP, AutoEncoderMLP
+from cola_train.model.padding import remove_padding
 from cola_train.model.tap import observing
 
 TINY = ("model.d_model=32", "model.d_ff=40", "model.n_layers=2", "model.vocab_size=300")
@@ -23,6 +24,7 @@ TINY = ("model.d_model=32", "model.d_ff=40", "model.n_layers=2", "model.vocab_si
 def test_parameters_are_the_papers(config_of, size, method):
     config = config_of(f"model={size}", f"method={method}")
     model = meta_model(config)
+    remove_padding(model)
     expected = PAPER_PARAMETERS[size][method == "cola"]
     assert sum(p.numel() for p in model.parameters()) == expected
     assert costs.parameters(config) == expected
@@ -33,6 +35,7 @@ def test_parameters_are_the_papers(config_of, size, method):
 def test_flops_are_those_counted(config_of, size, method):
     config = config_of(f"model={size}", f"method={method}")
     model = meta_model(config)
+    remove_padding(model)
     tokens = torch.zeros(1, config.train.sequence_length, dtype=torch.long, device="meta")
     with FlopCounterMode(display=False) as counter:
         logits = model(tokens)
@@ -45,7 +48,8 @@ def test_flops_are_those_counted(config_of, size, method):
 def test_full_rank_equals_transformers(config_of):
     transformers = pytest.importorskip("transformers")
     config = config_of("method=full", *TINY)
-    ours = real_model(config)
+    ours, unpadded = real_model(config), real_model(config)
+    remove_padding(unpadded)  # the same weights, in the shapes of theirs
     shape = config.model
     theirs = transformers.LlamaForCausalLM(
         transformers.LlamaConfig(
@@ -62,7 +66,7 @@ def test_full_rank_equals_transformers(config_of):
         "model.embed_tokens.weight": ours.embedding.weight,
         "lm_head.weight": ours.head.weight,
     }
-    for i, layer in enumerate(ours.layers):
+    for i, layer in enumerate(unpadded.layers):
         prefix = f"model.layers.{i}."
         for name in "qkv":
             weights[f"{prefix}self_attn.{name}_proj.weight"] = getattr(layer.attention.qkv, name)
@@ -177,7 +181,7 @@ def test_an_observer_sees_every_rank_r_vector(config_of):
     unseen = model(tokens)
     with observing(lambda name, z: seen.append((name, *z.shape))):
         logits = model(tokens)
-    # of each block: q, k and v side by side, o, gate and up side by side, down
-    assert seen == [("z", 2, 7, n * 5) for n in (3, 1, 2, 1)] * config.model.n_layers
+    # of each block: q, k and v side by side, o, gate and up side by side, down; 16: as stored
+    assert seen == [("z", 2, 7, n * 16) for n in (3, 1, 2, 1)] * config.model.n_layers
     assert torch.equal(logits, unseen) and torch.equal(model(tokens), unseen)
     assert len(seen) == 4 * config.model.n_layers  # and none once it is off

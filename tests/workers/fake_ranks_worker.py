@@ -45,7 +45,7 @@ def main() -> None:
         assert sorted(shapes) == sorted(planned), rank
         held = sum(torch.Size(shape).numel() for shape in shapes)
         assert held <= layers * block.chunks + root.chunks
-        assert held < 1.05 * plan.parameters / PROCESSES, rank  # no rank holds more than its part
+        assert held < 1.05 * plan.stored / PROCESSES, rank  # no rank holds more than its part
 
 
 if __name__ == "__main__":

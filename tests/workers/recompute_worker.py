@@ -9,8 +9,7 @@ import json
 import sys
 
 import torch
-from helpers import make_config
-from torch.distributed.tensor import DTensor
+from helpers import make_config, whole_state
 
 from cola_train import distributed
 from cola_train.data.loader import Batch
@@ -27,10 +26,6 @@ def batch(step: int) -> Batch:
     return Batch(mine[:, :-1].contiguous(), mine[:, 1:].contiguous(), None)
 
 
-def whole(tensor: torch.Tensor) -> torch.Tensor:
-    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
-
-
 def run(overrides: list[str]) -> tuple[dict[str, object], dict[str, torch.Tensor]]:
     """Losses of all steps, a digest of the final weights and optimizer state, and the module of the
     loss; and the gradients of the first step, as AdamW's first moments have them."""
@@ -39,14 +34,12 @@ def run(overrides: list[str]) -> tuple[dict[str, object], dict[str, torch.Tensor
     engine = build(config, distributed.device())
     losses = [engine.train_step([batch(0)], 1e-2).loss]
     gradients = {
-        name: whole(tensor).clone()
-        for name, tensor in engine.state_dict().items()
-        if name.endswith("exp_avg")
+        name: tensor for name, tensor in whole_state(engine).items() if name.endswith("exp_avg")
     }
     losses += [engine.train_step([batch(step)], 1e-2).loss for step in range(1, STEPS)]
     digest = hashlib.sha256()
-    for name, tensor in engine.state_dict().items():
-        digest.update(name.encode() + whole(tensor).numpy().tobytes())
+    for name, tensor in whole_state(engine).items():
+        digest.update(name.encode() + tensor.numpy().tobytes())
     loss = engine.model.head.cross_entropy
     loss_is_of = getattr(loss, "func", loss).__module__
     return {"losses": losses, "weights": digest.hexdigest(), "loss is of": loss_is_of}, gradients

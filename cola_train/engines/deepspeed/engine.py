@@ -94,10 +94,10 @@ class DeepSpeedEngine(Engine):
         engine.destroy()  # its hooks would keep it alive
         F.linear = self.linear
 
-    def weights(self) -> Partitions:
+    def stored_weights(self) -> Partitions:
         return self.partitions
 
-    def state_dict(self) -> dict[str, Tensor | FlatShard]:
+    def stored_state(self) -> dict[str, Tensor | FlatShard]:
         return self.partitions.state_dict()
 
     def load_state_dict(self, state: Mapping[str, Tensor | FlatShard]) -> None:

@@ -64,10 +64,10 @@ class FSDPEngine(Engine):
     def close(self) -> None:
         pass  # nothing outlives it
 
-    def weights(self) -> "ShardedWeights":
+    def stored_weights(self) -> "ShardedWeights":
         return self.masters
 
-    def state_dict(self) -> dict[str, Tensor]:
+    def stored_state(self) -> dict[str, Tensor]:
         reshard(self.model)
         if not self.optimizer.state:
             self._allocate_optimizer_state()

@@ -6,6 +6,7 @@ from typing import Any, Literal, cast, get_args
 
 from cola_train.config.fields import PositiveFraction, PositiveInt
 from cola_train.config.groups import ModelConfig
+from cola_train.config.widths import RankWidth
 from cola_train.methods.costs import (
     NORMS_FP32,
     BlockCost,
@@ -35,11 +36,11 @@ class ColaOptions(MethodOptions):
     policies = ("none", "light", "cola_m", "full")
     fused_kernels = True
 
-    def bottleneck(self, model: ModelConfig) -> int:
+    def bottleneck(self, model: ModelConfig) -> RankWidth:
         """The rank r of a model's auto-encoders."""
         if self.rank is not None:
-            return self.rank
-        return round((self.rank_ratio or model.rank_ratio) * model.d_model)
+            return RankWidth(self.rank)
+        return RankWidth(round((self.rank_ratio or model.rank_ratio) * model.d_model))
 
     def placement(self, model: ModelConfig) -> Placement:
         return self.activation or cast(Placement, model.activation)
@@ -64,6 +65,7 @@ class ColaOptions(MethodOptions):
 
     def block_cost(self, model: ModelConfig, length: int, policy: str, fused: bool) -> BlockCost:
         d, f, r = model.d_model, model.d_ff, self.bottleneck(model)
+        F, R = model.inner.stored, r.stored  # with their zeros, as they are kept
         weights = tuple(
             Weight(shape)
             for d_in, d_out in model.linear_shapes
@@ -72,25 +74,24 @@ class ColaOptions(MethodOptions):
         linears = sum(weight.elements for weight in weights)
         attention = attention_flops(model, length)
         forward = 2 * linears + attention
-        kept = 2 * d + 7 * r  # the residual stream before each half, the seven rank-r vectors
-        # Triton's MLP op computes what is f wide again, under every policy, in aligned rows
+        kept = 2 * d + 7 * R  # the residual stream before each half, the seven rank-r vectors
+        # Triton's MLP op computes what is f wide again, under every policy
         mlp_again = 4 * f * r if fused else 0
-        wide = -(-f // 16) * 16 if fused else f
         if policy == "full":
             # on torch's ops the recomputation ends with what the last product needs
             again, saved, saved_fp32 = forward + mlp_again if fused else forward - 2 * d * r, d, 0
-            workspace = 4 * wide + 8 * d + 9 * r if fused else 5 * wide + 8 * d + 12 * r
+            workspace = 4 * F + 8 * d + 9 * R if fused else 5 * F + 8 * d + 12 * R
         elif policy == "none":
             again = mlp_again
             saved = kept + 6 * d  # both norms' outputs, q, k, v, attention's output
             if not fused:
-                saved += 3 * f + (7 * r if self.placement(model) != "full_rank" else 0)
+                saved += 3 * F + (7 * R if self.placement(model) != "full_rank" else 0)
             saved_fp32 = NORMS_FP32 + attention_fp32(model)
-            workspace = 4 * wide + d + 2 * r if fused else 2 * wide + d
+            workspace = 4 * F + d + 2 * R if fused else 2 * F + d
         else:
             again = 6 * d * r + 4 * f * r  # q, k, v; gate and up
             saved, saved_fp32 = kept, 0
-            workspace = 4 * wide + 2 * d + 2 * r if fused else 5 * wide + 2 * d + r
+            workspace = 4 * F + 2 * d + 2 * R if fused else 5 * F + 2 * d + R
             if policy == "cola_m":
                 again += attention
             else:  # light keeps attention's output too

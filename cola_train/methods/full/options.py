@@ -22,7 +22,7 @@ class FullOptions(MethodOptions):
     implementation = "cola_train.methods.full.layers:FullRank"
 
     def block_cost(self, model: ModelConfig, length: int, policy: str, fused: bool) -> BlockCost:
-        d, f = model.d_model, model.d_ff
+        d, f, F = model.d_model, model.d_ff, model.inner.stored
         linears = sum(d_in * d_out for d_in, d_out in model.linear_shapes)
         weights = tuple(Weight((d_out, d_in)) for d_in, d_out in model.linear_shapes)
         attention = attention_flops(model, length)
@@ -35,7 +35,7 @@ class FullOptions(MethodOptions):
             recomputed_flops=0 if keeps_all else 2 * linears + attention - 2 * d * f,
             # x, norm(x), the joint q/k/v (v is a view of it), rotated q and k, attention's output
             # twice (x + attention), its norm; gate and up, and their gated product
-            saved=10 * d + 3 * f if keeps_all else d,
+            saved=10 * d + 3 * F if keeps_all else d,
             saved_fp32=NORMS_FP32 + attention_fp32(model) if keeps_all else 0,
-            workspace=2 * f + d if keeps_all else 5 * f + 10 * d,
+            workspace=2 * F + d if keeps_all else 5 * F + 10 * d,
         )
