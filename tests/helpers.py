@@ -62,7 +62,7 @@ ENGINES: dict[str, dict[str, Any]] = {"fsdp": {"name": "fsdp"}} | {
 }
 TINY_VALUES: dict[str, dict[str, Any]] = {
     "model": {
-        "name": "tiny", "d_model": 32, "d_ff": 40, "n_layers": 2, "n_heads": 4, "vocab_size": 300,
+        "name": "tiny", "d_model": 32, "d_ff": 37, "n_layers": 2, "n_heads": 4, "vocab_size": 300,
         "rank_ratio": 0.25, "activation": "both",
     },
     "engine": {"name": "fsdp"},

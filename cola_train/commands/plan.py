@@ -137,6 +137,7 @@ def describe(
         "micro_batch_size": run.micro_batch_size,
         "accumulation": run.accumulation,
         "parameters": costs.parameters(config),
+        "stored_parameters": run.stored,
         "flops_per_token": {
             "forward": costs.forward_flops_per_token(config),
             "training": costs.training_flops_per_token(config),

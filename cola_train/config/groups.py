@@ -25,7 +25,7 @@ class ModelConfig:
     name: str  # what the run and its reports call it
     vocab_size: VocabSize  # at least the tokenizer's
     d_model: Annotated[int, Range(1, 10**6)]  # width of the residual stream
-    d_ff: Annotated[int, Range(1, 10**7)]  # width inside the SwiGLU MLP
+    d_ff: Annotated[int, Range(1, 10**7)]  # width inside the SwiGLU MLP; stored aligned
     n_layers: Annotated[int, Range(1, 10**4)]  # blocks
     n_heads: PositiveInt  # divides d_model
     rank_ratio: PositiveFraction  # r / d_model, unless the method's own option says otherwise

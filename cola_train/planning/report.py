@@ -22,8 +22,10 @@ def text(answer: dict[str, Any]) -> str:
     variant = f", {answer['variant']}" if answer["variant"] else ""
     held, time, flops = answer["memory"], answer["step_time"], answer["flops_per_token"]
     whole = answer["run"]
+    own, stored = answer["parameters"], answer["stored_parameters"]
+    padded = "" if stored == own else f" ({stored:,} with those that align d_ff and rank)"
     lines = [
-        f"{answer['model']}, {answer['method']}{variant}: {answer['parameters']:,} parameters",
+        f"{answer['model']}, {answer['method']}{variant}: {own:,} parameters{padded}",
         f"{answer['gpus']} x {answer['gpu']}, {answer['engine']}, recompute={answer['recompute']}, "
         f"kernels={answer['kernels']}{', compiled' if answer['compiled'] else ''}",
         f"batch {answer['batch_size']} x {answer['sequence_length']} tokens: each GPU "

@@ -135,6 +135,27 @@ def test_a_run_of_elements_is_a_few_boxes(shape: tuple[int, ...]) -> None:
             assert not flat[:start].any() and not flat[stop:].any()
 
 
+@pytest.mark.parametrize("shape", [(3,), (3, 4), (2, 3, 4)])
+def test_a_run_of_a_padded_tensor_has_its_own_elements(shape: tuple[int, ...]) -> None:
+    """Runs that meet anywhere, and shares of replicas, filled box by box, fill the tensor and leave
+    its padding."""
+    own = torch.arange(1, torch.Size(shape).numel() + 1).view(shape)
+    stored = torch.Size(n + 2 for n in shape)
+    for middle in range(stored.numel() + 1):
+        flat = torch.zeros(stored.numel(), dtype=torch.int64)
+        shards = [FlatShard(own.shape, 0, flat[:middle], stored)]
+        for replica in range(3):
+            shards.append(FlatShard(own.shape, middle, flat[middle:], stored, (replica, 3)).share())
+        filled = 0
+        for shard in shards:
+            for offset, part in shard.parts().items():
+                box = tuple(slice(o, o + n) for o, n in zip(offset, part.shape, strict=True))
+                part.copy_(own[box])
+                filled += part.numel()
+        assert filled == own.numel() and flat.sum() == own.sum()
+        assert torch.equal(flat.view(stored)[tuple(map(slice, shape))], own)
+
+
 FILES = ["rank-00000.safetensors", "tensors.json", "state.json", "manifest.json"]
 
 

@@ -44,6 +44,7 @@ def test_every_engine_is_among_those_tried():
 def test_trains_and_resumes_on_another_number_of_processes(saved, method, engine):
     two, one = (results[f"{method} fp32 {engine}"] for results in saved)
     assert two["unfilled"] == [] and two["linear"]
+    assert two["not zero"] == [] and two["padded"] == []  # masters have the checkpoint's shapes
     assert set(two["buffers"]) <= {"torch.float32", "torch.int64"}
     assert not any(name.endswith("rotary") for name in two["saved"])  # it follows from the config
     assert one["loaded"] == two["saved"]
@@ -62,6 +63,7 @@ def test_what_is_frozen_stays_and_a_merge_is_not_undone(saved, engine, precision
     """Also where the model computes in bf16: the masters are fp32, whoever holds them."""
     found, again = (results[f"toy {precision} {engine}"] for results in saved)
     assert found["unfilled"] == [] and again["loaded"] == found["saved"]
+    assert found["not zero"] == [] and found["padded"] == []
     assert found["buffers"] == ["torch.float32", "torch.int64"]
     assert found["moved"] == []  # nor norms, whose group has a learning rate of 0
     assert not any(name.startswith("optimizer.") and "_W." in name for name in found["saved"])

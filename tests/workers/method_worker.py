@@ -66,6 +66,14 @@ def step(engine: Engine, number: int) -> Any:
     return result
 
 
+def not_zero(engine: Engine) -> list[str]:
+    """Padded parameters of which some padding is not exactly zero."""
+    stored = engine.stored_weights()
+    wholes = {name: (stored.full(name), padding) for name, padding in engine.paddings.items()}
+    assert wholes
+    return [n for n, (w, padding) in wholes.items() if not w.equal(padding.pad(padding.cut(w)))]
+
+
 def moments(engine: Engine, ending: str) -> list[float]:
     """The largest first moment of each parameter with that ending."""
     state = whole_state(engine)
@@ -102,7 +110,11 @@ def save(method: str, name: str, folder: Path, precision: str) -> dict[str, Any]
     )
     target.save(STEPS, engine.state_dict(), {})
     target.close()
-    found["saved"] = digest(whole_state(engine))
+    found["saved"] = digest(state := whole_state(engine))
+    found["not zero"] = not_zero(engine)
+    found["padded"] = [
+        n for n in weights.names() if weights.full(n).shape != state[f"model.{n}"].shape
+    ]
     found["next"] = step(engine, STEPS + 1).loss
     state = [t for n, t in whole_state(engine).items() if n.startswith("optimizer.")]
     found["optimizer elements"] = sum(t.numel() for t in state if t.dim() > 0)

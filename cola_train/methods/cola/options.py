@@ -27,7 +27,7 @@ class ColaOptions(MethodOptions):
     """Every linear of a block as an auto-encoder of rank r, `B silu(A x)` (arXiv 2502.10940)."""
 
     rank_ratio: PositiveFraction | None = None  # r / d_model; null: model.rank_ratio
-    rank: PositiveInt | None = None  # r; wins over rank_ratio
+    rank: PositiveInt | None = None  # r; wins over rank_ratio; stored aligned
     # low_rank: SiLU on the rank-r vectors only; full_rank: on SwiGLU's gate only (plain low-rank
     # layers); both. null: model.activation
     activation: Placement | None = None
