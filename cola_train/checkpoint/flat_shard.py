@@ -82,7 +82,8 @@ class FlatShard:
 
 
 def flat_shard(tensor: DTensor) -> FlatShard | None:
-    """This process's rows of it, in place; None if it is cut otherwise than once and by rows."""
+    """This process's rows of it, in place; None if it is cut otherwise than once and by rows, or if
+    they are not contiguous."""
     replicas, index = 1, 0
     for dim, placement in enumerate(tensor.placements):
         if placement.is_replicate():
@@ -93,10 +94,12 @@ def flat_shard(tensor: DTensor) -> FlatShard | None:
             return None
     if sum(placement.is_shard() for placement in tensor.placements) > 1:
         return None
+    local = tensor.to_local().detach()
+    if not local.is_contiguous():
+        return None
     (chunk,) = tensor.__create_chunk_list__()
     start = chunk.offsets[0] * math.prod(tensor.shape[1:]) if tensor.ndim else 0
-    local = tensor.to_local().detach().view(-1)
-    return FlatShard(tensor.shape, start, local, replica=(index, replicas))
+    return FlatShard(tensor.shape, start, local.view(-1), replica=(index, replicas))
 
 
 def share_of_replica(tensor: DTensor) -> DTensor | FlatShard:

@@ -34,7 +34,7 @@ def _parameter(key: str) -> str:
 
 def _cut(tensor: Tensor | FlatShard, padding: Padding) -> Tensor | FlatShard:
     shard = flat_shard(tensor) if isinstance(tensor, DTensor) else tensor
-    assert shard is not None, "a padded weight is sharded by rows alone"
+    assert shard is not None, "a padded weight is cut by rows alone, and contiguous"
     if isinstance(shard, FlatShard):
         return replace(shard, shape=padding.shape, stored=padding.stored)
     return padding.cut(shard)

@@ -46,7 +46,7 @@ class ColaOptions(MethodOptions):
         return self.activation or cast(Placement, model.activation)
 
     def identity(self, model: ModelConfig) -> dict[str, Any]:
-        return {"rank": self.bottleneck(model), "activation": self.placement(model)}
+        return {"rank": int(self.bottleneck(model)), "activation": self.placement(model)}
 
     def label(self, model: ModelConfig) -> str:
         return f"rank {self.bottleneck(model)}"
