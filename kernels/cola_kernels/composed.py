@@ -5,17 +5,18 @@ can tell the low-rank products from the others: `down` is an op of its own.
 """
 
 from collections.abc import Sequence
+from math import prod
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import FunctionCtx, once_differentiable
-from torch.utils.flop_counter import register_flop_formula
 
 from cola_kernels.names import COMPOSED_RANK_R_OPS as RANK_R_OPS
 from cola_kernels.names import COMPOSED_RESIDUAL_OPS as RESIDUAL_OPS
 from cola_kernels.reference import up
+from cola_kernels.register import below_autograd, register
 from cola_kernels.support import UnsupportedError
 
 __all__ = ["RANK_R_OPS", "RESIDUAL_OPS", "down", "gated", "gated_down", "linear", "up"]
@@ -44,7 +45,7 @@ def linear(
     if len(weights) == 1:
         y = F.linear(x, weights[0])
         return (y if residual is None else residual + y,)
-    return _product(x, weights).split([weight.shape[0] for weight in weights], dim=-1)
+    return down(x, weights).split([weight.shape[0] for weight in weights], dim=-1)
 
 
 def down(x: Tensor, weights: Sequence[Tensor]) -> Tensor:
@@ -53,12 +54,8 @@ def down(x: Tensor, weights: Sequence[Tensor]) -> Tensor:
     The backward pass keeps x and the weights themselves. Their concatenation would hold every
     layer's gathered weights alive, and undo what sharding saves.
     """
-    return _product(x, weights)
-
-
-def _product(x: Tensor, weights: Sequence[Tensor]) -> Tensor:
-    z: Tensor = torch.ops.cola_kernels.stacked_linear(x.flatten(0, -2), list(weights))
-    return z.unflatten(0, x.shape[:-1])
+    z: Tensor = torch.ops.cola_kernels.down(x, list(weights))
+    return z
 
 
 def gated_down(
@@ -74,7 +71,7 @@ def gated_down(
     The backward pass keeps z, both wide products and their gated product.
     """
     h_g, h_u = (F.silu(z) if activation else z).chunk(2, dim=-1)
-    return _product(gated(F.linear(h_g, gate), F.linear(h_u, up), gate_silu), [down])
+    return torch.ops.cola_kernels.down(gated(F.linear(h_g, gate), F.linear(h_u, up), gate_silu), [down])
 
 
 def gated(g: Tensor, u: Tensor, gate_silu: bool) -> Tensor:
@@ -99,45 +96,40 @@ class _SwiGLU(torch.autograd.Function):
         return torch.ops.aten.silu_backward(dp * u, g), F.silu(g).mul_(dp)
 
 
-@torch.library.custom_op("cola_kernels::stacked_linear", mutates_args=())
-def _stacked_linear(x: Tensor, weights: list[Tensor]) -> Tensor:
+def _down(x: Tensor, weights: list[Tensor]) -> Tensor:
     return F.linear(x, _stack(weights))
 
 
-@_stacked_linear.register_fake
-def _stacked_linear_fake(x: Tensor, weights: list[Tensor]) -> Tensor:
-    return x.new_empty(x.shape[0], sum(weight.shape[0] for weight in weights))
+def _down_fake(x: Tensor, weights: list[Tensor]) -> Tensor:
+    return x.new_empty(*x.shape[:-1], sum(weight.shape[0] for weight in weights))
 
 
 def _stack(weights: Sequence[Tensor]) -> Tensor:
     return weights[0] if len(weights) == 1 else torch.cat(list(weights))
 
 
-def save_inputs(ctx: Any, inputs: tuple[Tensor, list[Tensor]], output: Tensor) -> None:
-    """Keep x and the weights; `fused.down` keeps the same."""
-    x, weights = inputs
-    ctx.save_for_backward(x, *weights)
+class _Down(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, *weights: Tensor) -> Tensor:
+        ctx.save_for_backward(x, *weights)
+        with below_autograd():
+            return DOWN(x, list(weights))  # type: ignore[no-any-return]
+
+    @staticmethod
+    def backward(ctx: Any, dz: Tensor) -> tuple[Tensor | None, ...]:
+        x, *weights = ctx.saved_tensors
+        needs_x, *needs_weights = ctx.needs_input_grad
+        dx = dz @ _stack(weights) if needs_x else None
+        if not any(needs_weights):
+            return dx, *[None] * len(weights)
+        dw = dz.flatten(0, -2).t() @ x.flatten(0, -2)
+        return dx, *dw.split([weight.shape[0] for weight in weights])
 
 
-def weight_gradients(
-    x: Tensor, weights: Sequence[Tensor], dz: Tensor, needed: Sequence[bool]
-) -> list[Tensor | None]:
-    """dA_i (r_i, d) of z (n, sum of r_i) = x (n, d) [A_1; ...; A_P]^T, views of one product."""
-    if not any(needed):
-        return [None] * len(weights)
-    return list((dz.t() @ x).split([weight.shape[0] for weight in weights]))
-
-
-def _backward(ctx: Any, dz: Tensor) -> tuple[Tensor | None, list[Tensor | None]]:
-    x, *weights = ctx.saved_tensors
-    needs_x, needs_weights = ctx.needs_input_grad
-    dx = dz @ _stack(weights) if needs_x else None
-    return dx, weight_gradients(x, weights, dz, needs_weights)
-
-
-_stacked_linear.register_autograd(_backward, setup_context=save_inputs)
-
-
-@register_flop_formula(torch.ops.cola_kernels.stacked_linear)
-def _stacked_linear_flops(x: Any, weights: Any, **_: Any) -> int:
-    return sum(2 * x[0] * weight[0] * weight[1] for weight in weights)
+DOWN = register(
+    "down(Tensor x, Tensor[] weights) -> Tensor",
+    _down,
+    fake=_down_fake,
+    flops=lambda x, weights: sum(2 * prod(x[:-1]) * prod(weight) for weight in weights),
+    autograd=lambda x, weights: _Down.apply(x, *weights),
+)

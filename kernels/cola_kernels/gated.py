@@ -1,12 +1,16 @@
 # mypy: allow-untyped-defs, allow-untyped-decorators
 # (the Triton kernels, whose arguments Triton types)
-"""The two kernels behind `gated_down`; g = h_g B_g^T and u = h_u B_u^T never reach memory.
+"""The three kernels behind `gated_down`: the middle of the MLP, from rank to rank.
 
-`gated_up` writes p = f(g) * u. `gated_up_backward` recomputes the tiles of g and u once and writes
-dg, du and p, in the inputs' dtype.
+g = h_g B_g^T, u = h_u B_u^T, p = f(g) * u, dp = dz_d A, dg = dp * u * f'(g), du = dp * f(g).
 
-Shapes: n rows, r bottleneck width, F = d_ff; h = s(z) (n, 2 r), gate's half first; B_g and B_u
-(F, r); f = SiLU with GATE_SILU, else the identity.
+`gated_up` writes p, and with KEEP g and u. Where they were kept, `gated_backward` reads them and
+writes dg and du; where nothing was, `gated_recompute` computes their tiles again and writes p too.
+dp never reaches memory.
+
+Shapes: M = n rows, N = F, K = r: h (M, 2 K), gate's half first; B_g and B_u (N, K); dz_d (M, R);
+A (R, N); everything else (M, N). f = SiLU with GATE_SILU, else the identity. See `gemm` for how
+the kernels walk, and for what must be contiguous and a multiple of 16.
 """
 
 from typing import Any
@@ -15,153 +19,177 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from cola_kernels.gemm import (
-    GROUP_M,
-    dot_tile,
-    halves,
-    silu_derivative,
-    tile_mask,
-    tile_origin,
-    tile_pointers,
-)
+from cola_kernels.gemm import GROUP_M, halves, matrix, tile_origin
 from cola_kernels.launch import Launch
-from cola_kernels.tiles import choose
+from cola_kernels.tiles import Target, choose
 
 
 @triton.jit
-def gated_up_kernel(
-    h_ptr, gate_ptr, up_ptr, p_ptr, M, N, K, PADDED_N, stride_h, stride_gate, stride_up, stride_p,
-    GATE_SILU: tl.constexpr, EVEN_K: tl.constexpr,
-    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, GROUP_M: tl.constexpr,
+def gate_and_up(
+    h_g, h_u, gate, up, row, column, K,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
-    row, column = tile_origin(M, N, BLOCK_M, BLOCK_N, GROUP_M)
-    dtype = p_ptr.dtype.element_ty
-    # one after the other, g waiting in the inputs' dtype: two fp32 accumulators would halve the
-    # tile, and with it the work done for each byte from L2
-    g = dot_tile(
-        h_ptr, gate_ptr, row, column, M, N, K, stride_h, stride_gate,
-        True, False, EVEN_K, BLOCK_M, BLOCK_N, BLOCK_K,
-    )  # fmt: skip
+    """The fp32 tiles of g and u, in one loop: the pipeline fills once."""
+    g = tl.zeros((BLOCK_M, BLOCK_N), dtype=tl.float32)
+    u = tl.zeros((BLOCK_M, BLOCK_N), dtype=tl.float32)
+    for k in range(0, K, BLOCK_K):
+        g = tl.dot(h_g.load([row, k]), gate.load([column, k]).T, g, input_precision="ieee")
+        u = tl.dot(h_u.load([row, k]), up.load([column, k]).T, u, input_precision="ieee")
+    return g, u
+
+
+@triton.jit
+def store_gradients(dp, g, u, dg, du, row, column, GATE_SILU: tl.constexpr, dtype: tl.constexpr):
+    """dg and du of one tile, through their descriptors."""
+    g, u = g.to(tl.float32), u.to(tl.float32)
     if GATE_SILU:
-        g *= tl.sigmoid(g)
-    g = g.to(dtype)
-    u = dot_tile(
-        h_ptr + K, up_ptr, row, column, M, N, K, stride_h, stride_up,
-        True, False, EVEN_K, BLOCK_M, BLOCK_N, BLOCK_K,
-    )  # fmt: skip
-    ps = tile_pointers(p_ptr, row, column, stride_p, BLOCK_M, BLOCK_N)
-    mask = tile_mask(row, column, M, PADDED_N, BLOCK_M, BLOCK_N)
-    tl.store(ps, (g.to(tl.float32) * u).to(dtype), mask=mask)
-
-
-@triton.jit
-def store_gradients(
-    g, u, dp_ptr, dg_ptr, du_ptr, p_ptr, row, column, M, N, PADDED_N, stride_dp, stride_d,
-    GATE_SILU: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, PARTS: tl.constexpr,
-):  # fmt: skip
-    """dg = dp u f'(g), du = dp f(g) and p = f(g) u, PARTS of a tile one after the other (see
-    store_tile)."""
-    if PARTS > 1:
-        HALF: tl.constexpr = BLOCK_N // 2
-        g_left, g_right = halves(g, BLOCK_M, BLOCK_N)
-        u_left, u_right = halves(u, BLOCK_M, BLOCK_N)
-        store_gradients(g_left, u_left, dp_ptr, dg_ptr, du_ptr, p_ptr, row, column,
-                        M, N, PADDED_N, stride_dp, stride_d,
-                        GATE_SILU, BLOCK_M, HALF, PARTS // 2)  # fmt: skip
-        store_gradients(g_right, u_right, dp_ptr, dg_ptr, du_ptr, p_ptr, row, column + HALF,
-                        M, N, PADDED_N, stride_dp, stride_d,
-                        GATE_SILU, BLOCK_M, HALF, PARTS // 2)  # fmt: skip
+        s = tl.sigmoid(g)
+        du.store([row, column], (dp * (g * s)).to(dtype))
+        dg.store([row, column], (dp * u * (s * (1.0 + g * (1.0 - s)))).to(dtype))
     else:
-        dtype = dg_ptr.dtype.element_ty
-        mask = tile_mask(row, column, M, N, BLOCK_M, BLOCK_N)
-        dps = tile_pointers(dp_ptr, row, column, stride_dp, BLOCK_M, BLOCK_N)
-        dp = tl.load(dps, mask=mask, other=0.0).to(tl.float32)
-        g = g.to(tl.float32)
-        dg, f = dp * u, g
-        if GATE_SILU:
-            dg *= silu_derivative(g)
-            f *= tl.sigmoid(g)
-        mask = tile_mask(row, column, M, PADDED_N, BLOCK_M, BLOCK_N)
-        dgs = tile_pointers(dg_ptr, row, column, stride_d, BLOCK_M, BLOCK_N)
-        dus = tile_pointers(du_ptr, row, column, stride_d, BLOCK_M, BLOCK_N)
-        tl.store(dgs, dg.to(dtype), mask=mask)
-        tl.store(dus, (dp * f).to(dtype), mask=mask)
-        ps = tile_pointers(p_ptr, row, column, stride_d, BLOCK_M, BLOCK_N)
-        tl.store(ps, (f * u).to(dtype), mask=mask)
+        du.store([row, column], (dp * g).to(dtype))
+        dg.store([row, column], (dp * u).to(dtype))
 
 
-@triton.jit
-def gated_up_backward_kernel(
-    h_ptr, gate_ptr, up_ptr, dp_ptr, dg_ptr, du_ptr, p_ptr, M, N, K, PADDED_N,
-    stride_h, stride_gate, stride_up, stride_dp, stride_d,
-    GATE_SILU: tl.constexpr, EVEN_K: tl.constexpr,
+@triton.jit(do_not_specialize=["M"])
+def gated_up_kernel(
+    h_ptr, gate_ptr, up_ptr, p_ptr, g_ptr, u_ptr, M, N, K,
+    GATE_SILU: tl.constexpr, KEEP: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, GROUP_M: tl.constexpr,
 ):  # fmt: skip
-    row, column = tile_origin(M, N, BLOCK_M, BLOCK_N, GROUP_M)
-    dtype = dg_ptr.dtype.element_ty
-    g = dot_tile(
-        h_ptr, gate_ptr, row, column, M, N, K, stride_h, stride_gate,
-        True, False, EVEN_K, BLOCK_M, BLOCK_N, BLOCK_K,
-    ).to(dtype)  # fmt: skip
-    u = dot_tile(
-        h_ptr + K, up_ptr, row, column, M, N, K, stride_h, stride_up,
-        True, False, EVEN_K, BLOCK_M, BLOCK_N, BLOCK_K,
-    )  # fmt: skip
-    store_gradients(
-        g, u, dp_ptr, dg_ptr, du_ptr, p_ptr, row, column, M, N, PADDED_N, stride_dp, stride_d,
-        GATE_SILU, BLOCK_M, BLOCK_N, 4,
-    )  # fmt: skip
+    dtype = p_ptr.dtype.element_ty
+    h_g = matrix(h_ptr, M, K, 2 * K, BLOCK_M, BLOCK_K)
+    h_u = matrix(h_ptr + K, M, K, 2 * K, BLOCK_M, BLOCK_K)
+    gate = matrix(gate_ptr, N, K, K, BLOCK_N, BLOCK_K)
+    up = matrix(up_ptr, N, K, K, BLOCK_N, BLOCK_K)
+    p_out = matrix(p_ptr, M, N, N, BLOCK_M, BLOCK_N)
+    if KEEP:
+        g_out = matrix(g_ptr, M, N, N, BLOCK_M, BLOCK_N)
+        u_out = matrix(u_ptr, M, N, N, BLOCK_M, BLOCK_N)
+    tiles = tl.cdiv(M, BLOCK_M) * tl.cdiv(N, BLOCK_N)
+    for tile in tl.range(tl.program_id(0), tiles, tl.num_programs(0), flatten=True):
+        row, column = tile_origin(tile, M, N, BLOCK_M, BLOCK_N, GROUP_M)
+        g, u = gate_and_up(h_g, h_u, gate, up, row, column, K, BLOCK_M, BLOCK_N, BLOCK_K)
+        if KEEP:
+            g_out.store([row, column], g.to(dtype))
+            u_out.store([row, column], u.to(dtype))
+        if GATE_SILU:
+            g *= tl.sigmoid(g)
+        p_out.store([row, column], (g * u).to(dtype))
+
+
+@triton.jit(do_not_specialize=["M"])
+def gated_backward_kernel(
+    dz_ptr, down_ptr, g_ptr, u_ptr, dg_ptr, du_ptr, M, N, R,
+    GATE_SILU: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, GROUP_M: tl.constexpr,
+):  # fmt: skip
+    HALF: tl.constexpr = BLOCK_N // 2  # a whole tile's epilogue takes every register
+    dtype: tl.constexpr = dg_ptr.dtype.element_ty
+    dz = matrix(dz_ptr, M, R, R, BLOCK_M, BLOCK_K)
+    down = matrix(down_ptr, R, N, N, BLOCK_K, BLOCK_N)
+    g = matrix(g_ptr, M, N, N, BLOCK_M, HALF)
+    u = matrix(u_ptr, M, N, N, BLOCK_M, HALF)
+    dg = matrix(dg_ptr, M, N, N, BLOCK_M, HALF)
+    du = matrix(du_ptr, M, N, N, BLOCK_M, HALF)
+    tiles = tl.cdiv(M, BLOCK_M) * tl.cdiv(N, BLOCK_N)
+    for tile in tl.range(tl.program_id(0), tiles, tl.num_programs(0), flatten=True):
+        row, column = tile_origin(tile, M, N, BLOCK_M, BLOCK_N, GROUP_M)
+        dp = tl.zeros((BLOCK_M, BLOCK_N), dtype=tl.float32)
+        for k in range(0, R, BLOCK_K):
+            b = down.load([k, column])
+            dp = tl.dot(dz.load([row, k]), b, dp, input_precision="ieee")
+        left, right = halves(dp, BLOCK_M, BLOCK_N)
+        store_gradients(left, g.load([row, column]), u.load([row, column]),
+                        dg, du, row, column, GATE_SILU, dtype)  # fmt: skip
+        column += HALF
+        store_gradients(right, g.load([row, column]), u.load([row, column]),
+                        dg, du, row, column, GATE_SILU, dtype)  # fmt: skip
+
+
+@triton.jit(do_not_specialize=["M"])
+def gated_recompute_kernel(
+    dz_ptr, down_ptr, h_ptr, gate_ptr, up_ptr, dg_ptr, du_ptr, p_ptr, M, N, K, R,
+    GATE_SILU: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, GROUP_M: tl.constexpr,
+):  # fmt: skip
+    HALF: tl.constexpr = BLOCK_N // 2
+    dtype: tl.constexpr = dg_ptr.dtype.element_ty
+    dz = matrix(dz_ptr, M, R, R, BLOCK_M, BLOCK_K)
+    down = matrix(down_ptr, R, N, N, BLOCK_K, BLOCK_N)
+    h_g = matrix(h_ptr, M, K, 2 * K, BLOCK_M, BLOCK_K)
+    h_u = matrix(h_ptr + K, M, K, 2 * K, BLOCK_M, BLOCK_K)
+    gate = matrix(gate_ptr, N, K, K, BLOCK_N, BLOCK_K)
+    up = matrix(up_ptr, N, K, K, BLOCK_N, BLOCK_K)
+    dg = matrix(dg_ptr, M, N, N, BLOCK_M, HALF)
+    du = matrix(du_ptr, M, N, N, BLOCK_M, HALF)
+    p_out = matrix(p_ptr, M, N, N, BLOCK_M, BLOCK_N)
+    tiles = tl.cdiv(M, BLOCK_M) * tl.cdiv(N, BLOCK_N)
+    for tile in tl.range(tl.program_id(0), tiles, tl.num_programs(0), flatten=True):
+        row, column = tile_origin(tile, M, N, BLOCK_M, BLOCK_N, GROUP_M)
+        g, u = gate_and_up(h_g, h_u, gate, up, row, column, K, BLOCK_M, BLOCK_N, BLOCK_K)
+        # g and u wait in 16 bits, as if they had been kept, and p leaves before dp accumulates:
+        # there are not registers for three fp32 tiles
+        g_kept, u_kept = g.to(dtype), u.to(dtype)
+        if GATE_SILU:
+            g *= tl.sigmoid(g)
+        p_out.store([row, column], (g * u).to(dtype))
+        dp = tl.zeros((BLOCK_M, BLOCK_N), dtype=tl.float32)
+        for k in range(0, R, BLOCK_K):
+            b = down.load([k, column])
+            dp = tl.dot(dz.load([row, k]), b, dp, input_precision="ieee")
+        left, right = halves(dp, BLOCK_M, BLOCK_N)
+        g_left, g_right = halves(g_kept, BLOCK_M, BLOCK_N)
+        u_left, u_right = halves(u_kept, BLOCK_M, BLOCK_N)
+        store_gradients(left, g_left, u_left, dg, du, row, column, GATE_SILU, dtype)
+        store_gradients(right, g_right, u_right, dg, du, row, column + HALF, GATE_SILU, dtype)
 
 
 def gated_up_launch(
-    h: Tensor, gate: Tensor, up: Tensor, p: Tensor, gate_silu: bool, arch: str
-) -> Launch:
-    """p (n, F), from `empty_aligned`, of h (n, 2 r)."""
-    tensors = {"h_ptr": h, "gate_ptr": gate, "up_ptr": up, "p_ptr": p}
-    strides = {"stride_h": h, "stride_gate": gate, "stride_up": up, "stride_p": p}
-    return _launch(gated_up_kernel, "gated_up", tensors, strides, p, gate_silu, arch)
-
-
-def gated_up_backward_launch(
-    dp: Tensor, h: Tensor, gate: Tensor, up: Tensor, dg: Tensor, du: Tensor, p: Tensor,
-    gate_silu: bool, arch: str,
+    h: Tensor, gate: Tensor, up: Tensor, p: Tensor, kept: tuple[Tensor, ...],
+    gate_silu: bool, target: Target,
 ) -> Launch:  # fmt: skip
-    """dg, du and p (n, F), from `empty_aligned`, of dp (n, F) and h (n, 2 r)."""
-    tensors = {"h_ptr": h, "gate_ptr": gate, "up_ptr": up}
-    tensors |= {"dp_ptr": dp, "dg_ptr": dg, "du_ptr": du, "p_ptr": p}
-    strides = {"stride_h": h, "stride_gate": gate, "stride_up": up, "stride_dp": dp, "stride_d": dg}
-    name = "gated_up_backward"
-    return _launch(gated_up_backward_kernel, name, tensors, strides, dg, gate_silu, arch)
+    """p (n, F) of h (n, 2 r) and the weights (F, r); into `kept` g and u (n, F), if given."""
+    g, u = kept or (p, p)
+    tensors = (h, gate, up, p, g, u)
+    shapes = (h.shape[0], *gate.shape)
+    return _launch(gated_up_kernel, tensors, shapes, (gate_silu, bool(kept)), target)
+
+
+def gated_backward_launch(
+    dz_d: Tensor, down: Tensor, g: Tensor, u: Tensor, dg: Tensor, du: Tensor,
+    gate_silu: bool, target: Target,
+) -> Launch:  # fmt: skip
+    """dg and du (n, F) of dz_d (n, r_d), A (r_d, F), and g and u (n, F)."""
+    tensors = (dz_d, down, g, u, dg, du)
+    shapes = (*g.shape, down.shape[0])
+    return _launch(gated_backward_kernel, tensors, shapes, (gate_silu,), target)
+
+
+def gated_recompute_launch(
+    dz_d: Tensor, down: Tensor, h: Tensor, gate: Tensor, up: Tensor,
+    dg: Tensor, du: Tensor, p: Tensor, gate_silu: bool, target: Target,
+) -> Launch:  # fmt: skip
+    """dg, du and p (n, F) of dz_d (n, r_d), A (r_d, F), h (n, 2 r) and the weights (F, r)."""
+    tensors = (dz_d, down, h, gate, up, dg, du, p)
+    shapes = (h.shape[0], *gate.shape, down.shape[0])
+    return _launch(gated_recompute_kernel, tensors, shapes, (gate_silu,), target)
 
 
 def _launch(
     kernel: Any,
-    name: str,
-    tensors: dict[str, Tensor],
-    strides: dict[str, Tensor],
-    out: Tensor,
-    gate_silu: bool,
-    arch: str,
+    tensors: tuple[Tensor, ...],
+    shapes: tuple[int, ...],
+    switches: tuple[bool, ...],
+    target: Target,
 ) -> Launch:
-    (M, N), K = out.shape, tensors["gate_ptr"].shape[1]
-    config = choose(name, arch, out.dtype, N)
+    name = kernel.__name__.removesuffix("_kernel")
+    config = choose(name, target, tensors[0].dtype, shapes[0], shapes[1])
+    blocks = (config.block_m, config.block_n, config.block_k)
     return Launch(
         kernel=kernel,
-        grid=(triton.cdiv(M, config.block_m) * triton.cdiv(N, config.block_n),),
-        arguments={
-            **tensors,
-            "M": M,
-            "N": N,
-            "K": K,
-            # the padding is stored too: a bound that is a multiple of 16 keeps the stores wide
-            "PADDED_N": out.stride(0),
-            **{name: tensor.stride(0) for name, tensor in strides.items()},
-            "GATE_SILU": gate_silu,
-            "EVEN_K": K % config.block_k == 0,
-            "BLOCK_M": config.block_m,
-            "BLOCK_N": config.block_n,
-            "BLOCK_K": config.block_k,
-            "GROUP_M": GROUP_M,
-        },
+        grid=(min(config.tiles(shapes[0], shapes[1]), target.processors),),
+        tensors=tensors,
+        numbers=(*shapes, *switches, *blocks, GROUP_M),
         config=config,
     )

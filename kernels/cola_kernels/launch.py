@@ -1,36 +1,110 @@
-"""A kernel launch as a value: run on a GPU, or compiled ahead of time by the compile report."""
+"""A kernel launch as a value: run on a GPU, compiled ahead of time, or only recorded."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from cola_kernels.support import interpreting
 from cola_kernels.tiles import Config
 
-Argument = Tensor | int | str
+Argument = Tensor | int
+
+_recorded: list["Launch"] | None = None  # what `recorded` gathers instead of launching
+_compiled: dict[tuple[Any, ...], Any] = {}
 
 
 @dataclass(frozen=True)
 class Launch:
-    """A Triton kernel, its grid, and all of its arguments in the kernel's order."""
+    """A Triton kernel, its grid, and all of its arguments in the kernel's order: the tensors, then
+    what follows from their shapes."""
 
     kernel: Any
     grid: tuple[int, ...]
-    arguments: dict[str, Argument]
+    tensors: tuple[Tensor, ...]
+    numbers: tuple[int, ...]
     config: Config
+
+    @property
+    def arguments(self) -> dict[str, Argument]:
+        """By name."""
+        values = (*self.tensors, *self.numbers)
+        return dict(zip(self.kernel.arg_names, values, strict=True))
 
     def run(self) -> None:
         """Launch on the device of the tensors; an empty grid launches nothing."""
         if 0 in self.grid:
             return
-        tensor = next(a for a in self.arguments.values() if isinstance(a, Tensor))
-        with torch.cuda.device_of(tensor):
-            self.kernel[self.grid](
-                **self.arguments, num_warps=self.config.warps, num_stages=self.config.stages
-            )
+        if _recorded is not None:
+            _recorded.append(self)
+        elif interpreting():
+            self.kernel[self.grid](*self.tensors, *self.numbers, **self._options)
+        else:
+            device = self.tensors[0].get_device()
+            if device == -1 or device == torch.cuda.current_device():
+                self._run(device)
+            else:
+                with torch.cuda.device(device):
+                    self._run(device)
+
+    def compile(self) -> Any:
+        """The kernel compiled for the current device; the tensors' own may be meta."""
+        return self.kernel.warmup(*self.tensors, *self.numbers, grid=self.grid, **self._options)
+
+    @property
+    def _options(self) -> dict[str, int]:
+        return {"num_warps": self.config.warps, "num_stages": self.config.stages}
+
+    def _run(self, device: int) -> None:
+        """As Triton would, but what shapes and dtypes decide is looked up, not deduced anew."""
+        import triton
+
+        key = (self.kernel, device, self.tensors[0].dtype, self.numbers, self.config)
+        compiled = _compiled.get(key)
+        if compiled is None:
+            compiled = _compiled[key] = self.compile()
+        # TMA descriptors are built in scratch memory; the setting is each thread's own
+        triton.set_allocator(_scratch)
+        compiled[(*self.grid, 1, 1)](*self.tensors, *self.numbers)
 
 
-def unit_stride(x: Tensor) -> Tensor:
-    """x, copied only if its last axis is not contiguous, as the kernels need it to be."""
-    return x if x.stride(-1) == 1 else x.contiguous()
+def _scratch(size: int, alignment: int, stream: int | None) -> Tensor:
+    # torch aligns to 512 bytes, and gives the memory to nothing on this stream before its time
+    return torch.empty(size, dtype=torch.int8, device="cuda")
+
+
+@contextmanager
+def recorded() -> Iterator[list[Launch]]:
+    """Gathers launches instead of making them."""
+    global _recorded
+    before, _recorded = _recorded, []
+    try:
+        yield _recorded
+    finally:
+        _recorded = before
+
+
+def padded(x: Tensor, rows: bool = False) -> Tensor:
+    """x, row-major, in columns (with `rows` in rows too) of a multiple of 16, zeros where it had
+    none: copied only if it is not so already.
+
+    TMA wants rows on 16-byte boundaries, and machines without it vectors of 16 bytes. A model's
+    widths are multiples of 16 anyway.
+    """
+    height, width = x.shape
+    more = (-width % 16, -height % 16 if rows else 0)
+    if any(more):
+        return torch.nn.functional.pad(x, (0, more[0], 0, more[1]))
+    if x.is_contiguous() and x.storage_offset() * x.element_size() % 16 == 0:
+        return x
+    return x.clone(memory_format=torch.contiguous_format)
+
+
+@lru_cache(maxsize=None)
+def rounded(width: int) -> int:
+    """The next multiple of 16."""
+    return -(-width // 16) * 16

@@ -5,7 +5,7 @@
     RESIDUAL_OPS: they end a half of a block, and their outputs are the residual stream.
 """
 
-COMPOSED_RANK_R_OPS = frozenset({"cola_kernels::stacked_linear"})
+COMPOSED_RANK_R_OPS = frozenset({"cola_kernels::down"})
 COMPOSED_RESIDUAL_OPS: frozenset[str] = frozenset()  # aten adds the residual
 FUSED_RANK_R_OPS = frozenset({"cola_kernels::down", "cola_kernels::gated_down"})
 FUSED_RESIDUAL_OPS = frozenset({"cola_kernels::up_add"})

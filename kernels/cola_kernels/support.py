@@ -4,10 +4,15 @@ import importlib
 import importlib.util
 import os
 from collections.abc import Mapping
+from dataclasses import replace
+from functools import lru_cache
 from types import ModuleType
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
+
+from cola_kernels.tiles import TYPICAL, Target
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
@@ -40,9 +45,12 @@ def unavailable(device: torch.device | str) -> str | None:
     return None
 
 
-def select(kernels: str, device: torch.device | str) -> ModuleType:
+def select(kernels: str, device: torch.device | str, keep_wide: bool = True) -> ModuleType:
     """The module with `linear`, `gated`, `down`, `up` and `gated_down` for `kernels` = torch or
     triton.
+
+    keep_wide: whether triton's `gated_down` keeps what is as wide as d_ff for the backward pass,
+        or computes it again there; torch's keeps it, unless a recomputation policy says otherwise.
 
     Raises:
         UnsupportedError: triton where it cannot run, or an unknown name.
@@ -53,51 +61,65 @@ def select(kernels: str, device: torch.device | str) -> ModuleType:
         return importlib.import_module("cola_kernels.composed")
     if (reason := unavailable(device)) is not None:
         raise UnsupportedError(f"kernels=triton: {reason}; use kernels=torch")
-    return importlib.import_module("cola_kernels.fused")
+    return importlib.import_module(f"cola_kernels.fused{'_wide' if keep_wide else ''}")
 
 
-def architecture(op: str, device: torch.device) -> str:
-    """The architecture whose launch configurations `device` takes.
+@lru_cache(maxsize=None)
+def target(op: str, device: torch.device) -> Target:
+    """What launches on `device` are made for.
 
     Raises:
         UnsupportedError: the fused ops cannot run there.
     """
+    if device.type == "meta":  # nothing runs there: what is recorded is compiled for it
+        return TYPICAL["sm_90"]
     reason = unavailable(device)
     if reason is not None:
         raise UnsupportedError(f"cola_kernels.{op}: {reason}")
     if device.type == "cpu":
-        return "sm_90"
-    capability = torch.cuda.get_device_capability(device)
-    if capability == (8, 0):
-        return "sm_80"
+        return replace(TYPICAL["sm_90"], processors=4)  # interpreted; a program has several tiles
+    properties = torch.cuda.get_device_properties(device)
     # 9.0 and 10.x have 227 KiB of shared memory; 8.6, 8.9 and 12.x less than 8.0
-    return "sm_90" if capability[0] in (9, 10) else "sm_86"
+    capability = (properties.major, properties.minor)
+    large = "sm_90" if properties.major in (9, 10) else "sm_86"
+    arch = "sm_80" if capability == (8, 0) else large
+    return Target(arch, properties.multi_processor_count)
 
 
-def flat(op: str, name: str, x: Tensor) -> Tensor:
-    """x (..., d) as (n, d).
+class Signature(NamedTuple):
+    """What an op checks of a tensor: checks of the same signatures are made once."""
 
-    Raises:
-        UnsupportedError: it has no leading axis.
-    """
-    if x.dim() < 2:
+    shape: torch.Size
+    dtype: torch.dtype
+    device: torch.device
+
+
+def signature(x: Tensor) -> Signature:
+    return Signature(x.shape, x.dtype, x.device)
+
+
+Checked = Tensor | Signature
+
+
+def check_rows(op: str, name: str, x: Checked) -> None:
+    """Raises UnsupportedError if x has no axis before its last."""
+    if len(x.shape) < 2:
         raise UnsupportedError(
             f"cola_kernels.{op}: {name} has shape {tuple(x.shape)}; it needs an axis of rows "
             "before its last"
         )
-    return x.flatten(0, -2)
 
 
-def check_matrices(op: str, weights: Mapping[str, Tensor]) -> None:
+def check_matrices(op: str, weights: Mapping[str, Checked]) -> None:
     """Raises UnsupportedError for the first of `weights` that is not a matrix."""
     for name, weight in weights.items():
-        if weight.dim() != 2:
+        if len(weight.shape) != 2:
             raise UnsupportedError(
                 f"cola_kernels.{op}: {name} has shape {tuple(weight.shape)}; it must be a matrix"
             )
 
 
-def check(op: str, tensors: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ...]]) -> None:
+def check(op: str, tensors: Mapping[str, Checked], shapes: Mapping[str, tuple[int, ...]]) -> None:
     """Shape, dtype and device of an op's inputs.
 
     Args:
