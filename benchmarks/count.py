@@ -3,10 +3,10 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from types import ModuleType
 from typing import Any
 
 import torch
+from cola_kernels.support import library
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.multiprocessing.reductions import StorageWeakRef
@@ -72,20 +72,19 @@ class LiveStorages(TorchDispatchMode):
 
 def count_block(
     config: Config,
-    ops: ModuleType | None = None,
+    kernels: str | None = None,
     dtype: torch.dtype = torch.float32,
     padded: bool = True,
 ) -> Count:
     """Count the first block of `config`'s model, on the CPU's kernels for attention.
 
-    ops: a module of cola_kernels in place of the one that `kernels` selects; Triton's ops can be
-        counted anywhere.
+    kernels: torch or triton, in place of what `config` says; Triton's ops can be counted anywhere.
     padded: with the widths that are stored, as it runs; else with the model's own, of which
         formulas of FLOPs are.
     """
     method = build_method(config, torch.device("cpu"))
-    if ops is not None:
-        method.ops = ops
+    if kernels is not None:
+        method.ops = library(kernels, method.keep_wide)
     B, T = 1, config.train.sequence_length
     with FakeTensorMode():
         with default_dtype(dtype):

@@ -135,6 +135,7 @@ def run(
 def build(config: Config, device: torch.device) -> Engine:
     """The model of `config`, built as its method says, recomputed, compiled and sharded."""
     method = build_method(config, device)
+    method.warm_up(config, device)
     model = build_model(config, method, device)
     apply_recompute(model, config.recompute.name, method.kept_ops)
     if hardware.compiled_on(device, config):

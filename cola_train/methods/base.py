@@ -54,7 +54,14 @@ class Method(ABC):
     kept_ops: ClassVar[Mapping[str, frozenset[str]]] = {}
 
     def __init__(self, config: Config, device: torch.device) -> None:
-        self.ops: Ops = cola_kernels.select(kernels_on(device, config.kernels), device)
+        # a policy of the method's own says what stays; without one everything may
+        self.keep_wide = config.recompute.name not in self.kept_ops
+        self.kernels = kernels_on(device, config.kernels)
+        self.ops: Ops = cola_kernels.select(self.kernels, device, self.keep_wide)
+
+    def warm_up(self, config: Config, device: torch.device) -> None:  # noqa: B027
+        """Compile ahead what the first step would launch; nothing, if it launches only torch's
+        kernels."""
 
     @abstractmethod
     def projections(self, d_in: int, d_outs: dict[str, int]) -> nn.Module:

@@ -71,7 +71,9 @@ def gated_down(
     The backward pass keeps z, both wide products and their gated product.
     """
     h_g, h_u = (F.silu(z) if activation else z).chunk(2, dim=-1)
-    return torch.ops.cola_kernels.down(gated(F.linear(h_g, gate), F.linear(h_u, up), gate_silu), [down])
+    return torch.ops.cola_kernels.down(
+        gated(F.linear(h_g, gate), F.linear(h_u, up), gate_silu), [down]
+    )
 
 
 def gated(g: Tensor, u: Tensor, gate_silu: bool) -> Tensor:
@@ -119,13 +121,20 @@ class _Down(torch.autograd.Function):
     def backward(ctx: Any, dz: Tensor) -> tuple[Tensor | None, ...]:
         x, *weights = ctx.saved_tensors
         needs_x, *needs_weights = ctx.needs_input_grad
-        dx = dz @ _stack(weights) if needs_x else None
+        dx = DOWN_BACKWARD(dz, weights) if needs_x else None
         if not any(needs_weights):
             return dx, *[None] * len(weights)
         dw = dz.flatten(0, -2).t() @ x.flatten(0, -2)
         return dx, *dw.split([weight.shape[0] for weight in weights])
 
 
+# an op, or torch.compile would stack the weights in the forward pass and keep that
+DOWN_BACKWARD = register(
+    "down_backward(Tensor dz, Tensor[] weights) -> Tensor",
+    lambda dz, weights: dz @ _stack(weights),
+    fake=lambda dz, weights: dz.new_empty(*dz.shape[:-1], weights[0].shape[1]),
+    flops=lambda dz, weights: sum(2 * prod(dz[:-1]) * prod(weight) for weight in weights),
+)
 DOWN = register(
     "down(Tensor x, Tensor[] weights) -> Tensor",
     _down,

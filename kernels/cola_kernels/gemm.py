@@ -37,9 +37,7 @@ def tile_origin(tile, M, N, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, GROUP_
 @triton.jit
 def matrix(ptr, rows, columns, stride, BLOCK_ROWS: tl.constexpr, BLOCK_COLUMNS: tl.constexpr):
     """The descriptor of a (rows, columns) matrix that is read or written in blocks."""
-    return tl.make_tensor_descriptor(
-        ptr, [rows, columns], [stride, 1], [BLOCK_ROWS, BLOCK_COLUMNS]
-    )
+    return tl.make_tensor_descriptor(ptr, [rows, columns], [stride, 1], [BLOCK_ROWS, BLOCK_COLUMNS])
 
 
 @triton.jit

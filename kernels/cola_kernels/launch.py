@@ -14,7 +14,7 @@ from cola_kernels.tiles import Config
 
 Argument = Tensor | int
 
-_recorded: list["Launch"] | None = None  # what `recorded` gathers instead of launching
+_recorded: list["Launch"] | None = None  # what `gathered` gets instead of launching
 _compiled: dict[tuple[Any, ...], Any] = {}
 
 
@@ -42,7 +42,7 @@ class Launch:
         if _recorded is not None:
             _recorded.append(self)
         elif interpreting():
-            self.kernel[self.grid](*self.tensors, *self.numbers, **self._options)
+            self.kernel[self.grid](*self.tensors, *self.numbers, **self.options)
         else:
             device = self.tensors[0].get_device()
             if device == -1 or device == torch.cuda.current_device():
@@ -51,25 +51,28 @@ class Launch:
                 with torch.cuda.device(device):
                     self._run(device)
 
-    def compile(self) -> Any:
-        """The kernel compiled for the current device; the tensors' own may be meta."""
-        return self.kernel.warmup(*self.tensors, *self.numbers, grid=self.grid, **self._options)
-
     @property
-    def _options(self) -> dict[str, int]:
+    def options(self) -> dict[str, int]:
+        """Of Triton's compiler."""
         return {"num_warps": self.config.warps, "num_stages": self.config.stages}
 
-    def _run(self, device: int) -> None:
-        """As Triton would, but what shapes and dtypes decide is looked up, not deduced anew."""
-        import triton
-
+    def prepare(self, device: int) -> Any:
+        """The kernel compiled for the current device, whose index is `device`: once, and from
+        then on looked up by what shapes and dtypes decide, where Triton would deduce it anew."""
         key = (self.kernel, device, self.tensors[0].dtype, self.numbers, self.config)
         compiled = _compiled.get(key)
         if compiled is None:
-            compiled = _compiled[key] = self.compile()
+            compiled = _compiled[key] = self.kernel.warmup(
+                *self.tensors, *self.numbers, grid=self.grid, **self.options
+            )
+        return compiled
+
+    def _run(self, device: int) -> None:
+        import triton
+
         # TMA descriptors are built in scratch memory; the setting is each thread's own
         triton.set_allocator(_scratch)
-        compiled[(*self.grid, 1, 1)](*self.tensors, *self.numbers)
+        self.prepare(device)[(*self.grid, 1, 1)](*self.tensors, *self.numbers)
 
 
 def _scratch(size: int, alignment: int, stream: int | None) -> Tensor:
@@ -78,8 +81,8 @@ def _scratch(size: int, alignment: int, stream: int | None) -> Tensor:
 
 
 @contextmanager
-def recorded() -> Iterator[list[Launch]]:
-    """Gathers launches instead of making them."""
+def gathered() -> Iterator[list[Launch]]:
+    """Launches, which are not made."""
     global _recorded
     before, _recorded = _recorded, []
     try:

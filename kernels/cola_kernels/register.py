@@ -15,6 +15,8 @@ from torch.utils.flop_counter import register_flop_formula
 
 below_autograd = torch._C._AutoDispatchBelowAutograd  # within an autograd.Function's forward
 
+IMPLEMENTATIONS: dict[Any, Callable[..., Any]] = {}  # by op
+
 _LIBRARY = torch.library.Library("cola_kernels", "FRAGMENT")
 
 
@@ -47,6 +49,7 @@ def register(
     if autograd is not None:
         _LIBRARY.impl(name, autograd, "Autograd")
     op = getattr(torch.ops.cola_kernels, name)
+    IMPLEMENTATIONS[op.default] = implementation
     register_flop_formula(op)(lambda *args, out_shape=None, **_: flops(*args))
     if decomposition is not None:
 

@@ -3,7 +3,8 @@
 import importlib
 import importlib.util
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import lru_cache
 from types import ModuleType
@@ -45,6 +46,12 @@ def unavailable(device: torch.device | str) -> str | None:
     return None
 
 
+def library(kernels: str, keep_wide: bool) -> ModuleType:
+    """The module of the ops for `kernels` = torch or triton, wherever they may run."""
+    fused = "fused_wide" if keep_wide else "fused"
+    return importlib.import_module(f"cola_kernels.{'composed' if kernels == 'torch' else fused}")
+
+
 def select(kernels: str, device: torch.device | str, keep_wide: bool = True) -> ModuleType:
     """The module with `linear`, `gated`, `down`, `up` and `gated_down` for `kernels` = torch or
     triton.
@@ -57,22 +64,38 @@ def select(kernels: str, device: torch.device | str, keep_wide: bool = True) -> 
     """
     if kernels not in ("torch", "triton"):
         raise UnsupportedError(f"kernels={kernels}: use torch or triton")
-    if kernels == "torch":
-        return importlib.import_module("cola_kernels.composed")
-    if (reason := unavailable(device)) is not None:
+    if kernels == "triton" and (reason := unavailable(device)) is not None:
         raise UnsupportedError(f"kernels=triton: {reason}; use kernels=torch")
-    return importlib.import_module(f"cola_kernels.fused{'_wide' if keep_wide else ''}")
+    return library(kernels, keep_wide)
 
 
-@lru_cache(maxsize=None)
+_meta_target: Target | None = None  # within `targeting`
+
+
+@contextmanager
+def targeting(of: Target) -> Iterator[None]:
+    """Launches on meta tensors are made for this."""
+    global _meta_target
+    before, _meta_target = _meta_target, of
+    try:
+        yield
+    finally:
+        _meta_target = before
+
+
 def target(op: str, device: torch.device) -> Target:
     """What launches on `device` are made for.
 
     Raises:
         UnsupportedError: the fused ops cannot run there.
     """
-    if device.type == "meta":  # nothing runs there: what is recorded is compiled for it
-        return TYPICAL["sm_90"]
+    if device.type == "meta" and _meta_target is not None:
+        return _meta_target
+    return _target(op, device)
+
+
+@lru_cache(maxsize=None)
+def _target(op: str, device: torch.device) -> Target:
     reason = unavailable(device)
     if reason is not None:
         raise UnsupportedError(f"cola_kernels.{op}: {reason}")

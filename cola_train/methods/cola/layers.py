@@ -1,13 +1,17 @@
 """CoLA: every linear of a block becomes an auto-encoder `B silu(A x)` (arXiv 2502.10940)."""
 
 from collections.abc import Mapping
+from functools import partial
 from typing import ClassVar
 
+import cola_kernels
 import torch
 from cola_kernels.names import RANK_R_OPS, RESIDUAL_OPS
 from torch import nn
 
+from cola_train import distributed
 from cola_train.config.schema import Config
+from cola_train.hardware import compute_dtype
 from cola_train.methods.base import Method
 from cola_train.methods.cola.options import ColaOptions
 from cola_train.model.context import ATTENTION_OPS
@@ -32,6 +36,23 @@ class Cola(Method):
         self.rank = config.method.bottleneck(config.model)
         self.low_rank_silu = placement in ("low_rank", "both")
         self.gate_silu = placement in ("full_rank", "both")
+
+    def warm_up(self, config: Config, device: torch.device) -> None:
+        if self.kernels == "torch":
+            return
+        d, dtype = config.model.d_model, compute_dtype(config.train.precision, device)
+        with torch.device("meta"):
+            mlp, out = self.mlp(d, config.model.d_ff), self.projections(d, {"o": d})
+
+        def half_blocks(rows: int) -> None:
+            x = torch.empty(rows, d, dtype=dtype, device="meta", requires_grad=True)
+            y = mlp.to(dtype)(out.to(dtype)(x, x)[0], x)
+            y.backward(torch.empty_like(y))
+
+        micro_batch = config.micro_batch_size(distributed.world_size())
+        for sequences in {micro_batch, config.evaluation.batch_size}:
+            rows = sequences * config.train.sequence_length
+            cola_kernels.warm_up(partial(half_blocks, rows), device)
 
     def projections(self, d_in: int, d_outs: dict[str, int]) -> nn.Module:
         return AutoEncoders(d_in, d_outs, self.rank, self.low_rank_silu, self.ops)

@@ -75,23 +75,21 @@ class ColaOptions(MethodOptions):
         attention = attention_flops(model, length)
         forward = 2 * linears + attention
         kept = 2 * d + 7 * R  # the residual stream before each half, the seven rank-r vectors
-        # Triton's MLP op computes what is f wide again, under every policy
-        mlp_again = 4 * f * r if fused else 0
         if policy == "full":
             # on torch's ops the recomputation ends with what the last product needs
-            again, saved, saved_fp32 = forward + mlp_again if fused else forward - 2 * d * r, d, 0
-            workspace = 4 * F + 8 * d + 9 * R if fused else 5 * F + 8 * d + 12 * R
+            again, saved, saved_fp32 = forward if fused else forward - 2 * d * r, d, 0
+            workspace = 5 * F + 8 * d + (9 if fused else 12) * R
         elif policy == "none":
-            again = mlp_again
-            saved = kept + 6 * d  # both norms' outputs, q, k, v, attention's output
-            if not fused:
-                saved += 3 * F + (7 * R if self.placement(model) != "full_rank" else 0)
+            again = 0
+            saved = kept + 6 * d + 3 * F  # both norms' outputs, q, k, v, attention's output
+            if not fused and self.placement(model) != "full_rank":
+                saved += 7 * R  # the SiLU of the rank-r vectors; Triton's ops make it anew
             saved_fp32 = NORMS_FP32 + attention_fp32(model)
-            workspace = 4 * F + d + 2 * R if fused else 2 * F + d
+            workspace = 2 * F + d + (2 * R if fused else 0)
         else:
             again = 6 * d * r + 4 * f * r  # q, k, v; gate and up
             saved, saved_fp32 = kept, 0
-            workspace = 4 * F + 2 * d + 2 * R if fused else 5 * F + 2 * d + R
+            workspace = (3 if fused else 5) * F + 2 * d + (4 if fused else 1) * R
             if policy == "cola_m":
                 again += attention
             else:  # light keeps attention's output too

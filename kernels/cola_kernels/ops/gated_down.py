@@ -51,9 +51,9 @@ def gated_down_wide(
     gate_silu: bool = False,
 ) -> Tensor:
     """The same; keeps g, u and p for the backward pass."""
-    z_d: Tensor = torch.ops.cola_kernels.gated_down_wide(
-        z, gate, up, down, activation, gate_silu
-    )[0]
+    z_d: Tensor = torch.ops.cola_kernels.gated_down_wide(z, gate, up, down, activation, gate_silu)[
+        0
+    ]
     return z_d
 
 

@@ -57,8 +57,9 @@ def split(z: Tensor, weights: Sequence[Tensor]) -> Sequence[Tensor]:
 
 
 def _up(z: Tensor, weights: list[Tensor], activation: bool) -> list[Tensor]:
-    h = F.silu(z) if activation else z
-    return [F.linear(h_i, weight) for h_i, weight in zip(split(h, weights), weights, strict=True)]
+    h = (F.silu(z) if activation else z).flatten(0, -2)
+    pairs = zip(split(h, weights), weights, strict=True)
+    return [(h_i @ weight.t()).view(*z.shape[:-1], -1) for h_i, weight in pairs]
 
 
 def _up_fake(z: Tensor, weights: list[Tensor], activation: bool) -> list[Tensor]:
@@ -102,7 +103,8 @@ def _up_backward(dys: list[Tensor], z: Tensor, weights: list[Tensor], activation
 def _up_backward_plain(
     dys: list[Tensor], z: Tensor, weights: list[Tensor], activation: bool
 ) -> Tensor:
-    dh = torch.cat([dy @ weight for dy, weight in zip(dys, weights, strict=True)], dim=-1)
+    pairs = zip(dys, weights, strict=True)
+    dh = torch.cat([dy.flatten(0, -2) @ weight for dy, weight in pairs], dim=-1).view(z.shape)
     return torch.ops.aten.silu_backward(dh, z) if activation else dh
 
 
@@ -146,9 +148,7 @@ def _up_add_fake(z: Tensor, weight: Tensor, residual: Tensor, activation: bool) 
 
 class _UpAdd(torch.autograd.Function):
     @staticmethod
-    def forward(
-        ctx: Any, z: Tensor, weight: Tensor, residual: Tensor, activation: bool
-    ) -> Tensor:
+    def forward(ctx: Any, z: Tensor, weight: Tensor, residual: Tensor, activation: bool) -> Tensor:
         ctx.save_for_backward(z, weight)
         ctx.activation = activation
         with below_autograd():
@@ -184,7 +184,5 @@ def gradients(
     dw: list[Tensor | None] = [None] * len(weights)
     if any(needs_weights):
         h = (F.silu(z) if activation else z).flatten(0, -2)
-        dw = [
-            dy.flatten(0, -2).t() @ h_i for dy, h_i in zip(dys, split(h, weights), strict=True)
-        ]
+        dw = [dy.flatten(0, -2).t() @ h_i for dy, h_i in zip(dys, split(h, weights), strict=True)]
     return [dz, *dw]
