@@ -19,9 +19,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from cola_kernels.gemm import GROUP_M, halves, matrix, tile_origin
+from cola_kernels.gemm import GROUP_M, PARTS, halves, matrix, tile_origin
 from cola_kernels.launch import Launch
-from cola_kernels.tiles import Target, choose
+from cola_kernels.tiles import Target, choose, programs
 
 
 @triton.jit
@@ -39,16 +39,52 @@ def gate_and_up(
 
 
 @triton.jit
-def store_gradients(dp, g, u, dg, du, row, column, GATE_SILU: tl.constexpr, dtype: tl.constexpr):
-    """dg and du of one tile, through their descriptors."""
+def store_gradients(dp, g, u, dg, du, row, column, GATE_SILU: tl.constexpr):
+    """dg and du of a part of a tile, through their descriptors."""
     g, u = g.to(tl.float32), u.to(tl.float32)
     if GATE_SILU:
         s = tl.sigmoid(g)
-        du.store([row, column], (dp * (g * s)).to(dtype))
-        dg.store([row, column], (dp * u * (s * (1.0 + g * (1.0 - s)))).to(dtype))
+        du.store([row, column], (dp * (g * s)).to(du.dtype))
+        dg.store([row, column], (dp * u * (s * (1.0 + g * (1.0 - s)))).to(dg.dtype))
     else:
-        du.store([row, column], (dp * g).to(dtype))
-        dg.store([row, column], (dp * u).to(dtype))
+        du.store([row, column], (dp * g).to(du.dtype))
+        dg.store([row, column], (dp * u).to(dg.dtype))
+
+
+@triton.jit
+def store_from_kept(
+    dp, g, u, dg, du, row, column,
+    GATE_SILU: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, PARTS: tl.constexpr,
+):  # fmt: skip
+    """g and u are read, PARTS of a tile one after the other: see `gemm.store_sum`."""
+    if PARTS > 1:
+        HALF: tl.constexpr = BLOCK_N // 2
+        left, right = halves(dp, BLOCK_M, BLOCK_N)
+        store_from_kept(left, g, u, dg, du, row, column,
+                        GATE_SILU, BLOCK_M, HALF, PARTS // 2)  # fmt: skip
+        store_from_kept(right, g, u, dg, du, row, column + HALF,
+                        GATE_SILU, BLOCK_M, HALF, PARTS // 2)  # fmt: skip
+    else:
+        g_part, u_part = g.load([row, column]), u.load([row, column])
+        store_gradients(dp, g_part, u_part, dg, du, row, column, GATE_SILU)
+
+
+@triton.jit
+def store_from_registers(
+    dp, g, u, dg, du, row, column,
+    GATE_SILU: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, PARTS: tl.constexpr,
+):  # fmt: skip
+    if PARTS > 1:
+        HALF: tl.constexpr = BLOCK_N // 2
+        dp_left, dp_right = halves(dp, BLOCK_M, BLOCK_N)
+        g_left, g_right = halves(g, BLOCK_M, BLOCK_N)
+        u_left, u_right = halves(u, BLOCK_M, BLOCK_N)
+        store_from_registers(dp_left, g_left, u_left, dg, du, row, column,
+                             GATE_SILU, BLOCK_M, HALF, PARTS // 2)  # fmt: skip
+        store_from_registers(dp_right, g_right, u_right, dg, du, row, column + HALF,
+                             GATE_SILU, BLOCK_M, HALF, PARTS // 2)  # fmt: skip
+    else:
+        store_gradients(dp, g, u, dg, du, row, column, GATE_SILU)
 
 
 @triton.jit(do_not_specialize=["M"])
@@ -83,15 +119,15 @@ def gated_backward_kernel(
     dz_ptr, down_ptr, g_ptr, u_ptr, dg_ptr, du_ptr, M, N, R,
     GATE_SILU: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, GROUP_M: tl.constexpr,
+    PARTS: tl.constexpr,
 ):  # fmt: skip
-    HALF: tl.constexpr = BLOCK_N // 2  # a whole tile's epilogue takes every register
-    dtype: tl.constexpr = dg_ptr.dtype.element_ty
+    WIDTH: tl.constexpr = BLOCK_N // PARTS
     dz = matrix(dz_ptr, M, R, R, BLOCK_M, BLOCK_K)
     down = matrix(down_ptr, R, N, N, BLOCK_K, BLOCK_N)
-    g = matrix(g_ptr, M, N, N, BLOCK_M, HALF)
-    u = matrix(u_ptr, M, N, N, BLOCK_M, HALF)
-    dg = matrix(dg_ptr, M, N, N, BLOCK_M, HALF)
-    du = matrix(du_ptr, M, N, N, BLOCK_M, HALF)
+    g = matrix(g_ptr, M, N, N, BLOCK_M, WIDTH)
+    u = matrix(u_ptr, M, N, N, BLOCK_M, WIDTH)
+    dg = matrix(dg_ptr, M, N, N, BLOCK_M, WIDTH)
+    du = matrix(du_ptr, M, N, N, BLOCK_M, WIDTH)
     tiles = tl.cdiv(M, BLOCK_M) * tl.cdiv(N, BLOCK_N)
     for tile in tl.range(tl.program_id(0), tiles, tl.num_programs(0), flatten=True):
         row, column = tile_origin(tile, M, N, BLOCK_M, BLOCK_N, GROUP_M)
@@ -99,12 +135,7 @@ def gated_backward_kernel(
         for k in range(0, R, BLOCK_K):
             b = down.load([k, column])
             dp = tl.dot(dz.load([row, k]), b, dp, input_precision="ieee")
-        left, right = halves(dp, BLOCK_M, BLOCK_N)
-        store_gradients(left, g.load([row, column]), u.load([row, column]),
-                        dg, du, row, column, GATE_SILU, dtype)  # fmt: skip
-        column += HALF
-        store_gradients(right, g.load([row, column]), u.load([row, column]),
-                        dg, du, row, column, GATE_SILU, dtype)  # fmt: skip
+        store_from_kept(dp, g, u, dg, du, row, column, GATE_SILU, BLOCK_M, BLOCK_N, PARTS)
 
 
 @triton.jit(do_not_specialize=["M"])
@@ -112,17 +143,18 @@ def gated_recompute_kernel(
     dz_ptr, down_ptr, h_ptr, gate_ptr, up_ptr, dg_ptr, du_ptr, p_ptr, M, N, K, R,
     GATE_SILU: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, GROUP_M: tl.constexpr,
+    PARTS: tl.constexpr,
 ):  # fmt: skip
-    HALF: tl.constexpr = BLOCK_N // 2
-    dtype: tl.constexpr = dg_ptr.dtype.element_ty
+    WIDTH: tl.constexpr = BLOCK_N // PARTS
+    dtype = dg_ptr.dtype.element_ty
     dz = matrix(dz_ptr, M, R, R, BLOCK_M, BLOCK_K)
     down = matrix(down_ptr, R, N, N, BLOCK_K, BLOCK_N)
     h_g = matrix(h_ptr, M, K, 2 * K, BLOCK_M, BLOCK_K)
     h_u = matrix(h_ptr + K, M, K, 2 * K, BLOCK_M, BLOCK_K)
     gate = matrix(gate_ptr, N, K, K, BLOCK_N, BLOCK_K)
     up = matrix(up_ptr, N, K, K, BLOCK_N, BLOCK_K)
-    dg = matrix(dg_ptr, M, N, N, BLOCK_M, HALF)
-    du = matrix(du_ptr, M, N, N, BLOCK_M, HALF)
+    dg = matrix(dg_ptr, M, N, N, BLOCK_M, WIDTH)
+    du = matrix(du_ptr, M, N, N, BLOCK_M, WIDTH)
     p_out = matrix(p_ptr, M, N, N, BLOCK_M, BLOCK_N)
     tiles = tl.cdiv(M, BLOCK_M) * tl.cdiv(N, BLOCK_N)
     for tile in tl.range(tl.program_id(0), tiles, tl.num_programs(0), flatten=True):
@@ -138,11 +170,9 @@ def gated_recompute_kernel(
         for k in range(0, R, BLOCK_K):
             b = down.load([k, column])
             dp = tl.dot(dz.load([row, k]), b, dp, input_precision="ieee")
-        left, right = halves(dp, BLOCK_M, BLOCK_N)
-        g_left, g_right = halves(g_kept, BLOCK_M, BLOCK_N)
-        u_left, u_right = halves(u_kept, BLOCK_M, BLOCK_N)
-        store_gradients(left, g_left, u_left, dg, du, row, column, GATE_SILU, dtype)
-        store_gradients(right, g_right, u_right, dg, du, row, column + HALF, GATE_SILU, dtype)
+        store_from_registers(
+            dp, g_kept, u_kept, dg, du, row, column, GATE_SILU, BLOCK_M, BLOCK_N, PARTS
+        )
 
 
 def gated_up_launch(
@@ -153,7 +183,7 @@ def gated_up_launch(
     g, u = kept or (p, p)
     tensors = (h, gate, up, p, g, u)
     shapes = (h.shape[0], *gate.shape)
-    return _launch(gated_up_kernel, tensors, shapes, (gate_silu, bool(kept)), target)
+    return _launch(gated_up_kernel, tensors, shapes, (gate_silu, bool(kept)), (), target)
 
 
 def gated_backward_launch(
@@ -163,7 +193,7 @@ def gated_backward_launch(
     """dg and du (n, F) of dz_d (n, r_d), A (r_d, F), and g and u (n, F)."""
     tensors = (dz_d, down, g, u, dg, du)
     shapes = (*g.shape, down.shape[0])
-    return _launch(gated_backward_kernel, tensors, shapes, (gate_silu,), target)
+    return _launch(gated_backward_kernel, tensors, shapes, (gate_silu,), (PARTS,), target)
 
 
 def gated_recompute_launch(
@@ -173,7 +203,7 @@ def gated_recompute_launch(
     """dg, du and p (n, F) of dz_d (n, r_d), A (r_d, F), h (n, 2 r) and the weights (F, r)."""
     tensors = (dz_d, down, h, gate, up, dg, du, p)
     shapes = (h.shape[0], *gate.shape, down.shape[0])
-    return _launch(gated_recompute_kernel, tensors, shapes, (gate_silu,), target)
+    return _launch(gated_recompute_kernel, tensors, shapes, (gate_silu,), (PARTS,), target)
 
 
 def _launch(
@@ -181,15 +211,16 @@ def _launch(
     tensors: tuple[Tensor, ...],
     shapes: tuple[int, ...],
     switches: tuple[bool, ...],
+    parts: tuple[int, ...],
     target: Target,
 ) -> Launch:
     name = kernel.__name__.removesuffix("_kernel")
-    config = choose(name, target, tensors[0].dtype, shapes[0], shapes[1])
+    config = choose(name, target, tensors[0].dtype)
     blocks = (config.block_m, config.block_n, config.block_k)
     return Launch(
         kernel=kernel,
-        grid=(min(config.tiles(shapes[0], shapes[1]), target.processors),),
+        grid=(programs(config, target, shapes[0], shapes[1]),),
         tensors=tensors,
-        numbers=(*shapes, *switches, *blocks, GROUP_M),
+        numbers=(*shapes, *switches, *blocks, GROUP_M, *parts),
         config=config,
     )

@@ -16,10 +16,11 @@ import triton.language as tl
 from torch import Tensor
 
 from cola_kernels.launch import Launch
-from cola_kernels.tiles import Target, choose
+from cola_kernels.tiles import Target, choose, programs
 
 # Tiles are walked in groups of this many row blocks, so that a wave shares its operands in L2.
 GROUP_M = 8
+PARTS = 4  # of a tile, in epilogues that read another operand
 
 
 @triton.jit
@@ -46,17 +47,35 @@ def halves(x, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr):
     return tl.split(tl.permute(tl.reshape(x, (BLOCK_M, 2, BLOCK_N // 2)), (0, 2, 1)))
 
 
+@triton.jit
+def store_sum(
+    acc, residual, y, row, column,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, PARTS: tl.constexpr,
+):  # fmt: skip
+    """y = acc + residual, PARTS of a tile one after the other: the whole would take so many
+    registers and so much shared memory that one program filled a multiprocessor, and its loads
+    and stores here would hide behind nothing."""
+    if PARTS > 1:
+        HALF: tl.constexpr = BLOCK_N // 2
+        left, right = halves(acc, BLOCK_M, BLOCK_N)
+        store_sum(left, residual, y, row, column, BLOCK_M, HALF, PARTS // 2)
+        store_sum(right, residual, y, row, column + HALF, BLOCK_M, HALF, PARTS // 2)
+    else:
+        acc += residual.load([row, column]).to(tl.float32)
+        y.store([row, column], acc.to(y.dtype))
+
+
 @triton.jit(do_not_specialize=["M"])
 def up_add_kernel(
     h_ptr, weight_ptr, residual_ptr, y_ptr, M, N, K,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, GROUP_M: tl.constexpr,
+    PARTS: tl.constexpr,
 ):  # fmt: skip
-    HALF: tl.constexpr = BLOCK_N // 2  # the residual of a whole tile would spill registers
-    dtype = y_ptr.dtype.element_ty
+    WIDTH: tl.constexpr = BLOCK_N // PARTS
     h = matrix(h_ptr, M, K, K, BLOCK_M, BLOCK_K)
     weight = matrix(weight_ptr, N, K, K, BLOCK_N, BLOCK_K)
-    residual = matrix(residual_ptr, M, N, N, BLOCK_M, HALF)
-    y = matrix(y_ptr, M, N, N, BLOCK_M, HALF)
+    residual = matrix(residual_ptr, M, N, N, BLOCK_M, WIDTH)
+    y = matrix(y_ptr, M, N, N, BLOCK_M, WIDTH)
     tiles = tl.cdiv(M, BLOCK_M) * tl.cdiv(N, BLOCK_N)
     for tile in tl.range(tl.program_id(0), tiles, tl.num_programs(0), flatten=True):
         row, column = tile_origin(tile, M, N, BLOCK_M, BLOCK_N, GROUP_M)
@@ -64,21 +83,18 @@ def up_add_kernel(
         for k in range(0, K, BLOCK_K):
             b = weight.load([column, k]).T
             acc = tl.dot(h.load([row, k]), b, acc, input_precision="ieee")
-        left, right = halves(acc, BLOCK_M, BLOCK_N)
-        left += residual.load([row, column]).to(tl.float32)
-        y.store([row, column], left.to(dtype))
-        right += residual.load([row, column + HALF]).to(tl.float32)
-        y.store([row, column + HALF], right.to(dtype))
+        store_sum(acc, residual, y, row, column, BLOCK_M, BLOCK_N, PARTS)
 
 
 def up_add_launch(h: Tensor, weight: Tensor, residual: Tensor, y: Tensor, target: Target) -> Launch:
     """y (n, d) = h (n, r) weight (d, r)^T + residual (n, d)."""
     (M, K), N = h.shape, weight.shape[0]
-    config = choose("up_add", target, h.dtype, M, N)
+    config = choose("up_add", target, h.dtype)
+    blocks = (config.block_m, config.block_n, config.block_k)
     return Launch(
         kernel=up_add_kernel,
-        grid=(min(config.tiles(M, N), target.processors),),
+        grid=(programs(config, target, M, N),),
         tensors=(h, weight, residual, y),
-        numbers=(M, N, K, config.block_m, config.block_n, config.block_k, GROUP_M),
+        numbers=(M, N, K, *blocks, GROUP_M, PARTS),
         config=config,
     )

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache
 from typing import Any
 
 import torch
@@ -107,7 +107,7 @@ def padded(x: Tensor, rows: bool = False) -> Tensor:
     return x.clone(memory_format=torch.contiguous_format)
 
 
-@lru_cache(maxsize=None)
+@cache
 def rounded(width: int) -> int:
     """The next multiple of 16."""
     return -(-width // 16) * 16

@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
-from functools import lru_cache
+from functools import cache
 from types import ModuleType
 from typing import NamedTuple
 
@@ -94,7 +94,7 @@ def target(op: str, device: torch.device) -> Target:
     return _target(op, device)
 
 
-@lru_cache(maxsize=None)
+@cache
 def _target(op: str, device: torch.device) -> Target:
     reason = unavailable(device)
     if reason is not None:

@@ -6,7 +6,6 @@ training time: tuning would make two runs differ.
 """
 
 from dataclasses import dataclass
-from functools import lru_cache
 
 import torch
 
@@ -16,13 +15,15 @@ SHARED_MEMORY = {"sm_80": 163 * 1024, "sm_86": 99 * 1024, "sm_90": 227 * 1024}  
 
 @dataclass(frozen=True)
 class Config:
-    """Rows, columns and depth of a tile, warps a program, stages of the software pipeline."""
+    """Rows, columns and depth of a tile, warps a program, stages of the software pipeline, and
+    programs that a multiprocessor holds at once."""
 
     block_m: int
     block_n: int
     block_k: int
     warps: int
     stages: int
+    programs: int = 1
 
     def tiles(self, rows: int, columns: int) -> int:
         """Of an output of this shape."""
@@ -40,16 +41,13 @@ class Target:
 # the usual data-center chip (or, for sm_86, workstation card) of each architecture
 TYPICAL = {arch: Target(arch, n) for arch, n in (("sm_80", 108), ("sm_86", 84), ("sm_90", 132))}
 
-# kernel -> architecture -> class of dtype and shape
+# kernel -> architecture -> class of dtype. No tile is so large that a small micro-batch would leave
+# multiprocessors without one.
 TABLE: dict[str, dict[str, dict[str, Config]]] = {
     "up_add": {
-        "sm_80": {"wide": Config(128, 128, 64, 8, 3), "fp32": Config(64, 64, 16, 8, 2)},
-        "sm_86": {"wide": Config(128, 128, 32, 8, 3), "fp32": Config(64, 64, 16, 8, 2)},
-        "sm_90": {
-            "wide": Config(128, 256, 64, 8, 3),
-            "narrow": Config(128, 128, 64, 8, 4),
-            "fp32": Config(64, 64, 16, 8, 2),
-        },
+        "sm_80": {"wide": Config(128, 128, 32, 8, 4, 2), "fp32": Config(64, 64, 16, 8, 2)},
+        "sm_86": {"wide": Config(128, 128, 32, 8, 2), "fp32": Config(64, 64, 16, 8, 2)},
+        "sm_90": {"wide": Config(128, 128, 64, 8, 3, 2), "fp32": Config(64, 64, 16, 8, 2)},
     },
     "gated_up": {
         "sm_80": {"wide": Config(128, 64, 64, 8, 3), "fp32": Config(64, 64, 16, 8, 2)},
@@ -58,30 +56,23 @@ TABLE: dict[str, dict[str, dict[str, Config]]] = {
     },
     "gated_backward": {
         "sm_80": {"wide": Config(128, 128, 32, 8, 4), "fp32": Config(64, 64, 16, 8, 2)},
-        "sm_86": {"wide": Config(128, 128, 32, 8, 3), "fp32": Config(64, 64, 16, 8, 2)},
-        "sm_90": {"wide": Config(128, 128, 64, 8, 4), "fp32": Config(64, 64, 16, 8, 2)},
+        "sm_86": {"wide": Config(128, 128, 32, 8, 2), "fp32": Config(64, 64, 16, 8, 2)},
+        "sm_90": {"wide": Config(128, 128, 64, 8, 3, 2), "fp32": Config(64, 64, 16, 8, 2)},
     },
     "gated_recompute": {
         "sm_80": {"wide": Config(128, 64, 32, 8, 4), "fp32": Config(64, 64, 16, 8, 2)},
         "sm_86": {"wide": Config(128, 64, 32, 8, 3), "fp32": Config(64, 64, 16, 8, 2)},
-        "sm_90": {"wide": Config(128, 128, 64, 8, 2), "fp32": Config(64, 64, 16, 8, 2)},
+        "sm_90": {"wide": Config(128, 128, 64, 8, 2), "fp32": Config(64, 32, 16, 8, 2)},
     },
 }
 
 
-@lru_cache(maxsize=None)
-def choose(kernel: str, target: Target, dtype: torch.dtype, rows: int, columns: int) -> Config:
-    """The row of the table for an output of this shape.
+def choose(kernel: str, target: Target, dtype: torch.dtype) -> Config:
+    """The row of the table."""
+    rows = TABLE[kernel][target.architecture]
+    return rows["fp32" if dtype == torch.float32 else "wide"]
 
-    Of 16-bit rows the one whose waves of tiles, one to a multiprocessor, cover the least: a wide
-    tile does more work for each byte, but few of them leave multiprocessors idle.
-    """
-    of = TABLE[kernel][target.architecture]
-    if dtype == torch.float32:
-        return of["fp32"]
 
-    def covered(config: Config) -> int:
-        waves = -(-config.tiles(rows, columns) // target.processors)
-        return waves * config.block_m * config.block_n
-
-    return min((of[name] for name in ("wide", "narrow") if name in of), key=covered)
+def programs(config: Config, target: Target, rows: int, columns: int) -> int:
+    """How many walk over the tiles of an output of this shape: as many as fit at once."""
+    return min(config.tiles(rows, columns), target.processors * config.programs)

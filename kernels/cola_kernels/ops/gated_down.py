@@ -9,7 +9,7 @@ What is left of either is GEMMs. Tensors of width F that only these ops see have
 next multiple of 16, zeros there.
 """
 
-from functools import lru_cache
+from functools import cache
 from math import prod
 from typing import Any
 
@@ -57,7 +57,7 @@ def gated_down_wide(
     return z_d
 
 
-@lru_cache(maxsize=None)
+@cache
 def _check(z: Checked, gate: Checked, up: Checked, down: Checked) -> None:
     check_rows("gated_down", "z", z)
     check_matrices("gated_down", {"gate": gate, "up": up, "down": down})

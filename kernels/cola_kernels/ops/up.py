@@ -6,7 +6,7 @@ rest is GEMMs with nothing but passes of rank r around them.
 """
 
 from collections.abc import Sequence
-from functools import lru_cache
+from functools import cache
 from math import prod
 from typing import Any
 
@@ -117,7 +117,7 @@ UP_BACKWARD = register(
 )
 
 
-@lru_cache(maxsize=None)
+@cache
 def _check_up_add(z: Checked, weight: Checked, residual: Checked) -> None:
     check_rows("up_add", "z", z)
     check_matrices("up_add", {"weight": weight})

@@ -1,20 +1,19 @@
 """Every kernel at every launch configuration, compiled ahead of time; no GPU is needed.
 
-`python -m cola_kernels.tools.compile_report --arch sm_90 [--json FILE]` builds the launches that
-the models make, with meta tensors, and compiles each as Triton would at launch. It fails (exit 1)
-on a register spill, on more shared memory than the chip has, on a 16-bit GEMM for sm_90 without
-wgmma, and on a row of the table that no launch reached. `--brief` compiles each kernel once for
-each row of the table and each of its modes, instead of once for each width it is specialised to.
+`python -m cola_kernels.tools.compile_report --arch sm_90 [--json FILE]` records the launches that
+a block of each model makes, forward and backward, on meta tensors, and compiles each as Triton
+would at launch. It fails (exit 1) on a register spill, on more shared memory than the chip has, on
+what `sass.faults` finds in the machine code, and on a row of the table that no launch reached.
+`--brief` compiles each kernel once for each row of the table and each of its modes.
 """
 
 import argparse
 import json
 import os
-import re
-import subprocess
 import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Hashable, Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -24,23 +23,32 @@ import torch
 from torch import Tensor
 
 from cola_kernels.launch import Launch
-from cola_kernels.support import interpreting
-from cola_kernels.tiles import ARCHITECTURES, SHARED_MEMORY, TABLE, Config
+from cola_kernels.recording import record
+from cola_kernels.support import interpreting, library
+from cola_kernels.tiles import ARCHITECTURES, SHARED_MEMORY, TABLE, TYPICAL, Config
+from cola_kernels.tools import sass
 from cola_kernels.tools.floors import SHAPES, Shape
 
-# 60m's shape has r = 128, which the narrow rows are for
+# 60m is so narrow that the narrow rows are for it
 ALL_SHAPES = {"60m": Shape(512, 1376, 128), **SHAPES}
+TOKENS = (16384, 4096, 4001)  # of a micro-batch: usual, small, and filling no tile
 SIGNATURES = {
     torch.bfloat16: "bf16",
     torch.float16: "fp16",
     torch.float32: "fp32",
     torch.int64: "i64",
 }
+DOTS = {"up_add": 1, "gated_up": 2, "gated_backward": 1, "gated_recompute": 3}  # in the loops
 
 
 @dataclass(frozen=True)
 class Row:
-    """One compiled kernel. Spills (a thread's stack frame) and shared memory in bytes."""
+    """One compiled kernel. Spills (a thread's stack frame) and shared memory in bytes.
+
+    blocks: that fit a multiprocessor. matmuls: HGMMA or HMMA instructions. loads, stores: bytes
+    that a thread moves at once -> instructions, of LDG and LDGSTS, and of STG; tma: UTMALDG and
+    UTMASTG. faults: see `sass.faults`.
+    """
 
     kernel: str
     variant: str
@@ -50,59 +58,55 @@ class Row:
     registers: int
     spills: int
     shared: int
-    wgmma: int
+    blocks: int
+    matmuls: int
+    loads: dict[int, int]
+    stores: dict[int, int]
+    tma: tuple[int, int]
+    instructions: int
+    faults: list[str]
     seconds: float
 
     def problems(self, arch: str) -> list[str]:
-        found = []
-        if self.spills:
-            found.append(f"spills {self.spills} bytes of registers")
+        found = [*self.faults]
         if self.shared > SHARED_MEMORY[arch]:
             found.append(f"{self.shared} bytes of shared memory; {SHARED_MEMORY[arch]} exist")
-        if arch == "sm_90" and self.dtype != "fp32" and self.wgmma == 0:
-            found.append("no wgmma")
+        if self.blocks < self.config.programs:
+            found.append(f"{self.blocks} programs fit a multiprocessor, not {self.config.programs}")
+        # 16 of K an instruction, of 64 rows a warp group
+        c = self.config
+        step = DOTS[self.kernel.removesuffix("_kernel")] * c.block_k // 16
+        step *= max(1, c.block_m // (16 * c.warps))
+        if arch == "sm_90" and self.dtype != "fp32" and self.matmuls != step:
+            found.append(f"{self.matmuls} wgmma a step of K, not {step}")
         return [f"{self.kernel} {self.variant} {self.dtype} {self.config}: {p}" for p in found]
 
 
-def launches(
-    shape: Shape, dtype: torch.dtype, arch: str, device: str = "meta"
-) -> Iterator[tuple[str, Launch]]:
-    """(variant, launch) of every kernel launch of one block of a model; values are random."""
-    from cola_kernels.gated import gated_up_backward_launch, gated_up_launch
-    from cola_kernels.gemm import empty_aligned
-    from cola_kernels.ops.down import down_launch
-    from cola_kernels.ops.up import up_add_launch, up_backward_launches, up_launches
+def launches(shape: Shape, dtype: torch.dtype, arch: str) -> Iterator[tuple[str, Launch]]:
+    """(variant, launch) of every kernel launch of one block of a model, on meta tensors."""
+    for keep_wide in (True, False):
+        ops = library("triton", keep_wide)
+        for gate_silu in (True, False):
+            for launch in record(lambda: _block(ops, shape, dtype, gate_silu), TYPICAL[arch]):
+                switches = [k.lower() for k, v in launch.arguments.items() if v is True]
+                name = launch.kernel.__name__.removesuffix("_kernel")
+                yield ", ".join((name, *switches)), launch
 
-    like = torch.empty(0, dtype=dtype, device=device)
 
-    def filled(tensor: Tensor) -> Tensor:
-        return tensor if tensor.is_meta else tensor.normal_()
-
-    def new(rows: int, columns: int) -> Tensor:
-        return filled(like.new_empty(rows, columns))
-
-    def aligned(rows: int, columns: int) -> Tensor:
-        return filled(empty_aligned(like, rows, columns))
-
+def _block(ops: Any, shape: Shape, dtype: torch.dtype, gate_silu: bool) -> None:
+    """The linears of a block, forward and backward, without attention and norms."""
     n, d, d_ff, r = shape.n, shape.d, shape.d_ff, shape.r
-    p, dp, dg, du = (aligned(n, d_ff) for _ in range(4))
-    gate, up = new(d_ff, r), new(d_ff, r)
-    # weights as `ops.down.stack` lays them out
-    yield "down", down_launch(new(n, d), aligned(3 * r, d), new(n, 3 * r), arch)
-    yield "down", down_launch(p, aligned(r, d_ff), new(n, r), arch)
-    yield "up", up_launches(new(n, r), [new(d, r)], [new(n, d)], arch)[0]
-    yield "up_add", up_add_launch(new(n, r), new(d, r), new(n, d), new(n, d), arch)
-    for activation in (True, False):
-        variant = f"up_backward{', silu' if activation else ''}"
-        for dy, weight in ((new(n, d), new(d, r)), (dg, gate)):
-            z, dz = new(n, r), new(n, r)
-            yield variant, up_backward_launches([dy], z, [weight], activation, dz, arch)[0]
-    for gate_silu in (True, False):
-        suffix = ", silu" if gate_silu else ""
-        h = new(n, 2 * r)
-        yield f"gated_up{suffix}", gated_up_launch(h, gate, up, p, gate_silu, arch)
-        launch = gated_up_backward_launch(dp, h, gate, up, dg, du, p, gate_silu, arch)
-        yield f"gated_up_backward{suffix}", launch
+
+    def new(*size: int) -> Tensor:
+        return torch.empty(*size, dtype=dtype, device="meta", requires_grad=True)
+
+    x = new(n, d)
+    q, _, _ = ops.up(ops.down(x, [new(r, d) for _ in range(3)]), [new(d, r) for _ in range(3)])
+    (x,) = ops.up(ops.down(q, [new(r, d)]), [new(d, r)], x)
+    z = ops.down(x, [new(r, d), new(r, d)])
+    z = ops.gated_down(z, new(d_ff, r), new(d_ff, r), new(r, d_ff), gate_silu=gate_silu)
+    (x,) = ops.up(z, [new(d, r)], x)
+    x.backward(torch.empty_like(x))
 
 
 def source_of(launch: Launch) -> Any:
@@ -115,7 +119,8 @@ def source_of(launch: Launch) -> Any:
     attributes: dict[tuple[int, ...], list[list[Any]]] = {}
     for i, parameter in enumerate(kernel.params):
         value = launch.arguments[parameter.name]
-        if parameter.is_constexpr or (isinstance(value, int) and value == 1):
+        one = isinstance(value, int) and value == 1 and not parameter.do_not_specialize
+        if parameter.is_constexpr or one:
             signature[parameter.name] = "constexpr"
             constexprs[(i,)] = value
             continue
@@ -125,7 +130,7 @@ def source_of(launch: Launch) -> Any:
         else:
             signature[parameter.name] = "i32"
             number = int(value)
-        if number % 16 == 0:
+        if number % 16 == 0 and not parameter.do_not_specialize:
             attributes[(i,)] = [["tt.divisibility", 16]]
     return ASTSource(kernel, signature, constexprs, attributes)
 
@@ -147,66 +152,50 @@ def compile_row(variant: str, shape: str, launch: Launch, arch: str) -> Row:
     compiled = triton.compile(
         source_of(launch),
         target=GPUTarget("cuda", int(arch.removeprefix("sm_")), 32),
-        options={"num_warps": config.warps, "num_stages": config.stages},
+        options=launch.options,
     )
     seconds = time.perf_counter() - start
-    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-        file.write(compiled.asm["cubin"])
-        file.flush()
-        command = [triton.knobs.nvidia.cuobjdump.path, "-res-usage", file.name]
-        said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    # arrays of a thread's own would be in the stack frame too, but the kernels have none
-    usage = re.search(r"REG:(\d+) STACK:(\d+)", said)
-    assert usage is not None, said
-    dtype = next(a.dtype for a in launch.arguments.values() if isinstance(a, Tensor))
+    code = sass.read(compiled.asm["cubin"])
+    dtype = launch.tensors[0].dtype
+    loads: Counter[int] = Counter(code.widths("LDG")) + Counter(code.widths("LDGSTS"))
     return Row(
         kernel=launch.kernel.__name__,
         variant=variant,
         shape=shape,
         dtype=SIGNATURES[dtype],
         config=config,
-        registers=int(usage[1]),
-        spills=int(usage[2]),
+        registers=code.registers,
+        spills=code.stack,
         shared=compiled.metadata.shared,
-        wgmma=compiled.asm["ptx"].count("wgmma.mma_async"),
+        blocks=sass.blocks(code, 32 * config.warps, compiled.metadata.shared, arch),
+        matmuls=code.count("HGMMA") + code.count("HMMA"),
+        loads=dict(loads),
+        stores=code.widths("STG"),
+        tma=(code.count("UTMALDG"), code.count("UTMASTG")),
+        instructions=code.opcodes.total(),
+        faults=sass.faults(code, arch, sixteen_bit=dtype.itemsize == 2),
         seconds=seconds,
     )
 
 
-def mode(launch: Launch) -> Hashable:
-    """Kernel, row of the table and the switches written in the kernel: not what widths decide."""
-    switches = {
-        name: value
-        for name, value in launch.arguments.items()
-        if isinstance(value, (bool, str)) and not name.startswith("EVEN_")
-    }
-    return launch.kernel.__name__, launch.config, tuple(switches.items())
-
-
 def report(arch: str, rank: int | None = None, brief: bool = False) -> Iterator[Row]:
-    """Each distinct compilation once: the widths differ between models, most kernels do not.
+    """Each distinct compilation once: few differ between models, as widths are multiples of 16.
 
     rank: in place of the models' own.
-    brief: of each mode only the compilation with the most masks.
+    brief: without what only the placement of the SiLU changes, but in the MLP's own kernels.
     """
     for dtype in (torch.bfloat16, torch.float32):  # float16 takes bfloat16's rows
         distinct: dict[Hashable, tuple[str, str, Launch]] = {}
         for name, shape in ALL_SHAPES.items():
             if rank is not None:
                 shape = replace(shape, r=rank)
-            for variant, launch in launches(shape, dtype, arch):
-                distinct.setdefault(compilation(launch), (variant, name, launch))
-        chosen = list(distinct.values())
-        if brief:
-            chosen.sort(key=lambda of: masks(of[2]))
-            chosen = list({mode(of[2]): of for of in chosen}.values())
-        for variant, name, launch in chosen:
-            yield compile_row(variant, name, launch, arch)
-
-
-def masks(launch: Launch) -> int:
-    """How many of the kernel's axes do not fill their tiles."""
-    return sum(launch.arguments.get(name) is False for name in ("EVEN_N", "EVEN_K"))
+            for tokens in TOKENS:
+                for variant, launch in launches(replace(shape, n=tokens), dtype, arch):
+                    distinct.setdefault(compilation(launch), (variant, name, launch))
+        for variant, name, launch in distinct.values():
+            # the SiLU's epilogue is the larger one
+            if not (brief and launch.arguments.get("GATE_SILU") is False):
+                yield compile_row(variant, name, launch, arch)
 
 
 def unreached(arch: str, rows: list[Row]) -> list[str]:
@@ -218,6 +207,11 @@ def unreached(arch: str, rows: list[Row]) -> list[str]:
         for name, config in table[arch].items()
         if (kernel, config) not in reached
     ]
+
+
+def counted(widths: dict[int, int]) -> str:
+    """Bytes at once, and how often."""
+    return ", ".join(f"{width} x {n}" for width, n in widths.items()) or "-"
 
 
 def main() -> int:
@@ -239,8 +233,9 @@ def main() -> int:
 
         print(f"Triton {triton.__version__}, {options.arch}\n")
         print("| kernel | use | compiled for | dtype | M x N x K, warps, stages | registers "
-              "| spills (B) | shared (KiB) | wgmma | compile (s) |")  # fmt: skip
-        print("|---|---|---|---|---|---|---|---|---|---|", flush=True)
+              "| spills (B) | shared (KiB) | blocks | matmuls | TMA in, out | load bytes "
+              "| store bytes | instructions | compile (s) |")  # fmt: skip
+        print("|" + "---|" * 15, flush=True)
         rows = []
         for row in report(options.arch, options.rank, options.brief):
             rows.append(row)
@@ -248,8 +243,9 @@ def main() -> int:
             print(
                 f"| {row.kernel} | {row.variant} | {row.shape} | {row.dtype} "
                 f"| {c.block_m} x {c.block_n} x {c.block_k}, {c.warps}, {c.stages} "
-                f"| {row.registers} | {row.spills} | {row.shared / 1024:.0f} | {row.wgmma} "
-                f"| {row.seconds:.1f} |",
+                f"| {row.registers} | {row.spills} | {row.shared / 1024:.0f} | {row.blocks} "
+                f"| {row.matmuls} | {row.tma[0]}, {row.tma[1]} | {counted(row.loads)} "
+                f"| {counted(row.stores)} | {row.instructions} | {row.seconds:.1f} |",
                 flush=True,
             )
     problems = [p for row in rows for p in row.problems(options.arch)]

@@ -40,31 +40,32 @@ class Cost:
 SHAPES = {"1b": Shape(2048, 5461, 512), "7b": Shape(4096, 11008, 1024)}
 
 
-def down(n: int, d: int, R: int, e: int = 2) -> Cost:
-    """z (n, R) from x (n, d) and weights (R, d); `R` is the sum of the projections' ranks."""
-    return Cost(2 * n * d * R, e * (n * d + d * R + n * R))
+def up_add(n: int, d: int, r: int, e: int = 2) -> Cost:
+    """y (n, d) from z (n, r), weights (d, r), and the residual (n, d)."""
+    return Cost(2 * n * d * r, e * (n * r + d * r + 2 * n * d))
 
 
-def up(n: int, d: int, r: int, projections: int = 1, residual: bool = False, e: int = 2) -> Cost:
-    """y (n, d) of each projection from its z (n, r), weights (d, r), and the residual (n, d)."""
-    out = n * d * (2 if residual else 1)
-    return Cost(2 * n * d * r * projections, e * projections * (n * r + d * r + out))
+def up_add_gradients(n: int, d: int, r: int, e: int = 2) -> Cost:
+    """dz (n, r) and dB (d, r) from dy (n, d), z and the weights. The residual's gradient is dy."""
+    return Cost(4 * n * d * r, e * (n * d + 2 * n * r + 2 * d * r))
 
 
-def down_gradients(n: int, d: int, R: int, e: int = 2) -> Cost:
-    """dx (n, d) and dA (R, d) from dz (n, R), x and the weights."""
-    return Cost(4 * n * d * R, e * (2 * n * d + 2 * d * R + n * R))
+def gated_up(n: int, d_ff: int, r: int, keep: bool, e: int = 2) -> Cost:
+    """p (n, F), with `keep` g and u too, from h (n, 2 r) and two weights (F, r)."""
+    outputs = 3 if keep else 1
+    return Cost(4 * n * d_ff * r, e * (2 * n * r + 2 * d_ff * r + outputs * n * d_ff))
 
 
-def up_gradients(n: int, d: int, r: int, projections: int = 1, e: int = 2) -> Cost:
-    """dz (n, r) and dB (d, r) of each projection from dy (n, d), z and the weights. A residual's
-    gradient is dy itself."""
-    return Cost(4 * n * d * r * projections, e * projections * (n * d + 2 * n * r + 2 * d * r))
+def gated_backward(n: int, d_ff: int, r_d: int, e: int = 2) -> Cost:
+    """dg and du (n, F) from dz_d (n, r_d), a weight (r_d, F), g and u (n, F)."""
+    return Cost(2 * n * d_ff * r_d, e * (n * r_d + d_ff * r_d + 4 * n * d_ff))
 
 
-def up_backward(n: int, d: int, r: int, projections: int = 1, e: int = 2) -> Cost:
-    """dz (n, r) of each projection from dy (n, d), weights (d, r) and z (n, r)."""
-    return Cost(2 * n * d * r * projections, e * projections * (n * d + d * r + 2 * n * r))
+def gated_recompute(n: int, d_ff: int, r: int, r_d: int, e: int = 2) -> Cost:
+    """dg, du and p (n, F) from dz_d (n, r_d), h (n, 2 r) and the three weights."""
+    flops = 4 * n * d_ff * r + 2 * n * d_ff * r_d
+    inputs = n * r_d + 2 * n * r + 2 * d_ff * r + d_ff * r_d
+    return Cost(flops, e * (inputs + 3 * n * d_ff))
 
 
 def gated_down(n: int, d_ff: int, r: int, r_d: int, e: int = 2) -> Cost:
@@ -73,40 +74,29 @@ def gated_down(n: int, d_ff: int, r: int, r_d: int, e: int = 2) -> Cost:
     return Cost(flops, e * (2 * n * r + 2 * d_ff * r + d_ff * r_d + n * r_d))
 
 
-def gated_down_backward(n: int, d_ff: int, r: int, e: int = 2) -> Cost:
-    """dg, du and p (n, F) from dp (n, F), h (n, 2 r) and two weights (F, r)."""
-    return Cost(4 * n * d_ff * r, e * (4 * n * d_ff + 2 * n * r + 2 * d_ff * r))
-
-
-def gated_down_gradients(n: int, d_ff: int, r: int, r_d: int, e: int = 2) -> Cost:
+def gated_down_gradients(
+    n: int, d_ff: int, r: int, r_d: int, kept: bool = False, e: int = 2
+) -> Cost:
     """dz (n, 2 r) and the three weights' gradients from dz_d (n, r_d), z and the weights; g and u
-    anew."""
-    flops = 12 * n * d_ff * r + 4 * n * d_ff * r_d
+    anew, or `kept`."""
+    flops = (8 if kept else 12) * n * d_ff * r + 4 * n * d_ff * r_d
     return Cost(flops, e * (4 * n * r + n * r_d + 4 * d_ff * r + 2 * d_ff * r_d))
 
 
 def table(shape: Shape) -> dict[str, Cost]:
-    """Every use of an op in one block of the model, by name."""
+    """Every use of a Triton kernel in one block of the model, and of the ops around it, by name."""
     n, d, d_ff, r = shape.n, shape.d, shape.d_ff, shape.r
     return {
-        "down, q/k/v": down(n, d, 3 * r),
-        "down, q/k/v, gradients": down_gradients(n, d, 3 * r),
-        "down, gate/up": down(n, d, 2 * r),
-        "down, gate/up, gradients": down_gradients(n, d, 2 * r),
-        "down, o": down(n, d, r),
-        "down, o, gradients": down_gradients(n, d, r),
-        "down, MLP down": down(n, d_ff, r),
-        "down, MLP down, gradients": down_gradients(n, d_ff, r),
-        "up, q/k/v": up(n, d, r, projections=3),
-        "up, q/k/v, gradients": up_gradients(n, d, r, projections=3),
-        "up_add, o or MLP down": up(n, d, r, residual=True),
-        "up_add, o or MLP down, gradients": up_gradients(n, d, r),
-        "up_backward, q/k/v": up_backward(n, d, r, projections=3),
-        "up_backward, o or MLP down": up_backward(n, d, r),
-        "up_backward, gate/up": up_backward(n, d_ff, r, projections=2),
+        "up_add": up_add(n, d, r),
+        "up_add, gradients": up_add_gradients(n, d, r),
+        "gated_up, keep": gated_up(n, d_ff, r, keep=True),
+        "gated_backward": gated_backward(n, d_ff, r),
+        "gated_up": gated_up(n, d_ff, r, keep=False),
+        "gated_recompute": gated_recompute(n, d_ff, r, r),
+        "gated_down, keep": gated_down(n, d_ff, r, r),
+        "gated_down, keep, gradients": gated_down_gradients(n, d_ff, r, r, kept=True),
         "gated_down": gated_down(n, d_ff, r, r),
         "gated_down, gradients": gated_down_gradients(n, d_ff, r, r),
-        "gated_down_backward": gated_down_backward(n, d_ff, r),
     }
 
 
