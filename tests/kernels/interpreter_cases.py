@@ -8,15 +8,28 @@ Shapes: n rows, d model width, r bottleneck width, F = d_ff.
 import functools
 import itertools
 from collections.abc import Callable, Iterator
+from types import ModuleType
 
 import pytest
 import torch
 import triton
 import triton.language as tl
-from cola_kernels import UnsupportedError, composed, fused, names, reference, select, support, tiles
-from cola_kernels.gemm import GROUP_M, empty_aligned, tile_origin
-from cola_kernels.support import architecture, interpreting
+from cola_kernels import (
+    UnsupportedError,
+    composed,
+    fused,
+    fused_wide,
+    names,
+    reference,
+    select,
+    support,
+    tiles,
+)
+from cola_kernels.gemm import GROUP_M, tile_origin
+from cola_kernels.support import interpreting, target
 from torch import Tensor
+from functorch.compile import make_boxed_func, min_cut_rematerialization_partition
+from torch._dynamo.backends.common import aot_autograd
 from torch.utils.checkpoint import (
     CheckpointPolicy,
     checkpoint,
@@ -37,7 +50,7 @@ def nan_filled() -> Iterator[None]:
     torch.manual_seed(0)
     torch.use_deterministic_algorithms(True)
     assert torch.utils.deterministic.fill_uninitialized_memory
-    assert empty_aligned(torch.zeros(1, device=DEVICE), 2, 3).isnan().all()
+    assert torch.empty(2, 3, device=DEVICE).isnan().all()
     yield
     torch.use_deterministic_algorithms(False)
 
@@ -57,8 +70,10 @@ def gradients(function: Function, inputs: list[Tensor], dys: list[Tensor]) -> li
     return [*outputs, *torch.autograd.grad([(y * dy).sum() for y, dy in pairs], inputs)]
 
 
-def assert_as_good(op: Callable[..., Function], inputs: list[Tensor]) -> None:
-    """`op(fused)` errs, against fp64, at most twice as much as `op(reference)` in the inputs'
+def assert_as_good(
+    op: Callable[..., Function], inputs: list[Tensor], library: ModuleType = fused
+) -> None:
+    """`op(library)` errs, against fp64, at most twice as much as `op(reference)` in the inputs'
     dtype, in every output and gradient; writes to no input; and gives the same bits twice."""
     before = [x.detach().clone() for x in inputs]
     exact = [x.detach().double().requires_grad_() for x in inputs]
@@ -66,7 +81,7 @@ def assert_as_good(op: Callable[..., Function], inputs: list[Tensor]) -> None:
     truth = gradients(op(reference), exact, dys)
     dys = [dy.to(inputs[0].dtype) for dy in dys]
     plain = gradients(op(reference), inputs, dys)
-    ours = gradients(op(fused), inputs, dys)
+    ours = gradients(op(library), inputs, dys)
     assert all(map(torch.equal, before, inputs))
     for t, p, o in zip(truth, plain, ours, strict=True):
         assert o.dtype == inputs[0].dtype and o.shape == t.shape
@@ -74,16 +89,17 @@ def assert_as_good(op: Callable[..., Function], inputs: list[Tensor]) -> None:
         error = (o - t).norm()
         assert error <= allowed, f"{tuple(t.shape)}: {error:.2e} > {allowed:.2e}"
     if not interpreting():  # which runs the programs one after the other
-        assert all(map(torch.equal, ours, gradients(op(fused), inputs, dys)))
+        assert all(map(torch.equal, ours, gradients(op(library), inputs, dys)))
 
 
 # (n, d, r, F). The interpreter's time goes with the number of tiles, so no axis is longer than it
-# takes: two row blocks; one column block and several; with d and F along K, full steps with a rest
-# and without, each in products whose columns fill their tiles (r = 128) and do not.
-SHAPES = [(130, 140, 70, 133), (1, 3, 1, 5), (129, 72, 128, 192)]
+# takes: two row blocks; one column block and several; along K full steps with a rest and without;
+# widths that are multiples of 16 and widths that are not.
+SHAPES = [(130, 140, 70, 133), (3, 3, 1, 5), (129, 72, 128, 192)]
 everywhere = pytest.mark.parametrize("shape, dtype", list(itertools.product(SHAPES, DTYPES)))
 # SiLU on the bottleneck, and on gate; on both: `mlp`
 placements = pytest.mark.parametrize("activation, gate_silu", [(True, False), (False, True)])
+libraries = pytest.mark.parametrize("library", [fused, fused_wide])
 
 
 @everywhere
@@ -106,13 +122,15 @@ def test_up(shape: tuple[int, ...], dtype: torch.dtype, activation: bool) -> Non
 
 @everywhere
 @placements
+@libraries
 def test_gated_down(
-    shape: tuple[int, ...], dtype: torch.dtype, activation: bool, gate_silu: bool
-) -> None:
+    shape: tuple[int, ...], dtype: torch.dtype, activation: bool, gate_silu: bool,
+    library: ModuleType,
+) -> None:  # fmt: skip
     n, d, r, d_ff = shape
     inputs = [normal(n, 2 * r, dtype=dtype), weight(d_ff, r, dtype), weight(d_ff, r, dtype)]
     op = lambda k: lambda *inputs: (k.gated_down(*inputs, activation, gate_silu),)  # noqa: E731
-    assert_as_good(op, [*inputs, weight(d, d_ff, dtype)])
+    assert_as_good(op, [*inputs, weight(d, d_ff, dtype)], library)
 
 
 def mlp(k: object) -> Function:
@@ -139,32 +157,29 @@ def table_rows() -> list[tuple[str, torch.dtype]]:
         return every
 
     def shapes(arch: str, dtype: torch.dtype) -> tuple[tuple[int, int, int], ...]:
-        configs = [
-            tiles.choose(kernel, arch, dtype, columns)
-            for kernel in tiles.TABLE
-            for columns in (tiles.NARROW, tiles.NARROW + 1)
-        ]
+        configs = [tiles.choose(kernel, tiles.TYPICAL[arch], dtype) for kernel in tiles.TABLE]
         return tuple((c.block_m, c.block_n, c.block_k) for c in configs)
 
     return list({shapes(*of): of for of in every}.values())
 
 
 @pytest.mark.parametrize("arch, dtype", table_rows())
+@libraries
 def test_every_row_of_the_table(
-    arch: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+    arch: str, dtype: torch.dtype, library: ModuleType, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    if tiles.SHARED_MEMORY[arch] > tiles.SHARED_MEMORY[architecture("test", DEVICE)]:
+    here = target("test", DEVICE)
+    if tiles.SHARED_MEMORY[arch] > tiles.SHARED_MEMORY[here.architecture]:
         pytest.skip(f"this GPU has less shared memory than {arch}")
-    for module in ("down", "up", "gated_down"):
-        name = f"cola_kernels.ops.{module}.architecture"
-        monkeypatch.setattr(name, lambda op, device: arch)
+    row = tiles.Target(arch, here.processors)
+    monkeypatch.setattr(support, "_target", lambda op, device: row)
     inputs = [x.detach().to(dtype).requires_grad_() for x in mlp_inputs((130,), 260, 70, 133)]
-    assert_as_good(mlp, inputs)
+    assert_as_good(mlp, inputs, library)
 
 
 @triton.jit
 def origins_kernel(out_ptr, M, N, BLOCK: tl.constexpr, GROUP_M: tl.constexpr):
-    row, column = tile_origin(M, N, BLOCK, BLOCK, GROUP_M)
+    row, column = tile_origin(tl.program_id(0), M, N, BLOCK, BLOCK, GROUP_M)
     tl.store(out_ptr + tl.program_id(0) * 2, row)
     tl.store(out_ptr + tl.program_id(0) * 2 + 1, column)
 
@@ -215,88 +230,131 @@ def test_registration() -> None:
     torch.library.opcheck(OPS.down, (x, [weight(3, 7), weight(2, 7)]))
     torch.library.opcheck(OPS.up, (z, [gate, up], True))
     torch.library.opcheck(OPS.up_add, (z, weight(7, 6), x, False))
-    torch.library.opcheck(OPS.gated_down, (z, gate, up, weight(4, 9), True, True))
+    for op in (OPS.gated_down, OPS.gated_down_wide):
+        torch.library.opcheck(op, (z, gate, up, weight(4, 9), True, True))
     with torch.no_grad():
         z, gate, up = (t.detach() for t in (z, gate, up))
         dg, du = randn(5, 9), randn(5, 9)
         torch.library.opcheck(OPS.down_backward, (randn(5, 3), [randn(3, 7)]))
         torch.library.opcheck(OPS.up_backward, ([dg, du], z, [gate, up], True))
-        torch.library.opcheck(OPS.gated_down_backward, (dg, z, gate, up, True))
+        dz, A = randn(5, 4), randn(4, 9)
+        torch.library.opcheck(OPS.gated_recompute, (dz, A, z, gate, up, True))
+        torch.library.opcheck(OPS.gated_backward, (dz, A, randn(5, 16), randn(5, 16), True))
 
 
-def test_flops() -> None:
+@libraries
+def test_flops_and_what_is_kept(library: ModuleType) -> None:
+    """Three products for each weight, and g and u again where they are not kept. The backward pass
+    keeps x, the rank-r vectors and the weights themselves; `fused_wide` g, u and p too, in rows of
+    48 for d_ff = 37."""
     n, d, r, d_ff = 20, 40, 16, 37
-    with FlopCounterMode(display=False) as counter:
-        mlp(fused)(*mlp_inputs())[0].sum().backward()
-    down_up = 2 * n * d * r
-    # three products for each weight, and the recomputed g and u
-    assert counter.get_total_flops() == 3 * (3 * down_up + 3 * 2 * n * d_ff * r) + 4 * n * d_ff * r
-
-
-def test_what_is_kept() -> None:
-    """The backward pass keeps x, the rank-r vectors and the weights: nothing else."""
     inputs = mlp_inputs()
     kept: dict[int, Tensor] = {}
-    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.setdefault(id(t), t), lambda t: t):
-        mlp(fused)(*inputs)
-    activations = sorted(tuple(t.shape) for t in kept.values() if t.shape[0] == 20)
-    assert activations == [(20, 16), (20, 32), (20, 40)]
-    weights = [t for t in kept.values() if t.shape[0] != 20]
+    with (
+        FlopCounterMode(display=False) as counter,
+        torch.autograd.graph.saved_tensors_hooks(lambda t: kept.setdefault(id(t), t), lambda t: t),
+    ):
+        (y,) = mlp(library)(*inputs)
+        y.sum().backward()
+    wide = library is fused_wide
+    once = 3 * 2 * n * d * r + 3 * 2 * n * d_ff * r
+    assert counter.get_total_flops() == 3 * once + (0 if wide else 4 * n * d_ff * r)
+    activations = sorted(tuple(t.shape) for t in kept.values() if t.shape[0] == n)
+    assert activations == [(n, 16), (n, 32), (n, 40)] + 3 * wide * [(n, 48)]
+    weights = [t for t in kept.values() if t.shape[0] != n]
     assert {t.data_ptr() for t in weights} == {t.data_ptr() for t in inputs[1:]}
 
 
-def test_compile_sees_through() -> None:
+def test_a_blocks_output_is_no_view() -> None:
+    """FSDP2 hooks it, and warns that an in-place op on a view would drop the hook."""
+    for d in (40, 48):
+        (y,) = mlp(fused)(*mlp_inputs((2, 3), d))
+        assert y.shape == (2, 3, d) and not y._is_view()
+
+
+def compiled(function: Function) -> tuple[Function, list[list[str]], list[list[tuple[int, ...]]]]:
+    """`function` under torch.compile, and what each of its graphs does and gives, once it ran."""
+    done: list[list[str]] = []
+    given: list[list[tuple[int, ...]]] = []
+
+    def compiler(graph: torch.fx.GraphModule, _: object) -> Callable[..., object]:
+        nodes = list(graph.graph.nodes)
+        done.append([str(node.target) for node in nodes if node.op == "call_function"])
+        values = [node.meta["val"] for node in nodes[-1].args[0] if node is not None]
+        given.append([tuple(value.shape) for value in values])
+        return make_boxed_func(graph.forward)
+
+    backend = aot_autograd(
+        fw_compiler=compiler, bw_compiler=compiler,
+        partition_fn=min_cut_rematerialization_partition,
+    )  # fmt: skip
+    return torch.compile(function, backend=backend, fullgraph=True), done, given
+
+
+@libraries
+def test_compile_sees_through(library: ModuleType) -> None:
+    """Plain GEMMs, and no stacked weights among what the forward pass keeps."""
     inputs = mlp_inputs()
-    compiled = torch.compile(mlp(fused), backend="aot_eager", fullgraph=True)
+    function, done, given = compiled(mlp(library))
     dys = [randn(20, 40)]
-    for a, b in zip(
-        gradients(compiled, inputs, dys), gradients(mlp(fused), inputs, dys), strict=True
-    ):
-        assert torch.equal(a, b)
+    pairs = zip(gradients(function, inputs, dys), gradients(mlp(library), inputs, dys), strict=True)
+    assert all(torch.equal(a, b) for a, b in pairs)
+    assert "cola_kernels.up_backward.default" not in done[1] and "aten.mm.default" in done[1]
+    assert (32, 40) not in given[0]
+
+
+def cola_m(function: Function) -> Function:
+    """`function` with nothing kept but its input and the rank-r vectors."""
+
+    def policy(ctx: object, op: object, *args: object, **kwargs: object) -> CheckpointPolicy:
+        keep = op.name() in names.RANK_R_OPS | names.RESIDUAL_OPS
+        return CheckpointPolicy.MUST_SAVE if keep else CheckpointPolicy.PREFER_RECOMPUTE
+
+    contexts = functools.partial(create_selective_checkpoint_contexts, policy)
+    return lambda *inputs: checkpoint(function, *inputs, use_reentrant=False, context_fn=contexts)
 
 
 def test_selective_checkpointing_sees_through() -> None:
     """With the rank-r vectors kept, `down` and `gated_down` do not run again in the backward pass;
-    `up` does."""
+    the projections' `up` does. Under torch.compile neither."""
     inputs = mlp_inputs()
 
-    def policy(ctx: object, op: object, *args: object, **kwargs: object) -> CheckpointPolicy:
-        keep = op in (OPS.down.default, OPS.gated_down.default)
-        return CheckpointPolicy.MUST_SAVE if keep else CheckpointPolicy.PREFER_RECOMPUTE
-
-    def recomputed(*inputs: Tensor) -> tuple[Tensor, ...]:
-        return checkpoint(
-            mlp(fused), *inputs, use_reentrant=False,
-            context_fn=lambda: create_selective_checkpoint_contexts(policy),
-        )  # fmt: skip
+    def function(*inputs: Tensor) -> tuple[Tensor, ...]:
+        (y,) = mlp(fused)(*inputs)
+        (v,) = fused.up(fused.down(y, [inputs[1]]), [inputs[6]])
+        return (v * v,)
 
     dys = [randn(20, 40)]
+    expected = gradients(function, inputs, dys)
     with FlopCounterMode(display=False) as counter:
-        ours = gradients(recomputed, inputs, dys)
-    for a, b in zip(ours, gradients(mlp(fused), inputs, dys), strict=True):
-        assert torch.equal(a, b)
+        ours = gradients(cola_m(function), inputs, dys)
+    assert all(map(torch.equal, ours, expected))
     flops = counter.get_flop_counts()["Global"]
-    assert flops[OPS.down] == 2 * 20 * 16 * 2 * 40
+    assert flops[OPS.down] == 2 * 20 * 16 * 3 * 40
     assert flops[OPS.gated_down] == 6 * 20 * 16 * 37
+    assert flops[OPS.up] == 2 * (2 * 20 * 16 * 40)
+
+    both, done, given = compiled(cola_m(function))
+    assert all(map(torch.equal, gradients(both, inputs, dys), expected))
+    for op in ("down", "gated_down"):
+        assert f"cola_kernels.{op}.default" not in done[1]
+    assert given[0].count((20, 16)) == 2 and given[0].count((20, 32)) == 1  # z's
 
 
 def test_mistakes_name_themselves() -> None:
     x, A = randn(4, 8), randn(3, 8)
     for call, message in [
-        (lambda: fused.down(x, []), "down: weights is empty"),
-        (lambda: fused.down(x[0], [A]), r"down: x has shape \(8,\); it needs an axis of rows"),
-        (lambda: fused.up(x, [A[0]]), r"up: weights\[0\] has shape \(8,\); it must be a matrix"),
+        (lambda: fused.up(x[0], [A], x), r"up_add: z has shape \(8,\); it needs an axis of rows"),
+        (lambda: fused.up(x, [A[0]], x), r"up_add: weight has shape \(8,\); it must be a matrix"),
         (lambda: fused.gated_down(x, A[0], A, A), r"gated_down: gate has shape \(8,\)"),
         (lambda: fused.gated_down(x, A, A, A[0]), r"gated_down: down has shape \(8,\)"),
-        (lambda: fused.down(x, [A, randn(3, 9)]), r"down: weights\[1\] has shape \(3, 9\)"),
-        (lambda: fused.down(x, [A.half()]), r"down: weights\[0\] has dtype torch.float16"),
-        (lambda: fused.down(x.double(), [A.double()]), "down: x is torch.float64"),
-        (lambda: fused.up(x, [A, A]), r"up: z has shape \(4, 8\), not \(4, 16\)"),
+        (lambda: fused.up(x, [A.half()], x), r"up_add: weight has dtype torch.float16"),
+        (lambda: fused.up(x.double(), [A.double()], x), "up_add: z is torch.float64"),
         (lambda: fused.up(x, [A, A], x), "up: residual with 2 weights"),
         (lambda: fused.up(x, [A], x), r"up_add: residual has shape \(4, 8\), not \(4, 3\)"),
         (lambda: fused.gated_down(x, A, A, A), r"gated_down: z has shape \(4, 8\), not \(4, 16\)"),
         (
-            lambda: fused.gated_down(x, A[:, :4], A[:, :4], A),
+            lambda: fused_wide.gated_down(x, A[:, :4], A[:, :4], A),
             r"gated_down: down has shape \(3, 8\), not \(3, 3\)",
         ),
         (lambda: select("cuda", "cpu"), "kernels=cuda: use torch or triton"),
@@ -308,7 +366,8 @@ def test_mistakes_name_themselves() -> None:
 @pytest.mark.skipif(not interpreting(), reason="what the interpreter takes, and what not")
 def test_interpreted() -> None:
     x = randn(4, 8).bfloat16()
-    with pytest.raises(UnsupportedError, match="down: x is bfloat16"):
-        fused.down(x, [x])
-    assert select("triton", "cpu") is fused
+    with pytest.raises(UnsupportedError, match="up_add: z is bfloat16"):
+        fused.up(x, [x], x)
+    assert select("triton", "cpu", keep_wide=False) is fused
+    assert select("triton", "cpu") is fused_wide
     assert select("torch", "cpu") is composed

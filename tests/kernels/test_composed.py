@@ -42,9 +42,10 @@ def test_linear_keeps_no_copy_of_the_weights(projections: int) -> None:
     assert {t.data_ptr() for t in kept} == {t.data_ptr() for t in (x, *weights)}
 
 
-def test_fused_has_the_same_linear_and_gated() -> None:
+def test_fused_has_the_same_functions_and_what_does_not_fuse() -> None:
     pytest.importorskip("triton")
-    from cola_kernels import fused
+    from cola_kernels import fused, fused_wide
 
-    assert fused.linear is composed.linear and fused.gated is composed.gated
-    assert {*fused.__all__} == {*composed.__all__}
+    for name in ("linear", "gated", "down"):
+        assert getattr(fused, name) is getattr(composed, name)
+    assert {*fused.__all__} == {*fused_wide.__all__} == {*composed.__all__}

@@ -41,7 +41,7 @@ def test_against_the_reference(interpret: bool) -> None:
 def test_benchmark_and_tuner_on_a_gpu(tmp_path: Path) -> None:
     for command in (
         ["benchmarks", "kernels", "--model", "1b", "--op", "gated", "--rounds", "2"],
-        ["cola_kernels.tools.tune", "--kernel", "gemm", "--row", "narrow", "--rounds", "1"],
+        ["cola_kernels.tools.tune", "--kernel", "up_add", "--row", "wide", "--rounds", "1"],
     ):
         ran = python("-m", *command, interpret=False)
         assert ran.returncode == 0, ran.stdout + ran.stderr
@@ -61,9 +61,9 @@ else:
     raise AssertionError
 from cola_kernels import fused
 try:
-    fused.down(torch.randn(2, 3), [torch.randn(2, 3)])
+    fused.up(torch.randn(2, 3), [torch.randn(2, 3)], torch.randn(2, 2))
 except UnsupportedError as error:
-    assert str(error).startswith("cola_kernels.down: Triton runs on CPUs only"), error
+    assert str(error).startswith("cola_kernels.up_add: Triton runs on CPUs only"), error
 else:
     raise AssertionError
 """

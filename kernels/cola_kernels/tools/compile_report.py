@@ -232,7 +232,7 @@ def main() -> int:
         import triton
 
         print(f"Triton {triton.__version__}, {options.arch}\n")
-        print("| kernel | use | compiled for | dtype | M x N x K, warps, stages | registers "
+        print("| kernel | use | compiled for | dtype | M x N x K, warps, stages, programs | registers "
               "| spills (B) | shared (KiB) | blocks | matmuls | TMA in, out | load bytes "
               "| store bytes | instructions | compile (s) |")  # fmt: skip
         print("|" + "---|" * 15, flush=True)
@@ -242,7 +242,7 @@ def main() -> int:
             c = row.config
             print(
                 f"| {row.kernel} | {row.variant} | {row.shape} | {row.dtype} "
-                f"| {c.block_m} x {c.block_n} x {c.block_k}, {c.warps}, {c.stages} "
+                f"| {c.block_m} x {c.block_n} x {c.block_k}, {c.warps}, {c.stages}, {c.programs} "
                 f"| {row.registers} | {row.spills} | {row.shared / 1024:.0f} | {row.blocks} "
                 f"| {row.matmuls} | {row.tma[0]}, {row.tma[1]} | {counted(row.loads)} "
                 f"| {counted(row.stores)} | {row.instructions} | {row.seconds:.1f} |",

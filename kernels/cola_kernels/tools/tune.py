@@ -1,8 +1,8 @@
 """Times launch configurations on the GPU at hand, and prints a row for `tiles.TABLE`.
 
-`python -m cola_kernels.tools.tune --kernel gemm --row wide [--model 1b 7b] [--rounds 10]`: each
+`python -m cola_kernels.tools.tune --kernel up_add --row wide [--model 1b 7b] [--rounds 10]`: each
 candidate runs every launch of a block of the model that takes this row. A candidate that the
-compile report would refuse (spills, shared memory, no wgmma) is not timed. The row is pasted in by
+compile report would refuse (spills, shared memory, narrow loads) is not timed. The row is pasted in by
 hand, if it is worth it: nothing is tuned at training time.
 """
 
@@ -12,17 +12,18 @@ import itertools
 import statistics
 import sys
 from collections.abc import Hashable, Iterator
+from dataclasses import astuple, replace
 
 import torch
 
 from cola_kernels.launch import Launch
-from cola_kernels.support import architecture, interpreting, unavailable
+from cola_kernels.support import interpreting, target, unavailable
 from cola_kernels.tiles import SHARED_MEMORY, TABLE, Config
 from cola_kernels.tools.compile_report import ALL_SHAPES, compilation, compile_row, launches
 from cola_kernels.tools.timing import gpu_seconds
 
 DEVICE = "cuda"
-ROWS = ("wide", "narrow", "fp32")
+ROWS = ("wide", "fp32")
 ACCUMULATORS = range(16, 129)  # fp32 values of a tile for each thread
 
 
@@ -30,26 +31,31 @@ def candidates(row: str, arch: str) -> Iterator[Config]:
     """Tiles, warps and stages that may be fast, by arithmetic alone."""
     size, depths = (4, (16, 32)) if row == "fp32" else (2, (32, 64))
     blocks = (64, 128, 256)
-    for m, n, k, warps, stages in itertools.product(blocks, blocks, depths, (4, 8), (2, 3, 4)):
+    every = itertools.product(blocks, blocks, depths, (4, 8), (2, 3, 4), (1, 2))
+    for m, n, k, warps, stages, programs in every:
         if (
             m * n // (32 * warps) in ACCUMULATORS
             and m * n >= 64 * 128
-            and (stages - 1) * (m + n) * k * size <= SHARED_MEMORY[arch]
+            and programs * (stages - 1) * (m + n) * k * size <= SHARED_MEMORY[arch]
         ):
-            yield Config(m, n, k, warps, stages)
+            yield Config(m, n, k, warps, stages, programs)
 
 
 def row_launches(
     kernel: str, row: str, config: Config, model: str, arch: str
 ) -> Iterator[tuple[str, Launch]]:
-    """(variant, launch) of those in a block of `model` that take the row, with `config` in it."""
+    """(variant, launch) of those in a block of `model` that take the row, with `config` in it, on
+    random tensors of `DEVICE`."""
     rows = TABLE[kernel][arch]
     dtype = torch.float32 if row == "fp32" else torch.bfloat16
     before, rows[row] = rows[row], config
     try:
-        for variant, launch in launches(ALL_SHAPES[model], dtype, arch, DEVICE):
+        for variant, launch in launches(ALL_SHAPES[model], dtype, arch):
             if launch.config is config:
-                yield variant, launch
+                tensors = (
+                    torch.randn(t.shape, device=DEVICE, dtype=dtype) for t in launch.tensors
+                )
+                yield variant, replace(launch, tensors=tuple(tensors))
     finally:
         rows[row] = before
 
@@ -110,7 +116,7 @@ def main() -> int:
         parser.error(f"needs an NVIDIA GPU, Ampere or later, and Triton: {reason}")
     if interpreting():
         parser.error("unset TRITON_INTERPRET: the interpreter's times mean nothing")
-    arch = architecture("tune", torch.device(DEVICE))
+    arch = target("tune", torch.device(DEVICE)).architecture
     if options.row not in TABLE[options.kernel][arch]:
         parser.error(f"--row {options.row}: {options.kernel} has no such row")
 
@@ -119,12 +125,12 @@ def main() -> int:
         print("no candidate is fit to be timed", file=sys.stderr)
         return 1
     now = TABLE[options.kernel][arch][options.row]
-    print("| M x N x K, warps, stages | ms |\n|---|---|")
+    print("| M x N x K, warps, stages, programs | ms |\n|---|---|")
     for c, total in found.items():
-        tile = f"{c.block_m} x {c.block_n} x {c.block_k}, {c.warps}, {c.stages}"
+        tile = f"{c.block_m} x {c.block_n} x {c.block_k}, {c.warps}, {c.stages}, {c.programs}"
         print(f"| {tile}{' (now)' if c == now else ''} | {total * 1e3:.3f} |")
     best = next(iter(found))
-    values = f"{best.block_m}, {best.block_n}, {best.block_k}, {best.warps}, {best.stages}"
+    values = ", ".join(map(str, astuple(best)))
     print(f"\nfor TABLE[{options.kernel!r}][{arch!r}], timed on {torch.cuda.get_device_name()}, "
           f"{datetime.date.today()}:")  # fmt: skip
     print(f'"{options.row}": Config({values}),')
