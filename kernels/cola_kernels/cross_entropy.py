@@ -74,16 +74,8 @@ def cross_entropy_launch(
     return Launch(
         kernel=cross_entropy_kernel,
         grid=(logits.shape[0],),
-        arguments={
-            "logits_ptr": logits,
-            "targets_ptr": targets,
-            "losses_ptr": losses,
-            "V": logits.shape[1],
-            "stride_logits": logits.stride(0),
-            "ignore_index": ignore_index,
-            "GRADIENTS": gradients,
-            "BLOCK_N": CONFIG.block_n,
-        },
+        tensors=(logits, targets, losses),
+        numbers=(logits.shape[1], logits.stride(0), ignore_index, gradients, CONFIG.block_n),
         config=CONFIG,
     )
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from cola_kernels.cross_entropy import cross_entropy_launch
-from cola_kernels.support import UnsupportedError, architecture, check
+from cola_kernels.support import UnsupportedError, check, target
 
 
 def cross_entropy_(
@@ -27,7 +27,7 @@ def cross_entropy_(
 @torch.library.custom_op("cola_kernels::cross_entropy_", mutates_args={"logits"})
 def _cross_entropy_(logits: Tensor, targets: Tensor, gradients: bool, ignore_index: int) -> Tensor:
     losses = _cross_entropy_fake(logits, targets, gradients, ignore_index)
-    architecture("cross_entropy_", logits.device)  # raises where the kernel cannot run
+    target("cross_entropy_", logits.device)  # raises where the kernel cannot run
     cross_entropy_launch(logits, targets, losses, gradients, ignore_index).run()
     return losses
 

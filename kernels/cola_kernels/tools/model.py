@@ -54,9 +54,7 @@ class Modelled:
         return self.torch / self.ours
 
     def __add__(self, other: "Modelled") -> "Modelled":
-        return Modelled(
-            self.floor + other.floor, self.ours + other.ours, self.torch + other.torch
-        )
+        return Modelled(self.floor + other.floor, self.ours + other.ours, self.torch + other.torch)
 
 
 def cublas(M: int, N: int, K: int) -> float:

@@ -52,9 +52,7 @@ def row_launches(
     try:
         for variant, launch in launches(ALL_SHAPES[model], dtype, arch):
             if launch.config is config:
-                tensors = (
-                    torch.randn(t.shape, device=DEVICE, dtype=dtype) for t in launch.tensors
-                )
+                tensors = (torch.randn(t.shape, device=DEVICE, dtype=dtype) for t in launch.tensors)
                 yield variant, replace(launch, tensors=tuple(tensors))
     finally:
         rows[row] = before
