@@ -32,6 +32,7 @@ from cola_train.errors import EXIT_DONE, UserError
 from cola_train.gpus import GPUS
 from cola_train.parallel.topology import Topology
 from cola_train.planning import report
+from cola_train.planning.constants import StepConstants
 from cola_train.planning.estimate import Assumptions, largest_micro_batch, step_time
 from cola_train.planning.memory import memory
 from cola_train.planning.run import Run
@@ -51,7 +52,8 @@ class PlanConfig:
     goal: Literal["throughput", "memory"] | None
     output: Literal["table", "json"]
     plot: PathText | None
-    utilisation: PositiveFraction
+    explain: bool
+    constants: PathText | None
     link_utilisation: PositiveFraction
     network_gbit: PositiveFloat
     reserved: Fraction
@@ -83,13 +85,7 @@ def plan(values: Mapping[str, Any], problems: list[str]) -> int:
         others["train"] = {**train, "batch_size": batch_size}
     config = load(others, topology=topology, checks=OF_THE_CONFIG)
     run = Run(config, topology, gpu=GPUS[options.gpu])
-    assumptions = Assumptions(
-        GPUS[options.gpu],
-        options.utilisation,
-        options.link_utilisation,
-        options.network_gbit,
-        options.reserved,
-    )
+    assumptions = assumed(options)
     candidates: list[Candidate] = []
     if options.goal:
         candidates = search(run, assumptions, options.goal, given)
@@ -102,12 +98,27 @@ def plan(values: Mapping[str, Any], problems: list[str]) -> int:
     answer = describe(run, options, assumptions, largest, candidates)
     if options.plot:
         try:
-            report.plot(run, assumptions.usable_bytes, options.gpu, Path(options.plot))
+            report.plot(run, assumptions, options.gpu, Path(options.plot))
         except (OSError, ValueError) as error:
             raise UserError(f"plot: cannot write {options.plot}: {error}") from error
         print(f"plot: {options.plot}", file=sys.stderr)  # stdout is the answer's alone
-    print(json.dumps(answer, indent=2) if options.output == "json" else report.text(answer))
+    if options.output == "json":
+        print(json.dumps(answer, indent=2))
+    else:
+        print(report.text(answer, options.explain))
     return EXIT_DONE
+
+
+def assumed(options: PlanConfig) -> Assumptions:
+    """Raises UserError: the file of constants is not one."""
+    given = Path(options.constants) if options.constants else None
+    return Assumptions(
+        GPUS[options.gpu],
+        options.link_utilisation,
+        options.network_gbit,
+        options.reserved,
+        StepConstants.from_json(given) if given else StepConstants(),
+    )
 
 
 def describe(
@@ -159,6 +170,7 @@ def describe(
         "step_time": {
             "seconds": time.total,
             **dataclasses.asdict(time),
+            "waiting": time.waiting,
         },
         "run": {
             "steps": config.train.steps,

@@ -8,6 +8,7 @@ from typing import Any, ClassVar, Protocol
 
 from cola_train.config.groups import ModelConfig, RecomputeConfig, TrainConfig
 from cola_train.engines.options import EngineOptions
+from cola_train.methods import launches
 from cola_train.methods.costs import BlockCost, Weight
 from cola_train.optim import OptimOptions
 from cola_train.parallel.topology import Topology
@@ -56,6 +57,12 @@ class MethodOptions(ABC):
     def block_cost(self, model: ModelConfig, length: int, policy: str, fused: bool) -> BlockCost:
         """Of one block, at sequences of `length` under a recompute policy; `fused`: on Triton
         kernels, where there are any."""
+
+    def block_launches(self, model: ModelConfig, work: launches.Work) -> Iterator[launches.Launch]:
+        """The kernels of one block, forward and backward, in any order. A method that joins its
+        matmuls, or fuses what is between them, says so in its own."""
+        cost = self.block_cost(model, work.length, work.policy, work.fused)
+        yield from launches.of_weights(cost.weights, model, work)
 
     def optimizer_elements(self, weight: Weight) -> int:
         """Elements of optimizer state for a weight, or for one process's rows of it: AdamW's."""

@@ -32,6 +32,8 @@ class StepConstants:
     gemm_peak: Share = 0.874  # of the peak FLOP/s, in the main loop of the largest tiles
     gemm_fill_us: Microseconds = 4.0  # a wave's first loads and last stores
     gemm_bandwidth: Share = 0.896  # of the memory's: 3.0 of 3.35 TB/s, what large copies reach
+    # Partial sums, where K is split, over the memory's bandwidth: they stay in L2. Chosen.
+    partials_bandwidth: Factor = 1.5
     launch_us: Microseconds = 2.0  # from one kernel's end to the next one at work
     # Time of a GEMM whose operand has rows that are no multiple of 16 bytes, over an aligned one's.
     # Published from 1.0 (torch, 8193 x 2501 x 5008) to 3 (github.com/ml-explore/mlx issue 2712).
@@ -51,12 +53,13 @@ class StepConstants:
     attention_backward: Share = 0.8  # of the forward pass's FLOP/s. Chosen.
     # cuDNN or FlashAttention 3 from 1,024 tokens on: 1.5 to 2.0 times 2 (arXiv 2407.08608)
     attention_hopper: Factor = 1.5
-    # The host. Main-thread time of a step whose kernels have no size was 20 us a launch of eager
-    # torch, 11 of a compiled block and 1.1 ms a block for FSDP2's hooks, on an AMD EPYC
-    # (2026-11-25, torch 2.13; `python -m benchmarks python_time`). A GPU's host is taken to be 1.25
-    # times as fast.
-    eager_launch_us: Microseconds = 16.0
-    compiled_launch_us: Microseconds = 9.0
+    # The host. Main-thread time of 24 blocks whose kernels have no size, forward and backward, was
+    # 30 ms for full rank and 42 for CoLA in eager torch, 14.4 for CoLA compiled: by the launches
+    # listed here 22 us and 10 us each. FSDP2's hooks took 1.1 ms a block, norm and AdamW on plain
+    # tensors 1.6 ms. An AMD EPYC, torch 2.13, 2026-11-25; `python -m benchmarks python_time` says
+    # how the figures are taken. A GPU's host is taken to be 1.25 times as fast.
+    eager_launch_us: Microseconds = 18.0
+    compiled_launch_us: Microseconds = 8.0
     fused_launch_us: Microseconds = 60.0  # an op of ours on Triton, its part of autograd included
     sharding_block_us: Microseconds = 900.0  # the hooks of one block, forward and backward
     optimizer_us: Microseconds = 1300.0  # norm, clip and AdamW on local tensors

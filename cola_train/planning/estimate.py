@@ -1,18 +1,16 @@
 """Step time, and the largest micro-batch that fits."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from cola_train import costs
-from cola_train.config.schema import Config
 from cola_train.gpus import Gpu
+from cola_train.planning.constants import StepConstants
+from cola_train.planning.launch_time import Chip
 from cola_train.planning.memory import memory
-from cola_train.planning.run import FP32, Run
+from cola_train.planning.run import Run
+from cola_train.planning.step_time import UPDATE, step_parts
 from cola_train.planning.traffic import traffic
-
-# Host time to launch the kernels of one block, forward and backward, without torch.compile:
-# about 200 at 5 microseconds. An assumption, not a measurement.
-LAUNCH_SECONDS = 1e-3
 
 
 @dataclass(frozen=True)
@@ -20,35 +18,38 @@ class Assumptions:
     """What no formula knows; options of `cola-plan`."""
 
     gpu: Gpu
-    utilisation: float
     link_utilisation: float
     network_gbit: float
     reserved: float
+    constants: StepConstants = StepConstants()  # noqa: RUF009, frozen
 
     @property
     def usable_bytes(self) -> int:
         return int(self.gpu.memory_bytes * (1 - self.reserved))
 
-    def peak_flops(self, config: Config) -> float:
-        """FLOP/s of the GPU in the precision of `config`."""
-        fp32 = config.train.precision == "fp32"
-        return self.gpu.fp32_flops if fp32 else self.gpu.bf16_flops
+    def chip(self, run: Run) -> Chip:
+        """The GPU in the precision of `run`."""
+        return Chip(self.gpu, self.constants, run.element)
 
     def describe(self, run: Run) -> list[str]:
-        config = run.config
-        launches = f"; at least {LAUNCH_SECONDS * 1e3:g} ms a block and micro-batch, to launch them"
+        config, constants = run.config, self.constants
+        peak = self.chip(run).peak_flops * constants.gemm_peak
+        launch = constants.compiled_launch_us if run.compiled else constants.eager_launch_us
         lines = [
-            f"matmuls at {self.utilisation:.0%} of {self.peak_flops(config) / 1e12:,.0f} TFLOP/s"
-            f"{'' if run.compiled else launches}",
+            "each kernel by its shape (docs/planning.md), as published for an H100 and scaled by "
+            f"the data sheet's numbers: matmuls up to {peak / 1e12:,.0f} TFLOP/s, elementwise "
+            f"{self.gpu.memory_bandwidth * constants.pass_bandwidth / 1e12:.2g} TB/s",
+            f"Python launches a kernel in {launch:g} us"
+            + (f", and takes {constants.sharding_block_us:g} us a block for the engine's hooks"
+               if run.planner.hooks(run) else ""),
             f"collectives at {self.link_utilisation:.0%} of {self.gpu.link_bandwidth / 1e9:,.0f} "
-            f"GB/s in a node, {self.network_gbit:g} Gbit/s a GPU across, hidden by matmuls",
-            f"optimizer at {self.gpu.memory_bandwidth / 1e12:g} TB/s, after them; data and "
-            "evaluation take no time",
+            f"GB/s in a node, {self.network_gbit:g} Gbit/s a GPU across, hidden by kernels",
+            "the update after them; data and evaluation take no time",
             f"{self.reserved:.0%} of {self.gpu.memory_bytes / 2**30:.0f} GiB for CUDA, NCCL and "
             "fragmentation",
             f"memory is that of training: an evaluation of {config.evaluation.batch_size} "
             "sequences a process (evaluation.batch_size) may need more",
-        ]
+        ]  # fmt: skip
         if run.planner.offloads(run):
             lines.append("offload: its transfers and the update on the CPU are not in the time")
         if config.data.document_mask and config.model.attention != "flash":
@@ -61,30 +62,61 @@ class Assumptions:
 
 @dataclass(frozen=True)
 class StepTime:
-    """Seconds of one optimizer step; the matmuls hide collectives, or the other way round."""
+    """Seconds of one optimizer step.
 
-    matmuls: float
+    parts: the GPU's kernels, by `launches.PARTS`. They hide collectives and Python up to the last
+    part, the update, or the other way round: `waiting` is what they do not hide.
+    """
+
+    parts: dict[str, float]
     collectives: float
-    optimizer: float
+    python: float
     tokens_per_second: float  # of all processes
     mfu: float
 
     @property
+    def update(self) -> float:
+        return self.parts[UPDATE]
+
+    @property
+    def kernels(self) -> float:
+        """Those before the update."""
+        return sum(self.parts.values()) - self.update
+
+    @property
+    def waiting(self) -> dict[str, float]:
+        """What the GPU waits for, and how long."""
+        network = max(0.0, self.collectives - self.kernels)
+        python = max(0.0, self.python - self.kernels - network)
+        return {"waiting for collectives": network, "waiting for Python": python}
+
+    @property
+    def every_part(self) -> dict[str, float]:
+        """What adds up to the step."""
+        return self.parts | self.waiting
+
+    @property
     def total(self) -> float:
-        return max(self.matmuls, self.collectives) + self.optimizer
+        return max(self.kernels, self.collectives, self.python) + self.update
 
 
 def step_time(run: Run, given: Assumptions) -> StepTime:
     """The estimate that `Assumptions.describe` describes."""
-    config, gpu, topology = run.config, given.gpu, run.topology
+    chip = given.chip(run)
+    parts, python = step_parts(run, chip)
+    time = StepTime(parts, collective_seconds(run, given), python, 0.0, 0.0)
     tokens = run.accumulation * run.tokens  # of one process
-    L = config.model.n_layers
-    model_flops = tokens * costs.training_flops_per_token(config)
-    again = tokens * L * run.cost.recomputed_flops
-    peak = given.peak_flops(config)
-    launches = 0.0 if run.compiled else run.accumulation * L * LAUNCH_SECONDS
-    matmuls = max((model_flops + again) / (peak * given.utilisation), launches)
-    collectives = 0.0
+    model_flops = tokens * costs.training_flops_per_token(run.config)
+    return replace(
+        time,
+        tokens_per_second=tokens * run.topology.world / time.total,
+        mfu=model_flops / time.total / chip.peak_flops,
+    )
+
+
+def collective_seconds(run: Run, given: Assumptions) -> float:
+    """Of all of a step's collectives, one after the other."""
+    gpu, topology, seconds = given.gpu, run.topology, 0.0
     for collective in traffic(run):
         # neighbours lie in one node if it has room for them all
         inside = topology.world <= topology.local_world or (
@@ -92,20 +124,8 @@ def step_time(run: Run, given: Assumptions) -> StepTime:
         )
         network = given.network_gbit * 1e9 / 8
         bandwidth = gpu.link_bandwidth if inside else min(network, gpu.link_bandwidth)
-        collectives += collective.sent / (bandwidth * given.link_utilisation)
-    trained = sum(weight.elements for weight in run.weights if weight.trainable)
-    state = sum(map(config.method.optimizer_elements, run.weights))
-    # reads weight, gradient (and for its norm) and state; writes weight and state
-    passed = FP32 * (4 * trained + 2 * state) / run.planner.copy_size(run)
-    optimizer = passed / gpu.memory_bandwidth
-    total = max(matmuls, collectives) + optimizer
-    return StepTime(
-        matmuls,
-        collectives,
-        optimizer,
-        tokens_per_second=tokens * topology.world / total,
-        mfu=model_flops / total / peak,
-    )
+        seconds += collective.sent / (bandwidth * given.link_utilisation)
+    return seconds
 
 
 def largest_micro_batch(run: Run, usable_bytes: int) -> int:

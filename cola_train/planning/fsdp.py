@@ -83,6 +83,34 @@ def offloads(run: Run) -> bool:
     return False
 
 
+def hooks(run: Run) -> bool:
+    """Whether something is called around each block: one process alone shards nothing."""
+    return run.processes > 1
+
+
+def copied_bytes(run: Run) -> int:
+    """Read and written by a step's copies of weights and gradients on one process.
+
+    Casts of a process's own part, and copies from and to the buffers of collectives.
+    """
+    e, times = run.element, run.accumulation
+    cast = FP32 + e if e != FP32 else 0
+    if not hooks(run):  # autograd casts each gradient and adds it to those before
+        added = 3 * FP32 * (times - 1)
+        return cast * (run.parameters + times * run.trainable) + added * run.trainable
+    block, root = groups(run)
+    shards, L = block.shards, run.config.model.n_layers
+    syncs = times if options(run).sync_every_micro_batch else 1
+    # the root stays gathered; blocks are gathered twice if they do not
+    gathers = 2 if options(run).reshard_after_forward else 1
+    gathered = gathers * L * block.elements + root.elements
+    gathering = times * (cast * gathered // shards + 2 * e * gathered)
+    # into the collective's buffer as fp32; the shard out of it, added to what was there
+    reducing = syncs * (e + FP32 + 2 * FP32 // shards) * run.trainable
+    added = 3 * FP32 * run.trainable * (times - syncs)  # whole gradients wait for the last one
+    return gathering + reducing + added
+
+
 def moments(run: Run) -> Iterator[Moment]:
     """Every moment of a step that could be its peak."""
     engine, (block, root) = options(run), groups(run)

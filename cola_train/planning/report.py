@@ -1,9 +1,11 @@
 """A plan as text and as a plot."""
 
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from cola_train.config.groups import RecomputeConfig
+from cola_train.planning.estimate import Assumptions, step_time
 from cola_train.planning.memory import PARTS, memory
 from cola_train.planning.run import Run
 
@@ -17,8 +19,8 @@ def figures(number: float) -> str:
     return f"{number:,.0f}" if number >= 100 else f"{number:.3g}"
 
 
-def text(answer: dict[str, Any]) -> str:
-    """The plan for people."""
+def text(answer: dict[str, Any], explain: bool = False) -> str:
+    """The plan for people. explain: with the step's time by part."""
     variant = f", {answer['variant']}" if answer["variant"] else ""
     held, time, flops = answer["memory"], answer["step_time"], answer["flops_per_token"]
     whole = answer["run"]
@@ -56,14 +58,16 @@ def text(answer: dict[str, Any]) -> str:
     lines += [
         "",
         f"step: {time['seconds']:.3f} s, {time['tokens_per_second']:,.0f} tokens/s, MFU "
-        f"{time['mfu']:.0%} (matmuls {time['matmuls']:.3f} s, collectives "
-        f"{time['collectives']:.3f} s, optimizer {time['optimizer']:.3f} s). Assumed:",
+        f"{time['mfu']:.0%} (kernels {sum(time['parts'].values()):.3f} s, collectives "
+        f"{time['collectives']:.3f} s, Python {time['python']:.3f} s). Assumed:",
         *(f"  - {line}" for line in answer["assumptions"]),
         "",
         f"run: {whole['steps']:,} steps, {whole['tokens']:,} tokens in "
         f"{figures(whole['hours'])} hours, {figures(whole['gpu_hours'])} GPU-hours, if every step "
         "takes what is estimated",
     ]
+    if explain:
+        lines += ["", *explained(time)]
     if "goal" in answer:
         lines += ["", f"best for {answer['goal']}:", f"  {' '.join(answer['overrides'])}"]
         lines += [
@@ -74,50 +78,71 @@ def text(answer: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def explained(time: dict[str, Any]) -> Iterator[str]:
+    """The step's time by part, a line each; they add up to the step."""
+    yield f"{'time of a step':28}{'ms':>10}{'':>8}"
+    for part, seconds in (time["parts"] | time["waiting"]).items():
+        yield f"  {part:26}{1e3 * seconds:10.1f}{seconds / time['seconds']:8.1%}"
+    yield f"  {'total':26}{1e3 * time['seconds']:10.1f}"
+
+
 def plural(number: int, word: str) -> str:
     ending = "" if number == 1 else "es" if word.endswith("s") else "s"
     return f"{number} {word}{ending}"
 
 
-def plot(run: Run, usable_bytes: int, gpu: str, path: Path) -> None:
-    """Memory by part at the peak, under each recompute policy."""
+def plot(run: Run, given: Assumptions, gpu: str, path: Path) -> None:
+    """Memory at the peak and the time of a step, by part, under each recompute policy."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(8, 4), layout="constrained")
+    figure = Figure(figsize=(8, 7), layout="constrained")
     FigureCanvasAgg(figure)
-    axes = figure.subplots()
-    bars: dict[str, dict[str, int]] = {}
+    above, below = figure.subplots(2)
+    sizes: dict[str, dict[str, float]] = {}
+    times: dict[str, dict[str, float]] = {}
     for policy in run.config.method.policies:
-        bars[policy] = memory(run.with_config(recompute=RecomputeConfig(policy))).peak.parts
-    stack_bars(axes, bars)
-    longest = max(sum(parts.values()) for parts in bars.values())
-    limit_line(axes, longest, usable_bytes, f"usable on {gpu}")
-    axes.set(xlabel="GiB on one GPU at the peak of a step", ylabel="recompute")
+        variant = run.with_config(recompute=RecomputeConfig(policy))
+        sizes[policy] = dict(memory(variant).peak.parts)
+        times[policy] = step_time(variant, given).every_part
+    stack_bars(above, sizes)
+    longest = max(sum(parts.values()) for parts in sizes.values())
+    limit_line(above, longest, given.usable_bytes, f"usable on {gpu}")
+    above.set(xlabel="GiB on one GPU at the peak of a step", ylabel="recompute")
+    stack_bars(below, times, 1e-3)
+    below.set(xlabel="ms of a step", ylabel="recompute")
+    below.margins(x=0.1)
     figure.suptitle(
         f"{run.config.model.name}, {run.config.method.name}, {plural(run.processes, 'GPU')}, "
-        f"{run.micro_batch_size} x {run.config.train.sequence_length} tokens at a time"
+        f"{run.micro_batch_size} x {run.config.train.sequence_length} tokens at a time (modelled)"
     )
-    handles = axes.get_legend_handles_labels()
-    figure.legend(*handles, ncols=6, fontsize=8, loc="outside lower center")
+    for axes, columns in ((above, 6), (below, 4)):
+        axes.legend(ncols=columns, fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.2))
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=120)
 
 
 def stack_bars(
-    axes: Any, bars: dict[str, dict[str, int]], unit: float = 2**30, total: str = "{:.1f}"
+    axes: Any,
+    bars: Mapping[str, Mapping[str, float]],
+    unit: float = 2**30,
+    total: str = "{:.1f}",
 ) -> None:
-    """Horizontal bars of parts, in units of bytes (GiB), the first on top, its total behind it."""
+    """Horizontal bars of parts, in units (GiB), the first on top, its total behind it; a part that
+    is nowhere anything is left out."""
     left = [0.0] * len(bars)
-    for part in PARTS:
+    for number, part in enumerate(next(iter(bars.values()))):
         widths = [parts[part] / unit for parts in bars.values()]
-        drawn = axes.barh(list(bars), widths, left=left, label=part)
+        if not any(widths):
+            continue
+        colour = f"C{number}" if number < 10 else ("black", "silver")[number - 10]
+        drawn = axes.barh(list(bars), widths, left=left, label=part, color=colour)
         left = [a + b for a, b in zip(left, widths, strict=True)]
     axes.bar_label(drawn, [total.format(length) for length in left], padding=4, fontsize=8)
     axes.yaxis.set_inverted(True)
 
 
-def limit_line(axes: Any, longest: int, limit: int, what: str) -> None:
+def limit_line(axes: Any, longest: float, limit: int, what: str) -> None:
     """An axis in GiB that a bar of `longest` bytes fills, and a line at `limit` bytes; if that is
     so far off that bars would be stumps, words at the edge say where it is."""
     need, at = longest / 2**30, limit / 2**30

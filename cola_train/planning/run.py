@@ -55,6 +55,11 @@ class Run:
         return by_default if compiled is None else compiled
 
     @property
+    def trainable(self) -> int:
+        """Elements of the weights that are trained."""
+        return sum(weight.elements for weight in self.weights if weight.trainable)
+
+    @property
     def micro_batch_size(self) -> int:
         """Sequences that one process runs at a time."""
         return self.config.micro_batch_size(self.topology.data)

@@ -44,6 +44,20 @@ def offloads(run: Run) -> bool:
     return (engine.offload_optimizer, engine.offload_parameters) != ("none", "none")
 
 
+def hooks(run: Run) -> bool:
+    """Whether something is called around each block, or each gradient."""
+    return True
+
+
+def copied_bytes(run: Run) -> int:
+    """Read and written by a step's copies of weights and gradients on one process: each gradient
+    to the flat buffer as fp32, there added to those before; the updated part of the weights back
+    to the compute dtype. Not measured."""
+    e, P = run.element, run.trainable
+    added = (run.accumulation - 1) * 3 * FP32 * P
+    return run.accumulation * (e + FP32) * P + added + (e + FP32) * P // copy_size(run)
+
+
 class Zero:
     """Buckets, small parameters that stay whole, blocks that stay gathered."""
 

@@ -86,6 +86,6 @@ def test_an_extreme_is_refused_or_can_be_planned_with(name):
                 continue
             accepted = True
             run = Run(config, Topology(world=1, local_world=1))
-            assumptions = Assumptions(GPUS["h100-80gb"], 0.4, 0.7, 400.0, 0.1)
+            assumptions = Assumptions(GPUS["h100-80gb"], 0.7, 400.0, 0.1)
             assert memory(run).total > 0 and 0 < step_time(run, assumptions).total < math.inf
     assert accepted

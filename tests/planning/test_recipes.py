@@ -18,7 +18,7 @@ from cola_train.planning.run import Run
 
 RECIPES = {"1b_8gpus": 8, "1b_64gpus": 64, "7b_64gpus": 64}
 PAPER = ["paper_60m", "paper_130m", "paper_350m", "paper_1b", "paper_7b"]
-GIVEN = Assumptions(GPUS["h100-80gb"], 0.4, 0.7, 400.0, 0.1)  # cola-plan's defaults
+GIVEN = Assumptions(GPUS["h100-80gb"], 0.7, 400.0, 0.1)  # cola-plan's defaults
 DOCS = REPOSITORY / "docs"
 
 
@@ -42,7 +42,7 @@ def test_a_recipe_fits_an_80_gb_gpu_with_room(name, options):
     assert run.config.train.sequence_length >= 1024 and run.config.train.batch_tokens
     assert run.config.evaluation.batch_size <= run.micro_batch_size
     time = step_time(run, GIVEN)
-    assert time.collectives < 0.9 * time.matmuls  # they hide behind the matmuls
+    assert time.collectives < 0.9 * time.kernels  # they hide behind the matmuls
     tokens = run.config.train.steps * run.config.train.batch_tokens
     # C4 en: 156 billion tokens, not counting T5's smaller pieces, in 1,024 files
     assert tokens <= run.config.data.max_files * 156e9 / 1024

@@ -7,6 +7,8 @@ from typing import Any, Literal, cast, get_args
 from cola_train.config.fields import PositiveFraction, PositiveInt
 from cola_train.config.groups import ModelConfig
 from cola_train.config.widths import RankWidth
+from cola_train.methods import launches
+from cola_train.methods.cola.launches import AutoEncoderBlock
 from cola_train.methods.costs import (
     NORMS_FP32,
     BlockCost,
@@ -103,3 +105,16 @@ class ColaOptions(MethodOptions):
             saved_fp32=saved_fp32,
             workspace=workspace,
         )
+
+    def block_launches(self, model: ModelConfig, work: launches.Work) -> Iterator[launches.Launch]:
+        placement = self.placement(model)
+        block = AutoEncoderBlock(
+            model,
+            work,
+            self.bottleneck(model),
+            low_rank_silu=placement in ("low_rank", "both"),
+            gate_silu=placement in ("full_rank", "both"),
+            keeps_rank_r=work.policy in ("cola_m", "light"),
+            keeps_attention=work.policy == "light",
+        )
+        yield from block.launches()

@@ -1,8 +1,10 @@
 """Full rank: plain linears, no options."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from cola_train.config.groups import ModelConfig
+from cola_train.methods import launches
 from cola_train.methods.costs import (
     NORMS_FP32,
     BlockCost,
@@ -39,3 +41,33 @@ class FullOptions(MethodOptions):
             saved_fp32=NORMS_FP32 + attention_fp32(model) if keeps_all else 0,
             workspace=2 * F + d if keeps_all else 5 * F + 10 * d,
         )
+
+    def block_launches(self, model: ModelConfig, work: launches.Work) -> Iterator[launches.Launch]:
+        """q, k and v are one matmul, gate and up another, over copies of their weights."""
+        n, d, f = work.tokens, model.d_model, model.d_ff
+        qkv, gate_up = launches.stacking(3 * d * d), launches.stacking(2 * d * f)
+        forward = [
+            *launches.norm(work, d), qkv, launches.linear(n, d, 3 * d),
+            *launches.attention(work, d), launches.linear(n, d, d),
+            *launches.residual_add(work, d),
+            *launches.norm(work, d), gate_up, launches.linear(n, d, 2 * f),
+            *launches.gated(work, f, silu=True),
+        ]  # fmt: skip
+        yield from forward
+        yield launches.linear(n, f, d)
+        yield from launches.residual_add(work, d)
+        if work.policy != "none":
+            yield from forward
+        yield from launches.gradients(n, f, d)
+        yield from launches.gated_backward(work, f, silu=True)
+        if not work.compiled:
+            yield launches.Pass(4 * n * f)  # dg and du, side by side
+        yield gate_up
+        yield from launches.gradients(n, d, 2 * f)
+        yield from launches.norm_backward(work, d)
+        yield from launches.gradients(n, d, d)
+        yield from launches.attention_backward(work, d)
+        yield launches.Pass(6 * n * d)  # dq, dk and dv, side by side
+        yield qkv
+        yield from launches.gradients(n, d, 3 * d)
+        yield from launches.norm_backward(work, d)
