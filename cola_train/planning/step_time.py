@@ -62,11 +62,16 @@ def root_launches(run: Run) -> Iterator[tuple[int, Launch]]:
     yield 1, Pass(2 * V * d)
     rows = min(n, max(1, CHUNK_BYTES // (run.element * V)))
     chunks = -(-n // rows)
-    wide = FP32 // run.element if chunks > 1 else 1  # dW is summed in fp32: elements of its own
+    fp32 = FP32 // run.element  # elements of the compute dtype in one
+    wide = fp32 if chunks > 1 else 1  # what dW is summed in
     yield chunks, replace(linear(rows, d, V), part="head GEMMs")
     yield chunks, replace(input_gradient(rows, d, V), part="head GEMMs")
     yield chunks, replace(weight_gradient(rows, d, V), more=wide * V * d, part="head GEMMs")
-    yield chunks, Pass(2 * rows * V, "loss")  # logits become their gradient
+    if run.triton:  # logits become their gradient in one kernel, which reads them twice
+        yield chunks, Pass(3 * rows * V, "loss")
+    else:  # softmax to fp32, the largest of both, and the gradient
+        for elements in (1 + fp32, 1, fp32, 1 + fp32):
+            yield chunks, Pass(elements * rows * V, "loss")
     yield 1, Pass(2 * n * d, "loss")  # both gradients times the loss's own
     yield 1, Pass((1 + wide) * V * d, "loss")
 
@@ -93,6 +98,8 @@ def step_parts(run: Run, chip: Chip) -> tuple[dict[str, float], float]:
 
 
 def update_bytes(run: Run) -> float:
-    """What norm, clip and update read and write: the gradient twice, weight and state."""
+    """What norm, clip and update read and write: the gradient twice, weight and state; and the
+    clipped gradient, which torch's fused optimizers write back."""
+    gradient = 2 if run.config.optim.clip is None else 3
     state = sum(map(run.config.method.optimizer_elements, run.weights))
-    return FP32 * (4 * run.trainable + 2 * state) / run.planner.copy_size(run)
+    return FP32 * ((2 + gradient) * run.trainable + 2 * state) / run.planner.copy_size(run)

@@ -51,11 +51,12 @@ def hooks(run: Run) -> bool:
 
 def copied_bytes(run: Run) -> int:
     """Read and written by a step's copies of weights and gradients on one process: each gradient
-    to the flat buffer as fp32, there added to those before; the updated part of the weights back
-    to the compute dtype. Not measured."""
-    e, P = run.element, run.trainable
-    added = (run.accumulation - 1) * 3 * FP32 * P
-    return run.accumulation * (e + FP32) * P + added + (e + FP32) * P // copy_size(run)
+    to the flat buffer as fp32, scaled there and added to those before; the updated part of the
+    weights back to the compute dtype. Not measured."""
+    e, P, times = run.element, run.trainable, run.accumulation
+    scaled, added = 2 * FP32 * P, 3 * FP32 * P
+    reduced = times * ((e + FP32) * P + scaled) + (times - 1) * added
+    return reduced + (e + FP32) * P // copy_size(run)
 
 
 class Zero:

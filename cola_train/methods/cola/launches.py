@@ -1,7 +1,7 @@
 """The kernels of a block of auto-encoders (see methods/launches.py).
 
-Triton's are those of the MLP's middle, where they remove passes of width f; all other matmuls are
-cuBLAS's.
+Triton's are those of the MLP's middle, where they remove passes of width f, and the products that a
+residual is added to; all other matmuls are cuBLAS's. Triton's ops keep no SiLU of a rank-r vector.
 """
 
 from collections.abc import Iterator
@@ -18,6 +18,7 @@ from cola_train.methods.launches import (
     gated,
     gated_backward,
     gradients,
+    inner,
     input_gradient,
     linear,
     norm,
@@ -48,7 +49,9 @@ class AutoEncoderBlock:
     def launches(self) -> Iterator[Launch]:
         n, d, r = self.work.tokens, self.model.d_model, self.rank
         attend, feed = list(self.attend()), list(self.feed_forward())
-        out = [linear(n, r, d), *residual_add(self.work, d)]  # of both halves
+        out: list[Launch] = [linear(n, r, d), *residual_add(self.work, d)]  # of both halves
+        if self.work.fused:
+            out = [FusedGemm(n, d, r, products=1, moved=2 * n * d)]
         yield from (*attend, *out, *feed, *out)
         if self.keeps_rank_r:
             yield from self.again()
@@ -71,7 +74,7 @@ class AutoEncoderBlock:
 
     def feed_forward(self) -> Iterator[Launch]:
         """From the second half's input to the rank-r vectors of `down`."""
-        n, d, f, r = self.work.tokens, self.model.d_model, self.model.d_ff, self.rank
+        n, d, f, r = self.work.tokens, self.model.d_model, inner(self.model), self.rank
         yield from norm(self.work, d)
         yield stacking(2 * r * d)
         yield linear(n, d, 2 * r)
@@ -82,7 +85,7 @@ class AutoEncoderBlock:
 
     def middle(self) -> Iterator[Launch]:
         """p (n, f) of the rank-r vectors; g and u beside it, if they are kept."""
-        n, f, r = self.work.tokens, self.model.d_ff, self.rank
+        n, f, r = self.work.tokens, inner(self.model), self.rank
         if self.work.fused:
             written = 1 if self.keeps_rank_r else 3
             yield FusedGemm(n, f, r, products=2, moved=written * n * f)
@@ -105,7 +108,7 @@ class AutoEncoderBlock:
         yield from self.silu(1)
 
     def feed_forward_backward(self) -> Iterator[Launch]:
-        n, d, f, r = self.work.tokens, self.model.d_model, self.model.d_ff, self.rank
+        n, d, f, r = self.work.tokens, self.model.d_model, inner(self.model), self.rank
         yield from gradients(n, r, d)
         yield from self.silu_backward(1)
         if not self.work.fused:
@@ -143,6 +146,8 @@ class AutoEncoderBlock:
     def silu_backward(self, projections: int) -> Iterator[Launch]:
         """dz of the projections' dh, side by side."""
         one = projections * self.work.tokens * self.rank
+        if self.work.fused:
+            yield from self.silu(projections)
         if not self.work.compiled and projections > 1:
             yield Pass(2 * one)
         if self.low_rank_silu:
