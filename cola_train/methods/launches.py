@@ -194,7 +194,7 @@ def of_weights(weights: Iterable[Weight], model: ModelConfig, work: Work) -> Ite
         *norm(work, d), *gated(work, f, silu=True), *residual_add(work, d),
     ]  # fmt: skip
     for weight in matrices:
-        d_out, d_in = weight.shape
+        d_out, d_in = map(stored, weight.shape)
         forward.append(linear(n, d_in, d_out))
         yield input_gradient(n, d_in, d_out)
         if weight.trainable:

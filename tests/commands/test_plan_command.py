@@ -83,11 +83,11 @@ def test_a_batch_in_tokens_is_enough_as_for_cola_train():
 
 @pytest.mark.parametrize("question", [["model=350m"], ["model=1b", "gpus=8"]])
 def test_a_tie_goes_to_the_simplest_engine(question):
-    """Both engines hide their collectives behind the same matmuls."""
+    """Both engines hide their collectives behind the same matmuls, and copy about as much."""
     answer = json.loads(cola_plan(*question, "goal=throughput", "output=json").stdout)
     assert answer["overrides"][0] == "engine=fsdp" and "recompute=none" in answer["overrides"]
     others = [way for way in answer["others"] if way["overrides"][0] == "engine=deepspeed"]
-    assert others[0]["seconds"] == pytest.approx(answer["step_time"]["seconds"], rel=5e-3)
+    assert others[0]["seconds"] == pytest.approx(answer["step_time"]["seconds"], rel=0.05)
 
 
 def test_a_plan_says_what_the_whole_run_takes():
