@@ -1,6 +1,8 @@
-"""The paper's figures 1 and 5 for all five sizes, from the formulas: compute, size, memory by part.
+"""The paper's figures 1 and 5 for all five sizes, from the formulas: compute, size, memory by part;
+and a step's time by part.
 
-Nothing runs: these are the planner's figures, which tests hold to counted FLOPs and measured peaks.
+Nothing runs: these are the planner's figures. Tests hold FLOPs and memory to what was counted and
+measured; times are a model's (docs/planning.md).
 """
 
 import argparse
@@ -14,8 +16,9 @@ from cola_train import costs
 from cola_train.config.schema import Config
 from cola_train.gpus import GPUS
 from cola_train.parallel.topology import Topology
+from cola_train.planning.estimate import Assumptions, step_time
 from cola_train.planning.memory import PARTS, memory
-from cola_train.planning.report import limit_line, plural, stack_bars
+from cola_train.planning.report import limit_line, plural, stack_bars, without_empty
 from cola_train.planning.run import Run
 
 SIZES = ("60m", "130m", "350m", "1b", "7b")
@@ -27,12 +30,20 @@ WAYS = {  # name: method, recompute
     "cola, light": ("cola", "light"),
     "cola_m": ("cola", "cola_m"),
 }
+TIMED = {"1b": 1, "7b": 8}  # a size: on how many GPUs its step is timed
+TIMED_WAYS = {  # name: method, recompute, kernels
+    "full rank": ("full", "none", "torch"),
+    "cola": ("cola", "none", "torch"),
+    "cola, Triton": ("cola", "none", "triton"),
+    "cola_m, Triton": ("cola", "cola_m", "triton"),
+}
+GIVEN = Assumptions(GPUS[GPU], 0.7, 400.0, 0.1)  # cola-plan's
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--batch", type=int, default=32, help="sequences of one GPU at a time (32)")
     parser.add_argument("--gpus", type=int, default=1, help="GPUs that share all state (1)")
-    parser.add_argument("--plots", type=Path, metavar="FOLDER", help="draw both figures there")
+    parser.add_argument("--plots", type=Path, metavar="FOLDER", help="draw the figures there")
 
 
 def run(options: argparse.Namespace) -> Report:
@@ -63,18 +74,33 @@ def run(options: argparse.Namespace) -> Report:
         for size, ways in parts.items()
         for name, of in ways.items()
     ]  # fmt: skip
+    times = {size: times_of(size, options.batch) for size in TIMED}
+    columns = [of for ways in times.values() for of in ways.values()]
+    third: list[Sequence[str]] = [
+        [part, *(f"{1e3 * of[part]:.1f}" for of in columns)]
+        for part in columns[0]
+        if any(of[part] for of in columns)
+    ]
+    third.append(["total", *(f"{1e3 * sum(of.values()):.1f}" for of in columns)])
     if options.plots:
         options.plots.mkdir(parents=True, exist_ok=True)
         draw_compute(compute, options.plots / "planning_compute.png")
         draw_memory(parts, options, options.plots / "planning_memory.png")
+        draw_times(times, options, options.plots / "planning_step.png")
     text = [
         table(headers, first),
         "",
         f"GiB at the peak, {options.batch} x 256 tokens on each of {plural(options.gpus, 'GPU')}, "
         "bf16, FSDP2",
         table(["", *PARTS, "total"], second),
+        "",
+        f"ms of a step, {options.batch} x 256 tokens on each GPU, {timed_gpus()}, bf16, compiled, "
+        f"{GPU} (modelled)",
+        table(["", *(f"{size}, {name}" for size in times for name in TIMED_WAYS)], third),
     ]
-    return Report({"compute": compute, "memory_bytes": parts}, "\n".join(text))
+    return Report(
+        {"compute": compute, "memory_bytes": parts, "step_seconds": times}, "\n".join(text)
+    )
 
 
 def config_of(size: str, method: str, recompute: str, batch: int) -> Config:
@@ -82,6 +108,22 @@ def config_of(size: str, method: str, recompute: str, batch: int) -> Config:
         size, method, recompute, batch_size=batch, sequence_length=256, precision="bf16",
         compiled=False, kernels="triton",
     )  # fmt: skip
+
+
+def times_of(size: str, batch: int) -> dict[str, dict[str, float]]:
+    """Seconds of a step by part, for each of TIMED_WAYS."""
+    gpus, times = TIMED[size], {}
+    for name, (method, recompute, kernels) in TIMED_WAYS.items():
+        config = bare_config(
+            size, method, recompute, batch_size=batch * gpus, sequence_length=256,
+            precision="bf16", compiled=True, kernels=kernels,
+        )  # fmt: skip
+        times[name] = step_time(Run(config, Topology(gpus, gpus)), GIVEN).every_part
+    return times
+
+
+def timed_gpus() -> str:
+    return ", ".join(f"{size} on {plural(gpus, 'GPU')}" for size, gpus in TIMED.items())
 
 
 def compute_of(size: str) -> dict[str, Any]:
@@ -155,6 +197,23 @@ def draw_memory(parts: dict[str, Any], options: argparse.Namespace, path: Path) 
     figure.savefig(path, dpi=90)
 
 
+def draw_times(times: dict[str, Any], options: argparse.Namespace, path: Path) -> None:
+    """A step's time by part, a row for each size, each with the speed over full rank behind it."""
+    figure, panels = figure_of(len(times), 1, (9, 6))
+    for axes, (size, ways) in zip(panels, times.items(), strict=True):
+        full = sum(ways["full rank"].values())
+        faster = {name: full / sum(parts.values()) for name, parts in ways.items()}
+        bars = {f"{name} ({faster[name]:.2f} x)": parts for name, parts in ways.items()}
+        stack_bars(axes, without_empty(bars), 1e-3)
+        axes.set_ylabel(f"{size}, {plural(TIMED[size], 'GPU')}")
+        axes.margins(x=0.08)
+    panels[-1].set_xlabel(f"ms of a step, {options.batch} x 256 tokens on each {GPU} (modelled)")
+    figure.legend(
+        *panels[-1].get_legend_handles_labels(), ncols=5, fontsize=9, loc="outside lower center"
+    )
+    figure.savefig(path, dpi=90)
+
+
 BENCHMARK = Benchmark(
-    "compute, size and memory by part of all five sizes, by the planner (plots)", add_options, run
+    "compute, size, memory and step time by part, by the planner (plots)", add_options, run
 )

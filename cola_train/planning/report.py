@@ -109,7 +109,7 @@ def plot(run: Run, given: Assumptions, gpu: str, path: Path) -> None:
     longest = max(sum(parts.values()) for parts in sizes.values())
     limit_line(above, longest, given.usable_bytes, f"usable on {gpu}")
     above.set(xlabel="GiB on one GPU at the peak of a step", ylabel="recompute")
-    stack_bars(below, times, 1e-3)
+    stack_bars(below, without_empty(times), 1e-3)
     below.set(xlabel="ms of a step", ylabel="recompute")
     below.margins(x=0.1)
     figure.suptitle(
@@ -128,18 +128,21 @@ def stack_bars(
     unit: float = 2**30,
     total: str = "{:.1f}",
 ) -> None:
-    """Horizontal bars of parts, in units (GiB), the first on top, its total behind it; a part that
-    is nowhere anything is left out."""
+    """Horizontal bars of parts, in units (GiB), the first on top, its total behind it."""
     left = [0.0] * len(bars)
     for number, part in enumerate(next(iter(bars.values()))):
         widths = [parts[part] / unit for parts in bars.values()]
-        if not any(widths):
-            continue
         colour = f"C{number}" if number < 10 else ("black", "silver")[number - 10]
         drawn = axes.barh(list(bars), widths, left=left, label=part, color=colour)
         left = [a + b for a, b in zip(left, widths, strict=True)]
     axes.bar_label(drawn, [total.format(length) for length in left], padding=4, fontsize=8)
     axes.yaxis.set_inverted(True)
+
+
+def without_empty(bars: Mapping[str, Mapping[str, float]]) -> dict[str, dict[str, float]]:
+    """Without the parts that are nothing in every bar."""
+    found = {part for parts in bars.values() for part, length in parts.items() if length}
+    return {name: {p: of for p, of in parts.items() if p in found} for name, parts in bars.items()}
 
 
 def limit_line(axes: Any, longest: float, limit: int, what: str) -> None:

@@ -1,7 +1,10 @@
 """The figure of docs/planning.md: comparable panels, a GPU's memory among them."""
 
 import argparse
+import re
 
+import pytest
+from helpers import REPOSITORY
 from matplotlib.figure import Figure
 
 from benchmarks import planning
@@ -23,3 +26,17 @@ def test_sizes_share_an_axis_with_a_line_at_the_gpus_memory(monkeypatch, tmp_pat
     assert all(axes.lines[0].get_xdata()[0] == limit for axes in in_gib)
     first = [text.get_text() for text in shares[0].texts]
     assert first[0] == "100" and max(map(int, first)) == 100  # of full rank, on top
+
+
+def test_the_docs_steps_by_part_are_the_models():
+    text = (REPOSITORY / "docs" / "planning.md").read_text().split("| | 1b full |")[1]
+    found = re.findall(r"^\| ([a-z][^|]*|\*\*step\*\*) \| (.*) \|$", text, re.MULTILINE)
+    rows = {part: cells.split(" | ") for part, cells in found}
+    ways = [planning.times_of(size, 32) for size in planning.TIMED]
+    columns = [of for way in ways for name, of in way.items() if not name.startswith("cola_m")]
+    for number, parts in enumerate(columns):
+        for part in rows.keys() & parts.keys():
+            assert float(rows[part][number]) == pytest.approx(1e3 * parts[part], abs=0.051), part
+        total = float(rows["**step**"][number].strip("*"))
+        assert total == pytest.approx(1e3 * sum(parts.values()), abs=0.051)
+    assert len(rows.keys() & columns[0].keys()) == 10

@@ -30,7 +30,7 @@ def config_of(*overrides: str, gpus: int = 1) -> Config:
 
 def recipe(name: str, *overrides: str) -> Run:
     gpus = RECIPES[name]
-    config = config_of(f"experiment={name}", *overrides, gpus=gpus)
+    config = config_of(f"experiment={name}", "train.compile=true", *overrides, gpus=gpus)
     return Run(config, Topology(gpus, 8))
 
 

@@ -78,6 +78,9 @@ def test_a_step_with_shapes_counted_by_hand():
     n, d, f, L = 8192, 2048, 5504, 24
     flops = L * 6 * n * (4 * d * d + 3 * d * f)
     assert flops / time.parts["block GEMMs"] == pytest.approx(735e12, rel=0.02)
+    cola = time_of("model=1b", "kernels=torch", "train.batch_size=32", "train.compile=true")
+    flops = L * 6 * n * 512 * (8 * d + 3 * (d + f))  # of rank 512: less of the peak
+    assert flops / cola.parts["block GEMMs"] == pytest.approx(560e12, rel=0.02)
     # silu(g) u reads two and writes one, its gradient reads three and writes two; two residual
     # adds; the gradients of q, k and v are laid side by side
     elements = L * (8 * n * f + 12 * n * d)
