@@ -97,7 +97,7 @@ def copied_bytes(run: Run) -> int:
     cast = FP32 + e if e != FP32 else 0
     if not hooks(run):  # autograd casts each gradient and adds it to those before
         added = 3 * FP32 * (times - 1)
-        return cast * (run.parameters + times * run.trainable) + added * run.trainable
+        return cast * (run.stored + times * run.trainable) + added * run.trainable
     block, root = groups(run)
     shards, L = block.shards, run.config.model.n_layers
     syncs = times if options(run).sync_every_micro_batch else 1
