@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from cola_train.config.groups import ModelConfig
 from cola_train.methods.costs import Weight
 
-ALIGNED = 16  # elements of a row, 32 bytes in bf16, which GEMMs of NVIDIA GPUs want
 ELEMENTWISE = "other elementwise"
 PARTS = (  # of a step
     "block GEMMs", "attention", "norms", "rotary", ELEMENTWISE, "stacking", "head GEMMs", "loss",
@@ -81,16 +80,6 @@ class Attention:
 
 
 Launch = Gemm | FusedGemm | Pass | Attention
-
-
-def stored(width: int, multiple: int = ALIGNED) -> int:
-    """A width whose rows would not be aligned, with zeros up to the next multiple."""
-    return width if width % ALIGNED == 0 else -(-width // multiple) * multiple
-
-
-def inner(model: ModelConfig) -> int:
-    """d_ff as it is stored: 5461 as 5504."""
-    return stored(model.d_ff, 64)
 
 
 def linear(n: int, d_in: int, d_out: int) -> Gemm:
@@ -187,14 +176,14 @@ def gated_backward(work: Work, f: int, silu: bool) -> Iterator[Launch]:
 def of_weights(weights: Iterable[Weight], model: ModelConfig, work: Work) -> Iterator[Launch]:
     """A block whose matrices are multiplied one by one, with SwiGLU; under any policy but `none`
     its forward pass is run twice."""
-    n, d, f = work.tokens, model.d_model, inner(model)
+    n, d, f = work.tokens, model.d_model, model.inner.stored
     matrices = [weight for weight in weights if len(weight.shape) == 2]
     forward: list[Launch] = [
         *norm(work, d), *attention(work, d), *residual_add(work, d),
         *norm(work, d), *gated(work, f, silu=True), *residual_add(work, d),
     ]  # fmt: skip
     for weight in matrices:
-        d_out, d_in = map(stored, weight.shape)
+        d_out, d_in = weight.stored.shape
         forward.append(linear(n, d_in, d_out))
         yield input_gradient(n, d_in, d_out)
         if weight.trainable:

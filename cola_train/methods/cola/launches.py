@@ -18,7 +18,6 @@ from cola_train.methods.launches import (
     gated,
     gated_backward,
     gradients,
-    inner,
     input_gradient,
     linear,
     norm,
@@ -74,7 +73,7 @@ class AutoEncoderBlock:
 
     def feed_forward(self) -> Iterator[Launch]:
         """From the second half's input to the rank-r vectors of `down`."""
-        n, d, f, r = self.work.tokens, self.model.d_model, inner(self.model), self.rank
+        n, d, f, r = self.work.tokens, self.model.d_model, self.model.inner.stored, self.rank
         yield from norm(self.work, d)
         yield stacking(2 * r * d)
         yield linear(n, d, 2 * r)
@@ -85,7 +84,7 @@ class AutoEncoderBlock:
 
     def middle(self) -> Iterator[Launch]:
         """p (n, f) of the rank-r vectors; g and u beside it, if they are kept."""
-        n, f, r = self.work.tokens, inner(self.model), self.rank
+        n, f, r = self.work.tokens, self.model.inner.stored, self.rank
         if self.work.fused:
             written = 1 if self.keeps_rank_r else 3
             yield FusedGemm(n, f, r, products=2, moved=written * n * f)
@@ -108,7 +107,7 @@ class AutoEncoderBlock:
         yield from self.silu(1)
 
     def feed_forward_backward(self) -> Iterator[Launch]:
-        n, d, f, r = self.work.tokens, self.model.d_model, inner(self.model), self.rank
+        n, d, f, r = self.work.tokens, self.model.d_model, self.model.inner.stored, self.rank
         yield from gradients(n, r, d)
         yield from self.silu_backward(1)
         if not self.work.fused:

@@ -111,7 +111,7 @@ class ColaOptions(MethodOptions):
         block = AutoEncoderBlock(
             model,
             work,
-            launches.stored(self.bottleneck(model)),
+            self.bottleneck(model).stored,
             low_rank_silu=placement in ("low_rank", "both"),
             gate_silu=placement in ("full_rank", "both"),
             keeps_rank_r=work.policy in ("cola_m", "light"),

@@ -44,7 +44,7 @@ class FullOptions(MethodOptions):
 
     def block_launches(self, model: ModelConfig, work: launches.Work) -> Iterator[launches.Launch]:
         """q, k and v are one matmul, gate and up another, over copies of their weights."""
-        n, d, f = work.tokens, model.d_model, launches.inner(model)
+        n, d, f = work.tokens, model.d_model, model.inner.stored
         qkv, gate_up = launches.stacking(3 * d * d), launches.stacking(2 * d * f)
         forward = [
             *launches.norm(work, d), qkv, launches.linear(n, d, 3 * d),
