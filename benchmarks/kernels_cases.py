@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from types import ModuleType
 
 import torch
-from cola_kernels import fused, reference
-from cola_kernels.gemm import empty_aligned
+from cola_kernels import fused, fused_wide, reference
 from cola_kernels.tools.floors import Cost, Shape, table
 from cola_kernels.tools.timing import Subject
 from torch import Tensor
+from torch.nn.functional import pad
 
 Function = Callable[..., Sequence[Tensor]]
 
@@ -56,7 +56,7 @@ class Case:
 
 
 def cases(shape: Shape, dtype: torch.dtype, device: torch.device) -> Iterator[Case]:
-    """Every case of `floors.table(shape)`, on random tensors.
+    """Every op of `floors.table(shape)`, on random tensors.
 
     The d_ff-wide inputs have aligned rows, as the fused ops write them: for the reference too,
     whom it helps where d_ff is odd.
@@ -66,8 +66,8 @@ def cases(shape: Shape, dtype: torch.dtype, device: torch.device) -> Iterator[Ca
     generator = torch.Generator(device).manual_seed(0)
 
     def normal(rows: int, columns: int) -> Tensor:
-        like = torch.empty(0, dtype=dtype, device=device)
-        return empty_aligned(like, rows, columns).normal_(generator=generator)
+        padded = torch.empty(rows, -(-columns // 16) * 16, dtype=dtype, device=device)
+        return padded[:, :columns].normal_(generator=generator)
 
     def weight(d_out: int, d_in: int) -> Tensor:
         return normal(d_out, d_in).mul_(d_in**-0.5).contiguous()
@@ -81,32 +81,13 @@ def cases(shape: Shape, dtype: torch.dtype, device: torch.device) -> Iterator[Ca
         name = f"{name}, gradients"
         yield Case(name, op, leaves, costs[name], gradients=True)
 
-    yield from both("down, q/k/v", down, normal(n, d), *(weight(r, d) for _ in range(3)))
-    yield from both("down, gate/up", down, normal(n, d), *(weight(r, d) for _ in range(2)))
-    yield from both("down, o", down, normal(n, d), weight(r, d))
-    yield from both("down, MLP down", down, normal(n, d_ff), weight(r, d_ff))
-    yield from both("up, q/k/v", up, normal(n, 3 * r), *(weight(d, r) for _ in range(3)))
-    name = "up_add, o or MLP down"
-    yield from both(name, up_add, normal(n, r), weight(d, r), normal(n, d))
-    for name, rows, width, projections in (
-        ("up_backward, q/k/v", n, d, 3),
-        ("up_backward, o or MLP down", n, d, 1),
-        ("up_backward, gate/up", n, d_ff, 2),
-    ):
-        dys = [normal(rows, width) for _ in range(projections)]
-        weights = [weight(width, r) for _ in range(projections)]
-        yield plain(name, up_backward, normal(rows, projections * r), *dys, *weights)
-    z, gate, up_weight = normal(n, 2 * r), weight(d_ff, r), weight(d_ff, r)
-    yield from both("gated_down", gated_down, z, gate, up_weight, weight(r, d_ff))
-    yield plain("gated_down_backward", gated_down_backward, normal(n, d_ff), z, gate, up_weight)
-
-
-def down(library: ModuleType) -> Function:
-    return lambda x, *weights: (library.down(x, weights),)
-
-
-def up(library: ModuleType) -> Function:
-    return lambda z, *weights: library.up(z, weights)
+    yield from both("up_add", up_add, normal(n, r), weight(d, r), normal(n, d))
+    z, gate, up, down = normal(n, 2 * r), weight(d_ff, r), weight(d_ff, r), weight(r, d_ff)
+    yield from both("gated_down", gated_down, z, gate, up, down)
+    yield from both("gated_down, keep", gated_down_wide, z, gate, up, down)
+    kept = [normal(n, d_ff), normal(n, d_ff)]
+    yield plain("gated_backward", gated_backward, normal(n, r), down, *kept)
+    yield plain("gated_recompute", gated_recompute, normal(n, r), down, z, gate, up)
 
 
 def up_add(library: ModuleType) -> Function:
@@ -117,23 +98,24 @@ def gated_down(library: ModuleType) -> Function:
     return lambda z, gate, up, down: (library.gated_down(z, gate, up, down),)
 
 
-def up_backward(library: ModuleType) -> Function:
-    def function(z: Tensor, *others: Tensor) -> Sequence[Tensor]:
-        half = len(others) // 2
-        dys, weights = list(others[:half]), list(others[half:])
-        return (_backward_ops(library).up_backward(dys, z, weights, True),)
-
-    return function
+def gated_down_wide(library: ModuleType) -> Function:
+    return gated_down(fused_wide if library is fused else library)
 
 
-def gated_down_backward(library: ModuleType) -> Function:
-    return lambda *inputs: _backward_ops(library).gated_down_backward(*inputs, False)
+def gated_backward(library: ModuleType) -> Function:
+    if library is reference:
+        return lambda *inputs: reference.gated_backward(*inputs, False)
+    width = lambda of: -of.shape[1] % 16  # noqa: E731, the op's own tensors have padded rows
+    return lambda dz_d, down, g, u: OPS.gated_backward(
+        dz_d, down, pad(g, (0, width(g))), pad(u, (0, width(u))), False
+    )
 
 
-def _backward_ops(library: ModuleType) -> ModuleType:
-    """Where the ops of backward passes are: `fused` calls them through torch alone."""
-    return reference if library is reference else _OPS
+def gated_recompute(library: ModuleType) -> Function:
+    return lambda *inputs: (library if library is reference else OPS).gated_recompute(
+        *inputs, False
+    )
 
 
-_OPS: ModuleType = torch.ops.cola_kernels
+OPS = torch.ops.cola_kernels
 LIBRARIES = {"reference": reference, "fused": fused}

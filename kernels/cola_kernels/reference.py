@@ -89,24 +89,41 @@ def up_backward(
     return dh * _silu_derivative(z) if activation else dh
 
 
-def gated_down_backward(
-    dp: Tensor, h: Tensor, gate: Tensor, up: Tensor, gate_silu: bool = False
-) -> tuple[Tensor, Tensor, Tensor]:
-    """The gradients of g = h_g B_g^T and u = h_u B_u^T, and p = f(g) * u, which nothing kept.
+def gated_backward(
+    dz_d: Tensor, down: Tensor, g: Tensor, u: Tensor, gate_silu: bool = False
+) -> tuple[Tensor, Tensor]:
+    """The gradients of g and u, which were kept, with dp = dz_d A.
 
     Args:
-        dp: (n, F).
+        dz_d: (n, r_d).
+        down: A, (r_d, F).
+        g, u: (n, F).
+
+    Returns:
+        dg = dp * u * f'(g) and du = dp * f(g), each (n, F).
+    """
+    dp = dz_d @ down
+    if not gate_silu:
+        return dp * u, dp * g
+    return dp * u * _silu_derivative(g), dp * F.silu(g)
+
+
+def gated_recompute(
+    dz_d: Tensor, down: Tensor, h: Tensor, gate: Tensor, up: Tensor, gate_silu: bool = False
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The same of g = h_g B_g^T and u = h_u B_u^T, which nothing kept.
+
+    Args:
         h: (n, 2 r), after the activation.
         gate, up: B_g and B_u, (F, r).
 
     Returns:
-        dg = dp * u * f'(g), du = dp * f(g) and p, each (n, F).
+        dg, du and p = f(g) * u, each (n, F).
     """
     h_g, h_u = h.chunk(2, dim=-1)
     g, u = F.linear(h_g, gate), F.linear(h_u, up)
-    if not gate_silu:
-        return dp * u, dp * g, g * u
-    return dp * u * _silu_derivative(g), dp * F.silu(g), F.silu(g) * u
+    p = (F.silu(g) if gate_silu else g) * u
+    return *gated_backward(dz_d, down, g, u, gate_silu), p
 
 
 def _silu_derivative(x: Tensor) -> Tensor:

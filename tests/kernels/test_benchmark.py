@@ -44,7 +44,7 @@ def test_runs_with_torch_triton_and_numpy_alone(tmp_path: Path) -> None:
     figures = json.loads(file.read_text())
     assert figures["machine"]["device"] and figures["machine"]["date"] and figures["triton"]
     ops = figures["models"]["1b"]["ops"]
-    assert set(ops) == set(table(SHAPES["1b"]))
+    assert set(ops) == {name for name in table(SHAPES["1b"]) if not name.startswith("gated_up")}
     for op in ops.values():
         assert op["correct"], op["error"]
         fused = op["seconds"]["fused"]

@@ -58,8 +58,9 @@ def test_cola_m_keeps_what_the_paper_says():
 
 @pytest.mark.parametrize("processes", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_every_policy_and_kernel_trains_the_same(tiny, processes):
-    """4 steps: policies agree bit for bit, in losses, weights and moments; Triton (interpreted)
-    agrees with torch to fp32 rounding, in losses and in every gradient of the first step."""
+    """4 steps: policies agree bit for bit, in losses, weights and moments; on Triton (interpreted)
+    those do that keep as much of the MLP. Triton agrees with torch to fp32 rounding, in losses and
+    in every gradient of the first step."""
     pytest.importorskip("triton")
     # its interpreter takes its time: on two processes that policy alone which recomputes most
     fused = POLICIES if processes == 1 else ("cola_m",)
@@ -69,13 +70,17 @@ def test_every_policy_and_kernel_trains_the_same(tiny, processes):
         "method.activation=both", processes=processes, TRITON_INTERPRET="1",
     )  # fmt: skip
     errors = results.pop("gradient errors")
+    plain = results["torch none"]
     for case, result in results.items():
         assert result["losses"][0] > result["losses"][-1]
-        first = f"torch {POLICIES[0]}" if case.startswith("torch") else f"triton {fused[0]}"
-        assert result == results[first], case
-    plain, ours = results["torch none"]["losses"], results[f"triton {fused[0]}"]["losses"]
-    assert ours == pytest.approx(plain, rel=1e-5)
-    assert results[f"triton {fused[0]}"]["loss is of"] == "cola_kernels.ops.cross_entropy"
+        kernels, policy = case.split()
+        if kernels == "torch":
+            assert result == plain, case
+        else:
+            same = "none" if policy in ("none", "full") else "cola_m"
+            assert result == results[f"triton {same}"], case
+            assert result["losses"] == pytest.approx(plain["losses"], rel=1e-5)
+            assert result["loss is of"] == "cola_kernels.ops.cross_entropy"
     assert len(errors) == 2 * 7 + 5  # seven pairs of weights, norms, the ends
     assert max(errors.values()) < 1e-5
 
