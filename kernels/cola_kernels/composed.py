@@ -115,7 +115,7 @@ class _Down(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, *weights: Tensor) -> Tensor:
         ctx.save_for_backward(x, *weights)
         with below_autograd():
-            return DOWN(x, list(weights))  # type: ignore[no-any-return]
+            return DOWN(x, list(weights))
 
     @staticmethod
     def backward(ctx: Any, dz: Tensor) -> tuple[Tensor | None, ...]:

@@ -27,8 +27,8 @@ from cola_kernels import (
 )
 from cola_kernels.gemm import GROUP_M, tile_origin
 from cola_kernels.support import interpreting, target
-from torch import Tensor
 from functorch.compile import make_boxed_func, min_cut_rematerialization_partition
+from torch import Tensor
 from torch._dynamo.backends.common import aot_autograd
 from torch.utils.checkpoint import (
     CheckpointPolicy,

@@ -145,9 +145,9 @@ def _gated_recompute(
     shape = (h.shape[0], rounded(gate.shape[0]))
     dg, du, p = (h.new_empty(shape) for _ in range(3))
     where = target("gated_recompute", h.device)
-    weights = (padded(weight, rows=True) for weight in (gate, up))
+    gate, up = padded(gate, rows=True), padded(up, rows=True)
     dz_d, down, h = padded(dz_d), padded(down, rows=True), _hidden(h, activation=False)
-    gated_recompute_launch(dz_d, down, h, *weights, dg, du, p, gate_silu, where).run()
+    gated_recompute_launch(dz_d, down, h, gate, up, dg, du, p, gate_silu, where).run()
     return dg, du, p
 
 
@@ -160,7 +160,7 @@ class _Recompute(torch.autograd.Function):
         ctx.save_for_backward(z, gate, up, down)
         ctx.activation, ctx.gate_silu = activation, gate_silu
         with below_autograd():
-            return GATED_DOWN(z, gate, up, down, activation, gate_silu)  # type: ignore[no-any-return]
+            return GATED_DOWN(z, gate, up, down, activation, gate_silu)
 
     @staticmethod
     def backward(ctx: Any, dz_d: Tensor) -> tuple[Tensor | None, ...]:

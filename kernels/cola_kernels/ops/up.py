@@ -152,7 +152,7 @@ class _UpAdd(torch.autograd.Function):
         ctx.save_for_backward(z, weight)
         ctx.activation = activation
         with below_autograd():
-            return UP_ADD(z, weight, residual, activation)  # type: ignore[no-any-return]
+            return UP_ADD(z, weight, residual, activation)
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:

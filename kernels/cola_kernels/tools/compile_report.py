@@ -16,6 +16,7 @@ import time
 from collections import Counter
 from collections.abc import Hashable, Iterator
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -87,7 +88,7 @@ def launches(shape: Shape, dtype: torch.dtype, arch: str) -> Iterator[tuple[str,
     for keep_wide in (True, False):
         ops = library("triton", keep_wide)
         for gate_silu in (True, False):
-            for launch in record(lambda: _block(ops, shape, dtype, gate_silu), TYPICAL[arch]):
+            for launch in record(partial(_block, ops, shape, dtype, gate_silu), TYPICAL[arch]):
                 switches = [k.lower() for k, v in launch.arguments.items() if v is True]
                 name = launch.kernel.__name__.removesuffix("_kernel")
                 yield ", ".join((name, *switches)), launch
@@ -232,8 +233,8 @@ def main() -> int:
         import triton
 
         print(f"Triton {triton.__version__}, {options.arch}\n")
-        print("| kernel | use | compiled for | dtype | M x N x K, warps, stages, programs | registers "
-              "| spills (B) | shared (KiB) | blocks | matmuls | TMA in, out | load bytes "
+        print("| kernel | use | compiled for | dtype | M x N x K, warps, stages, programs "
+              "| registers | spills (B) | shared (KiB) | blocks | matmuls | TMA in, out | load bytes "
               "| store bytes | instructions | compile (s) |")  # fmt: skip
         print("|" + "---|" * 15, flush=True)
         rows = []

@@ -2,8 +2,8 @@
 
 `python -m cola_kernels.tools.tune --kernel up_add --row wide [--model 1b 7b] [--rounds 10]`: each
 candidate runs every launch of a block of the model that takes this row. A candidate that the
-compile report would refuse (spills, shared memory, narrow loads) is not timed. The row is pasted in by
-hand, if it is worth it: nothing is tuned at training time.
+compile report would refuse (spills, shared memory, narrow loads) is not timed. The row is pasted in
+by hand, if it is worth it: nothing is tuned at training time.
 """
 
 import argparse
