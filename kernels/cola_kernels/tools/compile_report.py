@@ -234,8 +234,8 @@ def main() -> int:
 
         print(f"Triton {triton.__version__}, {options.arch}\n")
         print("| kernel | use | compiled for | dtype | M x N x K, warps, stages, programs "
-              "| registers | spills (B) | shared (KiB) | blocks | matmuls | TMA in, out | load bytes "
-              "| store bytes | instructions | compile (s) |")  # fmt: skip
+              "| registers | spills (B) | shared (KiB) | blocks | matmuls | TMA in, out "
+              "| load bytes | store bytes | instructions | compile (s) |")  # fmt: skip
         print("|" + "---|" * 15, flush=True)
         rows = []
         for row in report(options.arch, options.rank, options.brief):
