@@ -28,6 +28,7 @@ from cola_train.engines.base import Engine
 from cola_train.methods.base import build_method
 from cola_train.model.init import initialise
 from cola_train.model.llama import Llama, build_model
+from cola_train.optim import AdamWOptions
 from cola_train.train import train
 
 REPOSITORY = Path(__file__).parents[1]
@@ -102,6 +103,14 @@ def real_model(config: Config) -> Llama:
     model = meta_model(config).to_empty(device="cpu")
     initialise(model, config.seed)
     return model
+
+
+def unfused_adamw(parameters: Any, options: AdamWOptions) -> torch.optim.Optimizer:
+    """AdamW that knows nothing of `found_inf`; for `AdamWOptions.implementation`."""
+    first, second = options.betas
+    return torch.optim.AdamW(
+        parameters, options.lr, (first, second), options.eps, options.weight_decay
+    )
 
 
 def micro_batches(step: int, rows: int = 8) -> list[Batch]:

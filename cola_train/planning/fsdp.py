@@ -1,5 +1,6 @@
 """What FSDP2 holds and sends, as parallel/shard.py applies it: a group for each block, embedding
-and head in the root's, which stays gathered from its forward to its backward pass."""
+and head in the root's, which stays gathered from its forward to its backward pass. One process
+alone holds whole weights, and copies of them in the compute dtype (engines/fsdp/masters.py)."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -74,6 +75,8 @@ def groups(run: Run) -> tuple[Group, Group]:
 def describe(run: Run) -> str:
     """The engine and its sharding, for people."""
     engine, shards = options(run), copy_size(run)
+    if run.processes == 1:
+        return "fsdp: one process, nothing to shard"
     sharding = f"{engine.sharding}, {shards} x {run.processes // shards}"
     return f"FSDP2 {sharding}{'' if engine.reshard_after_forward else ', kept gathered'}"
 
@@ -113,6 +116,53 @@ def copied_bytes(run: Run) -> int:
 
 def moments(run: Run) -> Iterator[Moment]:
     """Every moment of a step that could be its peak."""
+    return moments_alone(run) if run.processes == 1 else moments_sharded(run)
+
+
+def moments_alone(run: Run) -> Iterator[Moment]:
+    """Of one process: each gradient becomes fp32 as soon as it is there."""
+    (block, root), L, e = groups(run), run.config.model.n_layers, run.element
+    optimizer = run.config.method.optimizer_elements
+    elements = L * block.elements + root.elements
+    fixed = {
+        "weights": (FP32 if e == FP32 else FP32 + e) * elements,
+        "optimizer": FP32 * sum(map(optimizer, run.weights)),
+    }
+    trained = FP32 * (L * block.trainable.elements + root.trainable.elements)
+    embedding, *_, head = root.weights
+
+    def gradients(blocks: int, of_root: int) -> int:
+        """When those of so many blocks, and so many elements of the root's, have come."""
+        if run.accumulation > 1:
+            return trained  # what earlier micro-batches left
+        return FP32 * (blocks * block.trainable.elements + of_root)
+
+    def coming(elements: int) -> int:
+        """One in the compute dtype and, until it is added to what was there, in fp32."""
+        return ((e if e != FP32 else 0) + (FP32 if run.accumulation > 1 else 0)) * elements
+
+    largest = max((weight.elements for weight in block.trainable.weights), default=0)
+    head_in_fp32 = FP32 * head.elements if e != FP32 else 0
+    yield from head_moments(run, fixed, 0, gradients(0, 0), 0, head_in_fp32)
+    for i in reversed(range(L)):
+        yield moment(
+            f"backward pass of block {i}",
+            fixed,
+            gradients=gradients(L - i, head.elements) + coming(largest),
+            activations=(i + 1) * run.kept_bytes,
+            workspace=run.workspace_bytes,
+        )
+    yield moment(
+        "gradient of the embedding",
+        fixed,
+        gradients=gradients(L, root.trainable.elements) + coming(embedding.elements),
+        workspace=e * run.tokens * run.config.model.d_model,
+    )
+    yield moment("optimizer step", fixed, gradients=trained)
+
+
+def moments_sharded(run: Run) -> Iterator[Moment]:
+    """Of one of several processes, the one that holds most."""
     engine, (block, root) = options(run), groups(run)
     L, e, S = run.config.model.n_layers, run.element, block.shards
     optimizer = run.config.method.optimizer_elements
@@ -211,9 +261,10 @@ def traffic(run: Run) -> list[Collective]:
 def ways(run: Run) -> Iterator[tuple[EngineOptions, list[str]]]:
     """The ways of sharding that a search tries, with their overrides."""
     own, topology = run.config.engine, run.topology
-    shardings = ["full"]
-    if run.processes > 1:
-        shardings.append("replicate")
+    if run.processes == 1:  # no option changes anything
+        yield FSDPOptions(name="fsdp", timeout_seconds=own.timeout_seconds), ["engine=fsdp"]
+        return
+    shardings = ["full", "replicate"]
     asked = own if isinstance(own, FSDPOptions) else None
     shard_size = (asked and asked.shard_size) or topology.local_world
     nodes = topology.world > topology.local_world and topology.world % topology.local_world == 0

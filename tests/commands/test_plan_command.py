@@ -130,7 +130,7 @@ def test_largest_micro_batch_is_the_largest(tmp_path):
          ["engine.shard_size: 8", "12"]),
         (["gpus=8", "engine=deepspeed", "engine.zero_stage=3", "engine.offload_optimizer=nvme",
           "engine.nvme_path=/tmp"], ["engine.offload_optimizer: nvme"]),
-        (["model=7b", "gpu=l40s"], ["gpus=2", "train.batch_size="]),
+        (["model=7b", "gpu=l40s", "train.precision=fp32"], ["gpus=2", "train.batch_size="]),
         (["engine=deepspeed", "engine.overrides={zero_optimization:{reduce_bucket_size:auto}}"],
          ["engine.overrides: reduce_bucket_size"]),
     ],

@@ -10,6 +10,7 @@ from cola_train import distributed
 from cola_train.data.loader import Batch
 from cola_train.model.loss import IGNORE_INDEX
 from cola_train.model.padding import remove_padding
+from cola_train.optim import AdamWOptions
 from cola_train.train import build
 
 
@@ -136,6 +137,37 @@ def test_a_step_that_is_not_finite_touches_nothing(tiny, monkeypatch, where):
         assert torch.equal(now, before[name]), name
     monkeypatch.undo()
     assert not engine.train_step(batches_of(1, 4), 1e-2).skipped
+
+
+def test_an_optimizer_that_cannot_decide_on_the_device_decides_on_the_host(tiny, monkeypatch):
+    """One without torch's `found_inf`: clipped and skipped as the fused one is."""
+    clipping = [*tiny, "optim.clip=0.25", "optim.eps=1e-3"]
+    losses, norms, _ = trained(clipping, count=1, rows=4)
+    monkeypatch.setattr(AdamWOptions, "implementation", "helpers:unfused_adamw")
+    again, norms_again, engine = trained(clipping, count=1, rows=4)
+    assert again == pytest.approx(losses, rel=1e-6)
+    assert norms_again == pytest.approx(norms, rel=1e-5)
+    before = whole_state(engine)
+    assert engine.train_step(batches_of(1, 4), 1e-2, max_loss=1.0).skipped
+    after = whole_state(engine)
+    assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+def test_bf16_computes_with_the_weights_as_they_are(tiny):
+    """Alone, a process has copies in bf16: what is updated, loaded or assigned reaches them."""
+    tiny = [*tiny, "train.precision=bf16"]
+    _, _, engine = trained(tiny, steps=2, count=1, rows=4)
+    other, (batch,) = engine_of(tiny), batches_of(1, 4)
+    loss, tokens = engine.evaluate(batch)
+    assert other.evaluate(batch)[0] != loss
+    state = other.state_dict()
+    for name, tensor in engine.state_dict().items():
+        state[name].copy_(tensor)
+    other.load_state_dict(state)
+    assert other.evaluate(batch)[0] == loss
+    weights = other.weights()
+    weights.assign("head.weight", torch.zeros_like(weights.full("head.weight")))
+    assert other.evaluate(batch)[0] == pytest.approx(tokens * math.log(300), rel=1e-5)
 
 
 def test_allocating_optimizer_state_changes_no_weight(tiny):

@@ -18,6 +18,7 @@ MEMORY_CASES = {
         "method=full train.batch_size=8",
         "recompute=cola_m train.batch_size=32 train.micro_batch_size=16",
         "recompute=full train.precision=fp32 train.batch_size=8",
+        "method=full recompute=full train.batch_size=4",
     ],
     2: [
         "method=full engine.reshard_after_forward=false train.batch_size=16",
@@ -41,9 +42,12 @@ def test_memory_is_within_a_tenth_of_measured_peaks(processes, tmp_path):
         if "deepspeed" in found["case"]:
             continue
         # weights alone, after building; weights and moments between steps: to the small buffers
-        weights = found["largest"]["optimizer"] // 2
+        moments = found["largest"]["optimizer"]
+        weights = moments // 2
+        if processes == 1 and "fp32" not in found["case"]:
+            weights += weights // 2  # the copies in bf16
         assert found["built"] == pytest.approx(weights, rel=0.02), about
-        assert found["between"] == pytest.approx(3 * weights, rel=0.02), about
+        assert found["between"] == pytest.approx(weights + moments, rel=0.02), about
 
 
 def test_the_planners_constants_are_the_models():

@@ -2,7 +2,8 @@
 
 Arguments: the JSON file to write, modes with commas between them, a folder for checkpoints, the
 overrides of a tiny run. `curves`: losses of a few steps. `skips`: what a step that is not finite
-changes. `save` and `resume`: checkpoints of every engine, loaded into every engine.
+changes. `norms`: the gradient norm under each sharding. `save` and `resume`: checkpoints of every
+engine, loaded into every engine.
 """
 
 import json
@@ -13,9 +14,11 @@ from pathlib import Path
 from typing import Any
 
 import helpers
+import pytest
 import torch
 from helpers import make_config, micro_batches, real_model, whole_state
 from torch import Tensor
+from torch.nn.utils import get_total_norm
 
 from cola_train import distributed
 from cola_train.checkpoint.checkpointer import Checkpointer
@@ -23,6 +26,7 @@ from cola_train.config.schema import Config
 from cola_train.data.loader import Batch
 from cola_train.engines.base import Engine
 from cola_train.errors import UserError
+from cola_train.optim import AdamWOptions
 from cola_train.train import build
 
 ROWS, LR, SAVED_AT = 8, 1e-2, 3
@@ -45,6 +49,7 @@ OFFLOAD = {
         *ENGINES["ZeRO-3"], "engine.offload_optimizer=cpu", "engine.offload_parameters=cpu",
     ],
 }  # fmt: skip
+UNFUSED = "fsdp, an optimizer without found_inf"
 ALL_PAIRS = bool(os.environ.get("ALL_PAIRS"))
 TRAVELLING = ENGINES | OFFLOAD if ALL_PAIRS else ENGINES  # what saves and resumes checkpoints
 # What a method or a policy can meet of an engine is that weights come and go: all of them under
@@ -131,10 +136,13 @@ def skips(_: str, overrides: list[str]) -> dict[str, Any]:
     and the counts of steps before and after the first."""
     results = {}
     for precision in ("fp32", "bf16"):
-        for name, choice in ENGINES.items():
-            engine: Any = engine_of(
-                make_config(*overrides, *choice, f"train.precision={precision}")
-            )
+        for name, choice in (ENGINES | {UNFUSED: ENGINES["fsdp"]}).items():
+            with pytest.MonkeyPatch.context() as patch:
+                if name == UNFUSED:
+                    patch.setattr(AdamWOptions, "implementation", "helpers:unfused_adamw")
+                engine: Any = engine_of(
+                    make_config(*overrides, *choice, f"train.precision={precision}")
+                )
             counted = [steps_counted(engine)]  # a save before the first step is no step
             engine.train_step(micro_batches(0), LR)
             counted.append(steps_counted(engine))
@@ -162,6 +170,19 @@ def skips(_: str, overrides: list[str]) -> dict[str, Any]:
             following = engine.train_step(micro_batches(1), LR)
             results[f"{name} {precision} loss"] |= {"next": following.loss, "counted": counted}
             engine.close()
+    return results
+
+
+def norms(_: str, overrides: list[str]) -> dict[str, float]:
+    """Sharding -> gradient norm of the first step; "plain": of the unsharded model."""
+    config = make_config(*overrides)
+    model, tokens = real_model(config), rows(0)
+    (model(tokens[:, :-1], tokens[:, 1:]) / tokens[:, 1:].numel()).backward()
+    gradients = [p.grad for p in model.parameters() if p.grad is not None]
+    results = {"plain": get_total_norm(gradients).item()}
+    for sharding in ("full", "replicate", "hybrid engine.shard_size=2"):
+        engine = engine_of(make_config(*overrides, *f"engine.sharding={sharding}".split()))
+        results[sharding] = engine.train_step(micro_batches(0), LR).grad_norm
     return results
 
 
@@ -242,7 +263,7 @@ def main() -> None:
     result, modes, folder, *overrides = sys.argv[1:]
     torch.set_num_threads(1)
     distributed.start()
-    tasks = {"curves": curves, "skips": skips, "save": save, "resume": resume}
+    tasks = {"curves": curves, "skips": skips, "norms": norms, "save": save, "resume": resume}
     results = {mode: tasks[mode](folder, overrides) for mode in modes.split(",")}
     if distributed.is_main():
         Path(result).write_text(json.dumps(results))

@@ -1,126 +1,109 @@
-"""The FSDP2 engine: fp32 shards of weights, gradients and optimizer state."""
+"""The FSDP2 engine: fp32 weights, gradients and optimizer state, sharded where there are several
+processes."""
 
-import math
 from collections.abc import Mapping
-from typing import cast
+from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.distributed.fsdp import FSDPModule
-from torch.distributed.tensor import DTensor
-from torch.nn.utils import clip_grads_with_norm_, get_total_norm
-from torch.optim import Optimizer
+from torch import Tensor
 
 from cola_train import distributed
 from cola_train.checkpoint.flat_shard import FlatShard
 from cola_train.config.schema import Config
-from cola_train.engines.base import Engine, persistent_buffers, trainable, zero_state
+from cola_train.engines.base import Engine, persistent_buffers, zero_state
+from cola_train.engines.fsdp.masters import Masters, ShardedMasters, WholeMasters, takes_found_inf
 from cola_train.engines.fsdp.options import FSDPOptions
 from cola_train.hardware import compute_dtype
 from cola_train.methods.base import Method
-from cola_train.model.init import initialise, local_rows
+from cola_train.model.init import initialise
 from cola_train.model.llama import Llama
 from cola_train.parallel.shard import build_mesh, shard
 
 
 class FSDPEngine(Engine):
-    """Built from a model on the meta device; leaves it sharded and initialised."""
+    """Built from a model on the meta device; leaves it initialised, and sharded if this process is
+    not alone."""
+
+    masters: Masters
 
     def __init__(self, config: Config, model: Llama, method: Method, device: torch.device) -> None:
-        options = config.engine
+        options, topology = config.engine, distributed.topology()
         assert isinstance(options, FSDPOptions)
-        mesh = build_mesh(options.copy_size(distributed.topology()), device.type)
         dtype = compute_dtype(config.train.precision, device)
-        shard(model, mesh, dtype, options.reshard_after_forward)
+        alone = topology.world == 1
+        if not alone:
+            mesh = build_mesh(options.copy_size(topology), device.type)
+            shard(model, mesh, dtype, options.reshard_after_forward)
         model.to_empty(device=device)
         initialise(model, config.seed)
         self.model, self.module, self.method, self.device = model, model, method, device
         self.optimizer = method.optimizer(model, config.optim)
-        self.masters = ShardedWeights(model, self.optimizer)
+        self.masters = (
+            WholeMasters(model, self.optimizer, dtype)
+            if alone
+            else ShardedMasters(model, self.optimizer, mesh)
+        )
         self.clip = config.optim.clip
         self.sync_every_micro_batch = options.sync_every_micro_batch
 
     def backward(self, loss: Tensor, accept: Tensor | None) -> None:
         last = accept is not None
-        module = cast(FSDPModule, self.model)
-        module.set_requires_gradient_sync(last or self.sync_every_micro_batch)
+        self.masters.begin_micro_batch(sync=last or self.sync_every_micro_batch)
         loss.backward()
 
+    @torch.no_grad()
     def update(self, lr: float, figures: Tensor) -> tuple[list[float], float, bool]:
-        gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
-        norm = get_total_norm(gradients)
-        norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
-        # The step's one transfer to the host.
-        *figures_here, norm_here = torch.cat([figures, norm.double()[None]]).tolist()
-        accepted = bool(figures_here[0]) and math.isfinite(norm_here)
-        if accepted:
-            if self.clip is not None:
-                clip_grads_with_norm_(self.model.parameters(), self.clip, norm)
-            self.set_learning_rate(lr)
+        gradients = self.masters.take_gradients()
+        norm = self.masters.norm(gradients)
+        accepted = figures[0].bool() & norm.isfinite()
+        # By how much the gradient is too long: 1 where it is not.
+        excess = None if self.clip is None else ((norm + 1e-6) / self.clip).clamp_(min=1)
+        self.set_learning_rate(lr)
+        on_device = takes_found_inf(self.optimizer)
+        if on_device:
+            self._step_if(accepted, excess)
+        # The step's one transfer to the host, after all of its work where the optimizer can
+        # decide on the device.
+        figures = torch.cat([figures, torch.stack([norm, accepted]).double()])
+        *figures_here, norm_here, accepted_here = figures.tolist()
+        if accepted_here and not on_device:
+            if excess is not None:
+                torch._foreach_div_(gradients, excess)
             self.optimizer.step()
-        self.optimizer.zero_grad()
-        return figures_here, norm_here, accepted
+        self.masters.drop_gradients()
+        self.masters.refresh()
+        return figures_here, norm_here, accepted_here > 0
+
+    def _step_if(self, accepted: Tensor, excess: Tensor | None) -> None:
+        """A step of a fused optimizer with gradients divided by `excess`, or none."""
+        optimizer: Any = self.optimizer
+        optimizer.found_inf, optimizer.grad_scale = (~accepted).float(), excess
+        optimizer.step()
+        del optimizer.found_inf, optimizer.grad_scale
 
     def close(self) -> None:
         pass  # nothing outlives it
 
-    def stored_weights(self) -> "ShardedWeights":
+    def stored_weights(self) -> Masters:
         return self.masters
 
     def stored_state(self) -> dict[str, Tensor]:
-        reshard(self.model)
         if not self.optimizer.state:
             self._allocate_optimizer_state()
-        state = {f"model.{name}": p.detach() for name, p in self.model.named_parameters()}
+        state = {f"model.{name}": weight for name, weight in self.masters.parameters.items()}
         state |= {f"model.{name}": buffer for name, buffer in persistent_buffers(self.model)}
-        for name, parameter in trainable(self.model):
-            for key, value in self.optimizer.state[parameter].items():
-                if isinstance(value, Tensor):
-                    state[f"optimizer.{name}.{key}"] = value
-        return state
+        return state | {f"optimizer.{name}": value for name, value in self.masters.states()}
 
     def load_state_dict(self, state: Mapping[str, Tensor | FlatShard]) -> None:
-        pass  # the tensors are the model's and the optimizer's own
+        self.masters.refresh()  # the tensors are the masters' and the optimizer's own
 
     def _allocate_optimizer_state(self) -> None:
         """A step of size zero makes the optimizer allocate its state, for a checkpoint to fill."""
-        parameters = [parameter for _, parameter in trainable(self.model)]
-        for parameter in parameters:
-            parameter.grad = torch.zeros_like(parameter)
+        optimized = [self.masters.optimized(name) for name in self.masters.trained]
+        for tensor in optimized:
+            tensor.grad = torch.zeros_like(tensor)
         self.set_learning_rate(0.0)
         self.optimizer.step()
-        self.optimizer.zero_grad()
-        zero_state(self.optimizer, parameters)
-
-
-def reshard(model: nn.Module) -> None:
-    """Drop gathered copies, which an evaluation leaves; the optimizer knows the shards."""
-    for module in model.modules():
-        if isinstance(module, FSDPModule):
-            module.reshard()
-
-
-class ShardedWeights:
-    """See `methods.base.Weights`: the parameters themselves are the fp32 masters."""
-
-    def __init__(self, model: nn.Module, optimizer: Optimizer) -> None:
-        self.model, self.optimizer = model, optimizer
-        self.parameters = dict(model.named_parameters())
-
-    def names(self) -> list[str]:
-        return list(self.parameters)
-
-    def full(self, name: str) -> Tensor:
-        whole = self.parameters[name].detach()
-        return whole.full_tensor() if isinstance(whole, DTensor) else whole.clone()
-
-    def assign(self, name: str, whole: Tensor) -> None:
-        reshard(self.model)
-        rows, first = local_rows(self.parameters[name].detach(), name)
-        rows.copy_(whole[first : first + len(rows)])
-
-    def reset_state(self, name: str) -> None:
-        parameter = self.parameters[name]
-        for value in self.optimizer.state.get(parameter, {}).values():
-            if isinstance(value, Tensor) and value.shape == parameter.shape:
-                value.zero_()
+        zero_state(self.optimizer, optimized)
+        for tensor in optimized:
+            tensor.grad = None
