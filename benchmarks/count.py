@@ -16,6 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, 
 from cola_train.config.schema import Config
 from cola_train.methods.base import build_method
 from cola_train.model import cpu
+from cola_train.model.attention import rotary_for
 from cola_train.model.context import AttentionContext
 from cola_train.model.llama import Llama
 from cola_train.model.padding import remove_padding
@@ -95,7 +96,9 @@ def count_block(
         apply_recompute(model, config.recompute.name, method.kept_ops)
         block = model.layers[0]
         x = torch.empty(B, T, config.model.d_model, dtype=dtype, requires_grad=True)
-        context = AttentionContext(model.rotary.float(), model.make_mask(None, x))
+        context = AttentionContext(
+            rotary_for(model.rotary.float(), x), model.make_mask(None, x)
+        )
         own = [*model.parameters(), *model.buffers(), context.rotary]
         packed: dict[int, Tensor] = {}
 

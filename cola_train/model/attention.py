@@ -25,26 +25,31 @@ class _Rotate(torch.autograd.Function):
     @staticmethod
     def forward(ctx: FunctionCtx, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         ctx.save_for_backward(cos, sin)
-        return _rotated(x, cos, sin)
+        return _rotated(x, cos, sin, 1)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: FunctionCtx, dy: Tensor) -> tuple[Tensor | None, ...]:
         cos, sin = ctx.saved_tensors  # type: ignore[attr-defined]
-        return _rotated(dy, cos, -sin), None, None
+        return _rotated(dy, cos, sin, -1), None, None
 
 
-def _rotated(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+def _rotated(x: Tensor, cos: Tensor, sin: Tensor, direction: int) -> Tensor:
     half = x.shape[-1] // 2
     y = x * cos
-    y[..., :half].addcmul_(x[..., half:], sin[..., :half], value=-1)
-    y[..., half:].addcmul_(x[..., :half], sin[..., half:])
+    y[..., :half].addcmul_(x[..., half:], sin[..., :half], value=-direction)
+    y[..., half:].addcmul_(x[..., :half], sin[..., half:], value=direction)
     return y
 
 
-def rotate(x_BTHK: Tensor, table: Tensor) -> Tensor:
-    """x turned by its position's angles; `table` from `rotary_table`, cast to x's dtype."""
-    cos, sin = table.to(x_BTHK.dtype)[:, : x_BTHK.shape[1], None, :]
+def rotary_for(table: Tensor, x_BTD: Tensor) -> Tensor:
+    """`table`, from `rotary_table`, for x's positions: (2, T, 1, K), of x's dtype."""
+    return table[:, : x_BTD.shape[1], None].to(x_BTD.dtype)
+
+
+def rotate(x_BTHK: Tensor, rotary: Tensor) -> Tensor:
+    """x turned by its position's angles; `rotary` from `rotary_for`."""
+    cos, sin = rotary
     return _Rotate.apply(x_BTHK, cos, sin)
 
 
@@ -60,7 +65,8 @@ class Attention(nn.Module):
 
     def forward(self, x_BTD: Tensor, context: AttentionContext, residual_BTD: Tensor) -> Tensor:
         """residual + attention(x), (B, T, D)."""
-        q, k, v = (y.unflatten(-1, (-1, self.head_dim)) for y in self.qkv(x_BTD))
+        shape = (*x_BTD.shape[:2], -1, self.head_dim)
+        q, k, v = (y.view(shape) for y in self.qkv(x_BTD))
         q, k = rotate(q, context.rotary), rotate(k, context.rotary)
         y_BTHK = context.mask.attend(q, k, v)
         return self.out(y_BTHK.flatten(-2), residual_BTD)[0]

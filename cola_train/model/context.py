@@ -37,7 +37,7 @@ MaskMaker = Callable[[Tensor | None, Tensor], Mask]
 
 @dataclass(frozen=True)
 class AttentionContext:
-    """rotary: (2, at least T, K), fp32, from `rotary_table`."""
+    """rotary: (2, T, 1, K), of the blocks' dtype, from `attention.rotary_for`."""
 
     rotary: Tensor
     mask: Mask

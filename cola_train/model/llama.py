@@ -15,7 +15,7 @@ from cola_train.config.groups import ModelConfig
 from cola_train.config.schema import Config
 from cola_train.hardware import compiled_on, compute_dtype, kernels_on
 from cola_train.model import cpu
-from cola_train.model.attention import Attention, rotary_table
+from cola_train.model.attention import Attention, rotary_for, rotary_table
 from cola_train.model.context import MASKS, AttentionContext
 from cola_train.model.init import Fill, computed, normal
 from cola_train.model.linear import INIT_STD
@@ -130,7 +130,9 @@ class Llama(nn.Module):
                 other. None: the row is one document.
         """
         x_BTD = self.embedding(tokens_BT)
-        context = AttentionContext(self.rotary, self.make_mask(documents_BT, x_BTD))
+        context = AttentionContext(
+            rotary_for(self.rotary, x_BTD), self.make_mask(documents_BT, x_BTD)
+        )
         for layer in self.layers:
             x_BTD = layer(x_BTD, context)
         return self.head(self.norm(x_BTD), targets_BT)

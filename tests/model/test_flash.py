@@ -7,7 +7,7 @@ import torch
 from cola_kernels import composed
 from torch.nn.attention import SDPBackend, _cur_sdpa_kernel_backends, sdpa_kernel
 
-from cola_train.model.attention import Attention, rotary_table
+from cola_train.model.attention import Attention, rotary_for, rotary_table
 from cola_train.model.context import AttentionContext, flash_mask, sdpa_mask
 from cola_train.model.linear import Linears
 from cola_train.model.sdpa import CUDNN, FLASH, OTHERS, kernel_order, sdpa_kernels
@@ -34,7 +34,7 @@ def test_flash_equals_sdpa(packed):
 
     def run(module, make_mask, x):
         x = x.detach().requires_grad_()
-        y = module(x, AttentionContext(table, make_mask(documents, x)), torch.zeros_like(x))
+        y = module(x, AttentionContext(rotary_for(table, x), make_mask(documents, x)), torch.zeros_like(x))
         y.float().square().sum().backward()
         return [y.detach().float(), x.grad.float()]
 

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from cola_kernels import composed
 
 from cola_train.model import cpu, loss
-from cola_train.model.attention import rotary_table, rotate
+from cola_train.model.attention import rotary_for, rotary_table, rotate
 from cola_train.model.context import sdpa_mask
 from cola_train.model.loss import IGNORE_INDEX
 from cola_train.model.norm import RMSNorm
@@ -81,7 +81,7 @@ def test_gated(gate_silu):
 def test_rotation_is_rotation_by_position():
     torch.manual_seed(0)
     x = torch.randn(2, 9, 3, 8, dtype=torch.float64, requires_grad=True)
-    y = rotate(x, rotary_table(9, 8, 100.0, torch.device("cpu")).double())
+    y = rotate(x, rotary_for(rotary_table(9, 8, 100.0, torch.device("cpu")), x))
     angle = torch.arange(9)[:, None] * 100.0 ** (-torch.arange(0, 8, 2) / 8)
     turn = torch.polar(torch.ones_like(angle), angle)[:, None].to(torch.complex128)
     z = torch.complex(x[..., :4], x[..., 4:]) * turn
