@@ -96,9 +96,7 @@ def count_block(
         apply_recompute(model, config.recompute.name, method.kept_ops)
         block = model.layers[0]
         x = torch.empty(B, T, config.model.d_model, dtype=dtype, requires_grad=True)
-        context = AttentionContext(
-            rotary_for(model.rotary.float(), x), model.make_mask(None, x)
-        )
+        context = AttentionContext(rotary_for(model.rotary.float(), x), model.make_mask(None, x))
         own = [*model.parameters(), *model.buffers(), context.rotary]
         packed: dict[int, Tensor] = {}
 

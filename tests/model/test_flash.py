@@ -34,7 +34,8 @@ def test_flash_equals_sdpa(packed):
 
     def run(module, make_mask, x):
         x = x.detach().requires_grad_()
-        y = module(x, AttentionContext(rotary_for(table, x), make_mask(documents, x)), torch.zeros_like(x))
+        context = AttentionContext(rotary_for(table, x), make_mask(documents, x))
+        y = module(x, context, torch.zeros_like(x))
         y.float().square().sum().backward()
         return [y.detach().float(), x.grad.float()]
 
