@@ -24,8 +24,11 @@ from cola_kernels import (
     select,
     support,
     tiles,
+    warm_up,
 )
 from cola_kernels.gemm import GROUP_M, tile_origin
+from cola_kernels.launch import gathered
+from cola_kernels.recording import record
 from cola_kernels.support import interpreting, target
 from functorch.compile import make_boxed_func, min_cut_rematerialization_partition
 from torch import Tensor
@@ -263,6 +266,26 @@ def test_flops_and_what_is_kept(library: ModuleType) -> None:
     assert activations == [(n, 16), (n, 32), (n, 40)] + 3 * wide * [(n, 48)]
     weights = [t for t in kept.values() if t.shape[0] != n]
     assert {t.data_ptr() for t in weights} == {t.data_ptr() for t in inputs[1:]}
+
+
+@libraries
+def test_recorded_launches_are_those_made(library: ModuleType) -> None:
+    """What is compiled before training, and by the report: forward and backward, in order."""
+    found = []
+    for device in (DEVICE, "meta"):
+        inputs = [x.detach().to(device).requires_grad_() for x in mlp_inputs((3, 50))]
+
+        def step(inputs: list[Tensor] = inputs) -> None:
+            mlp(library)(*inputs)[0].sum().backward()
+
+        if device == "meta":
+            launches = record(step, target("test", DEVICE))
+        else:
+            with gathered() as launches:
+                step()
+        found.append([(launch.kernel, launch.grid, launch.numbers) for launch in launches])
+    assert len(found[0]) == 3 and found[0] == found[1]
+    assert warm_up(step, DEVICE) == 3
 
 
 def test_a_blocks_output_is_no_view() -> None:
