@@ -6,7 +6,6 @@ torch's own; `select` picks `fused` or `composed`. Nothing here imports Triton u
 functions are asked for.
 """
 
-from cola_kernels.recording import warm_up
 from cola_kernels.support import UnsupportedError, select, unavailable
 
-__all__ = ["UnsupportedError", "select", "unavailable", "warm_up"]
+__all__ = ["UnsupportedError", "select", "unavailable"]

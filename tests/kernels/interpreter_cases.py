@@ -24,11 +24,10 @@ from cola_kernels import (
     select,
     support,
     tiles,
-    warm_up,
 )
 from cola_kernels.gemm import GROUP_M, tile_origin
 from cola_kernels.launch import gathered
-from cola_kernels.recording import record
+from cola_kernels.recording import record, warm_up
 from cola_kernels.support import interpreting, target
 from functorch.compile import make_boxed_func, min_cut_rematerialization_partition
 from torch import Tensor

@@ -4,7 +4,6 @@ from collections.abc import Mapping
 from functools import partial
 from typing import ClassVar
 
-import cola_kernels
 import torch
 from cola_kernels.names import RANK_R_OPS, RESIDUAL_OPS
 from torch import nn
@@ -40,6 +39,8 @@ class Cola(Method):
     def warm_up(self, config: Config, device: torch.device) -> None:
         if self.kernels == "torch":
             return
+        from cola_kernels.recording import warm_up
+
         d, dtype = config.model.d_model, compute_dtype(config.train.precision, device)
         with torch.device("meta"):
             mlp, out = self.mlp(d, config.model.d_ff), self.projections(d, {"o": d})
@@ -52,7 +53,7 @@ class Cola(Method):
         micro_batch = config.micro_batch_size(distributed.world_size())
         for sequences in {micro_batch, config.evaluation.batch_size}:
             rows = sequences * config.train.sequence_length
-            cola_kernels.warm_up(partial(half_blocks, rows), device)
+            warm_up(partial(half_blocks, rows), device)
 
     def projections(self, d_in: int, d_outs: dict[str, int]) -> nn.Module:
         return AutoEncoders(d_in, d_outs, self.rank, self.low_rank_silu, self.ops)
