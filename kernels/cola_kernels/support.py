@@ -52,21 +52,49 @@ def library(kernels: str, keep_wide: bool) -> ModuleType:
     return importlib.import_module(f"cola_kernels.{'composed' if kernels == 'torch' else fused}")
 
 
-def select(kernels: str, device: torch.device | str, keep_wide: bool = True) -> ModuleType:
+def select(
+    kernels: str, device: torch.device | str, keep_wide: bool = True, fp8: bool = False
+) -> ModuleType:
     """The module with `linear`, `gated`, `down`, `up` and `gated_down` for `kernels` = torch or
     triton.
 
     keep_wide: whether triton's `gated_down` keeps what is as wide as d_ff for the backward pass,
         or computes it again there; torch's keeps it, unless a recomputation policy says otherwise.
+    fp8: with fp8 products in them, which a CPU emulates.
 
     Raises:
-        UnsupportedError: triton where it cannot run, or an unknown name.
+        UnsupportedError: triton or fp8 where it cannot run, both together, or an unknown name.
     """
     if kernels not in ("torch", "triton"):
         raise UnsupportedError(f"kernels={kernels}: use torch or triton")
+    if fp8:
+        return _fp8(kernels, torch.device(device))
     if kernels == "triton" and (reason := unavailable(device)) is not None:
         raise UnsupportedError(f"kernels=triton: {reason}; use kernels=torch")
     return library(kernels, keep_wide)
+
+
+def _fp8(kernels: str, device: torch.device) -> ModuleType:
+    if kernels == "triton":
+        raise UnsupportedError("kernels=triton: these ops have no fp8; use kernels=torch")
+    if device.type != "cpu" and (reason := fp8_unavailable(device)) is not None:
+        raise UnsupportedError(f"fp8: {reason}")
+    return importlib.import_module("cola_kernels.fp8")
+
+
+def fp8_unavailable(device: torch.device | str) -> str | None:
+    """Why `device` has no fp8 matmuls; None where it has."""
+    device = torch.device(device)
+    if device.type != "cuda":
+        return f"fp8 matmuls are for NVIDIA GPUs, not for {device.type}"
+    if torch.version.hip is not None:
+        return "fp8 matmuls are for NVIDIA GPUs, not for AMD's"
+    if not torch.cuda.is_available():
+        return "this process sees no CUDA GPU"
+    major, minor = torch.cuda.get_device_capability(device)
+    if (major, minor) < (8, 9):
+        return f"fp8 matmuls need compute capability 8.9 (Ada); this GPU has {major}.{minor}"
+    return None
 
 
 _meta_target: Target | None = None  # within `targeting`

@@ -1,8 +1,11 @@
 """Recomputation and kernels: the same training to the bit; FLOPs and bytes as in costs.py."""
 
 import itertools
+from dataclasses import replace
 
 import pytest
+import torch
+from cola_kernels import fp8
 from helpers import exit_code_of, losses, make_config, result_of_worker
 
 from benchmarks.count import count_block
@@ -10,6 +13,7 @@ from cola_train import costs
 
 SIZES = ("60m", "1b")  # 1b: a padded d_ff; the contract of methods has a tiny one
 POLICIES = ("none", "full", "cola_m", "light")
+FP8_CASES = [*(("cola", policy) for policy in POLICIES), ("full", "none"), ("full", "full")]
 PLACEMENTS = ("low_rank", "both", "full_rank")
 
 
@@ -47,6 +51,19 @@ def test_flops_and_bytes_of_full_rank(size):
             f"model={size}", "method=full", f"recompute={policy}", "model.n_layers=1"
         )
         assert_counted(config, fused=False)
+
+
+@pytest.mark.parametrize(("method", "policy"), FP8_CASES)
+def test_fp8_computes_and_keeps_what_bf16_does(method, policy):
+    """Products of as many FLOPs, forward and backward, and not a byte more between them."""
+    config = make_config("model=60m", f"method={method}", f"recompute={policy}", "model.n_layers=1")
+    in_fp8, in_bf16 = (count_block(config, ops, torch.bfloat16) for ops in (fp8, None))
+    if policy == "full":  # the recomputation ends after the last product, not before it
+        model = config.model
+        width = config.method.bottleneck(model) if method == "cola" else model.d_ff
+        last = 2 * model.d_model * width
+        in_bf16 = replace(in_bf16, backward_flops=in_bf16.backward_flops + last)
+    assert in_fp8 == in_bf16
 
 
 def test_cola_m_keeps_what_the_paper_says():
