@@ -21,6 +21,7 @@ REGISTRY = {
     "recompute_curve": "benchmarks.recompute_curve",
     "planning": "benchmarks.planning",
     "scaling": "benchmarks.scaling",
+    "fp8": "benchmarks.fp8",
 }
 
 

@@ -199,7 +199,7 @@ def kept_bytes(config: Config, fused: bool, device: torch.device) -> float:
 
 
 def uses_triton(config: Config, device: torch.device) -> bool:
-    return hardware.kernels_on(device, config.kernels) == "triton"
+    return hardware.kernels_on(device, config.kernels, config.train.precision) == "triton"
 
 
 def gpu_memory(step: Step) -> dict[str, int]:

@@ -74,7 +74,5 @@ def product_step(dtype: torch.dtype, device: torch.device) -> tuple[Step, float]
 
 
 def precision_name(config: Config, device: torch.device) -> str:
-    """fp32 or bf16: what train.precision stands for here."""
-    return {torch.float32: "fp32", torch.bfloat16: "bf16"}[
-        hardware.compute_dtype(config.train.precision, device)
-    ]
+    """fp32, bf16 or fp8: what train.precision stands for here."""
+    return hardware.precision_on(device, config.train.precision)

@@ -37,11 +37,16 @@ def _cpu_flags() -> set[str]:
     return set()
 
 
+def precision_on(device: torch.device, precision: str) -> str:
+    """bf16, fp32 or fp8, for the option `train.precision`."""
+    if precision != "auto":
+        return precision
+    return "bf16" if has_bf16(device) else "fp32"
+
+
 def compute_dtype(precision: str, device: torch.device) -> torch.dtype:
-    """The dtype of weights and activations in forward and backward."""
-    if precision == "auto":
-        precision = "bf16" if has_bf16(device) else "fp32"
-    return {"bf16": torch.bfloat16, "fp32": torch.float32}[precision]
+    """The dtype of weights and activations between ops; fp8 is within them."""
+    return torch.float32 if precision_on(device, precision) == "fp32" else torch.bfloat16
 
 
 def tune_process(threads: int | None, local_processes: int) -> None:
@@ -81,11 +86,13 @@ def gpu_named(name: str) -> Gpu | None:
     return None
 
 
-def kernels_on(device: torch.device, kernels: str) -> str:
+def kernels_on(device: torch.device, kernels: str, precision: str) -> str:
     """torch or triton, for the option `kernels`: auto is Triton on the GPUs where that was measured
-    faster (`gpus.GPUS`)."""
+    faster (`gpus.GPUS`), but for fp8, which Triton's kernels do not have."""
     if kernels != "auto":
         return kernels
+    if precision == "fp8":
+        return "torch"
     gpu = gpu_named(torch.cuda.get_device_name(device)) if device.type == "cuda" else None
     return "triton" if gpu is not None and gpu.fused_kernels else "torch"
 

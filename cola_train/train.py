@@ -307,13 +307,14 @@ def facts(config: Config, device: torch.device) -> dict[str, Any]:
 
 
 def headline(config: Config, device: torch.device, resumed: Path | None) -> str:
-    dtype = str(hardware.compute_dtype(config.train.precision, device)).removeprefix("torch.")
+    precision = hardware.precision_on(device, config.train.precision)
     method = ", ".join(filter(None, [config.method.name, config.method.label(config.model)]))
     compiled = ", compiled" if hardware.compiled_on(device, config) else ""
     start = f"resuming from {resumed}" if resumed else "starting"
     return (
         f"{config.run_name}: {method}, {costs.parameters(config) / 1e6:.1f}M parameters, "
-        f"{distributed.world_size()} x {hardware.device_name(device)}, {dtype}{compiled}; {start}"
+        f"{distributed.world_size()} x {hardware.device_name(device)}, {precision}{compiled}; "
+        f"{start}"
     )
 
 

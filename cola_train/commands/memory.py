@@ -21,13 +21,12 @@ def memory_problems(config: Config, topology: Topology) -> Iterator[str]:
     others' start takes from what is available meanwhile."""
     if topology.local_rank != 0 or not right(config, topology):
         return
-    from cola_train.hardware import available_memory, compute_dtype
+    from cola_train.hardware import available_memory, precision_on
 
     device = distributed.device()
     if device.type != "cpu" or (available := available_memory()) is None:
         return
-    dtype = str(compute_dtype(config.train.precision, device))
-    precision = "fp32" if dtype.endswith("float32") else "bf16"
+    precision = precision_on(device, config.train.precision)
     train = replace(config.train, precision=precision)  # type: ignore[arg-type]
     run = Run(replace(config, train=train), topology, on_cpu=True)
     try:

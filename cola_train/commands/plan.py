@@ -84,6 +84,12 @@ def plan(values: Mapping[str, Any], problems: list[str]) -> int:
         batch_size = -(-PAPER_BATCH // options.gpus) * options.gpus
         others["train"] = {**train, "batch_size": batch_size}
     config = load(others, topology=topology, checks=OF_THE_CONFIG)
+    if config.train.precision == "fp8" and GPUS[options.gpu].fp8_flops is None:
+        able = ", ".join(name for name, gpu in GPUS.items() if gpu.fp8_flops)
+        raise UserError(
+            f"gpu: {options.gpu} has no fp8, and this is train.precision=fp8; plan for {able}, or "
+            "for train.precision=bf16"
+        )
     run = Run(config, topology, gpu=GPUS[options.gpu])
     assumptions = assumed(options)
     candidates: list[Candidate] = []

@@ -10,12 +10,14 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from cola_train import distributed
+from cola_train import costs, distributed
 from cola_train.config.fields import build
 from cola_train.config.schema import Config
 from cola_train.errors import UserError
 from cola_train.methods import METHODS
 from cola_train.parallel.topology import Topology
+
+FP8_STEP = 16  # widths of an fp8 matmul are multiples of it (cola_kernels.fp8)
 
 
 def name_problems(config: Config, topology: Topology) -> Iterator[str]:
@@ -151,6 +153,34 @@ def gpu_problems(config: Config, topology: Topology) -> Iterator[str]:
         )
 
 
+def precision_problems(config: Config, topology: Topology) -> Iterator[str]:
+    """Of fp8: what has no fp8, wherever it runs."""
+    if config.train.precision != "fp8":
+        return
+    if config.kernels == "triton":
+        yield (
+            "train.precision: kernels=triton has no fp8; use kernels=auto or kernels=torch, or "
+            "train.precision=bf16"
+        )
+    shapes = [weight.shape for weight in costs.block_cost(config).weights if len(weight.shape) == 2]
+    odd = sorted({width for shape in shapes for width in shape if width % FP8_STEP})
+    if odd:
+        yield (
+            f"train.precision: fp8 multiplies widths that are multiples of {FP8_STEP}, and this "
+            f"model's linears have {', '.join(map(str, odd))}; change model.d_model, model.d_ff or "
+            "the method's rank, or use train.precision=bf16"
+        )
+
+
+def fp8_problems(config: Config, topology: Topology) -> Iterator[str]:
+    import cola_kernels
+
+    if config.train.precision != "fp8":
+        return
+    if (reason := cola_kernels.fp8_unavailable(distributed.device())) is not None:
+        yield f"train.precision: {reason}; use train.precision=auto"
+
+
 def rollback_problems(config: Config, topology: Topology) -> Iterator[str]:
     train = config.train
     if train.rollback_after is None:
@@ -196,6 +226,7 @@ OF_THE_CONFIG: tuple[Check, ...] = (
     source_problems,
     stop_problems,
     rollback_problems,
+    precision_problems,
 )
 OF_THE_FILES: tuple[Check, ...] = (
     resume_problems,
@@ -205,6 +236,7 @@ OF_THIS_MACHINE: tuple[Check, ...] = (
     engine_here_problems,
     attention_problems,
     kernels_problems,
+    fp8_problems,
     gpu_problems,
 )
 CHECKS = (*OF_THE_CONFIG, *OF_THIS_MACHINE, *OF_THE_FILES)

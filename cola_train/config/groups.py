@@ -67,7 +67,9 @@ class TrainConfig:
     batch_size: BatchSize | None = None  # global batch in sequences; null: 32, or batch_tokens
     batch_tokens: PositiveInt | None = None  # global batch in tokens, in place of batch_size
     micro_batch_size: BatchSize | None = None  # sequences at a time; null: a process's share
-    precision: Literal["auto", "bf16", "fp32"] = "auto"  # bf16 where the hardware has it
+    # auto: bf16 where the hardware has it; fp8: bf16 with the blocks' matmuls in fp8, but for those
+    # of weight gradients
+    precision: Literal["auto", "bf16", "fp32", "fp8"] = "auto"
     compile: bool | None = None  # torch.compile each block; null: on GPUs, if Triton is there
     deterministic: bool = False  # the same losses again, bit for bit, on the same machine
     threads: Workers | None = None  # CPU threads of each process; null: its share of the cores

@@ -55,8 +55,8 @@ SYNONYMS = {
     "log_every_n_steps print_every",
     "train.micro_batch_size": "micro_batch_size microbatch_size micro_batch device_batch_size "
     "per_device_train_batch_size per_device_batch_size per_gpu_batch_size local_batch_size mbs",
-    "train.precision": "dtype bf16 fp16 bfloat16 float16 fp32 mixed_precision amp autocast "
-    "torch_dtype param_dtype",
+    "train.precision": "dtype bf16 fp16 fp8 bfloat16 float16 float8 fp32 mixed_precision amp "
+    "autocast torch_dtype param_dtype",
     "train.sequence_length": "seq_len seq_length seqlen sequence_len max_seq_len max_seq_length "
     "max_sequence_length block_size context_length ctx_len n_ctx max_length "
     "max_position_embeddings",

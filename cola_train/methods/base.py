@@ -54,10 +54,13 @@ class Method(ABC):
     kept_ops: ClassVar[Mapping[str, frozenset[str]]] = {}
 
     def __init__(self, config: Config, device: torch.device) -> None:
+        precision = config.train.precision
         # a policy of the method's own says what stays; without one everything may
         self.keep_wide = config.recompute.name not in self.kept_ops
-        self.kernels = kernels_on(device, config.kernels)
-        self.ops: Ops = cola_kernels.select(self.kernels, device, self.keep_wide)
+        self.kernels = kernels_on(device, config.kernels, precision)
+        self.ops: Ops = cola_kernels.select(
+            self.kernels, device, self.keep_wide, fp8=precision == "fp8"
+        )
 
     def warm_up(self, config: Config, device: torch.device) -> None:  # noqa: B027
         """Compile ahead what the first step would launch; nothing, if it launches only torch's

@@ -43,6 +43,8 @@ class Run:
     @property
     def triton(self) -> bool:
         """Whether anything does: the loss, whatever the method."""
+        if self.config.train.precision == "fp8":
+            return False
         if self.config.kernels != "auto":
             return self.config.kernels == "triton"
         return self.gpu is not None and self.gpu.fused_kernels

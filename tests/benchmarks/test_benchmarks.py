@@ -54,6 +54,19 @@ def test_train_step(tmp_path: Path, config_of: Callable[..., Config]) -> None:
     assert figures["command"][:4] == ["python", "-m", "benchmarks", "train_step"]
 
 
+def test_fp8(tmp_path: Path) -> None:
+    """Two steps of each precision, emulated here: seed by seed, and not the same."""
+    arguments = ["model=small", *SHAPE, "method.rank=16", "train.steps=2", "train.batch_size=2"]
+    figures = run(
+        tmp_path, "fp8", *arguments, "evaluation.tokens=512", "--methods", "cola", "--seeds", "2"
+    )
+    (of,) = figures["validation_losses"].values()
+    assert [len(losses) for losses in of.values()] == [2, 2, 2]
+    assert of["difference"] == [b - a for a, b in zip(of["bf16"], of["fp8"], strict=True)]
+    assert all(0 < abs(difference) < 0.05 for difference in of["difference"])
+    assert len({*of["bf16"], *of["fp8"]}) == 4
+
+
 @pytest.mark.slow
 def test_recompute_where_little_is_installed(tmp_path: Path) -> None:
     """With torch, Triton, numpy and PyYAML alone: every policy, alternated, beside its formula."""
@@ -118,6 +131,8 @@ def test_bigram_by_hand() -> None:
         (["trainstep"], "did you mean `train_step`"),
         (["train_step", "method=cola"], "leave method= out"),
         (["train_step", "train.stepz=3"], "did you mean `train.steps`"),
+        (["fp8", "seed=1"], "leave seed= out"),
+        (["fp8", "model=1b"], "linears have 5461"),
         (["bigram", "run_dir=nowhere"], "no run in nowhere"),
         (["bigram", "--json", "no/such/folder.json"], "make it first"),
     ],

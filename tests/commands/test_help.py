@@ -55,7 +55,7 @@ def test_help_on_a_group_a_choice_and_an_option(capsys, tmp_path):
     assert "experiment=paper_60m" in out
     assert exit_code_of(["--help", "model=60m", "train.precision"]) == 0
     out = capsys.readouterr().out
-    assert "model.d_model=512" in out and "[auto | bf16 | fp32] bf16 where" in out
+    assert "model.d_model=512" in out and "| fp32 | fp8] auto: bf16 where" in out
     assert exit_code_of(["--help", "data=c4"]) == 0
     out = capsys.readouterr().out
     assert "data.tokenizer=t5-base" in out and "data.files" not in out

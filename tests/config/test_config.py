@@ -72,6 +72,10 @@ BAD_OPTIONS = [
         ["data.packing=per_document", "data.document_mask=true"],
         ["data.document_mask: has no effect with data.packing=per_document"],
     ),
+    (
+        ["train.precision=fp8", "kernels=triton"],
+        ["for NVIDIA GPUs, not for cpu", "kernels=triton has no fp8", "multiples of 16", "8, 40;"],
+    ),
     (["train.stop_after=400"], ["train.stop_after: 400 has no effect", "train.steps (300)"]),
     (["seed=18446744073709551616"], ["seed", "at most 9223372036854775807"]),
     (["engine.timeout_seconds=1e20"], ["engine.timeout_seconds", "to 1e+06"]),

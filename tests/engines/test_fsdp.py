@@ -6,6 +6,7 @@ import pytest
 import torch
 from helpers import make_config, real_model, whole_state
 
+from benchmarks.fp8 import in_fp8
 from cola_train import distributed
 from cola_train.data.loader import Batch
 from cola_train.model.loss import IGNORE_INDEX
@@ -43,7 +44,10 @@ def batches_of(count, rows, seed=0, pad=False):
 
 
 def trained(overrides, steps=4, **batches):
-    engine = engine_of(overrides)
+    return trained_by(engine_of(overrides), steps, **batches)
+
+
+def trained_by(engine, steps=4, **batches):
     results = [engine.train_step(batches_of(seed=s, **batches), 1e-2) for s in range(steps)]
     return [r.loss for r in results], [r.grad_norm for r in results], engine
 
@@ -88,6 +92,23 @@ def test_bf16_keeps_fp32_weights_and_follows_fp32(tiny):
     # bf16 has 8 bits: a loss of about 6 moves by some 2^-9 of itself
     assert in_bf16 == pytest.approx(losses, rel=2**-8)
     assert in_bf16 != losses
+
+
+def test_fp8_follows_bf16_and_recomputes_to_the_bit(tiny):
+    """Emulated, as on a GPU's tensors: fp32 weights, every policy the same losses."""
+    tiny = [*tiny, "model.d_ff=48", "train.precision=bf16"]
+    for method in (["method=cola", "method.rank=16"], ["method=full"]):
+        overrides = [*tiny, *method]
+        in_bf16, _, _ = trained(overrides, count=2, rows=4)
+        found = {}
+        for policy in make_config(*overrides).method.policies:
+            config = in_fp8(make_config(*overrides, f"recompute={policy}"))
+            losses, norms, engine = trained_by(build(config, distributed.start()), count=2, rows=4)
+            found[policy] = losses, norms
+        assert {t.dtype for t in engine.state_dict().values()} == {torch.float32}
+        assert all(results == found["none"] for results in found.values())
+        losses, _ = found["none"]
+        assert losses == pytest.approx(in_bf16, rel=2**-6) and losses != in_bf16
 
 
 def test_one_step_is_adamw_with_clipping(tiny):
