@@ -9,10 +9,11 @@ from collections.abc import Callable, Sequence
 import pytest
 import torch
 import torch.nn.functional as F
-from cola_kernels import UnsupportedError, composed, fp8, reference, select
+from cola_kernels import UnsupportedError, composed, fp8, fp8_unavailable, reference, select
 from functorch.compile import make_boxed_func, min_cut_rematerialization_partition
 from torch import Tensor
 from torch._dynamo.backends.common import aot_autograd
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.library import opcheck
 
 BF16, FP64 = torch.bfloat16, torch.float64
@@ -81,6 +82,36 @@ def test_the_emulation_is_torchs_fp8_matmul(n: int, k: int, m: int) -> None:
     sums = a.double().abs() @ b.double().abs().t()
     assert ((ours - theirs).abs() <= 2**-7 * theirs.abs() + k * 2**-23 * sums).all()
     assert (ours[n // 2] == 0).all()
+
+
+def test_torch_takes_the_operands_on_a_gpu() -> None:
+    """By its own check of layouts, scales and widths, on tensors that are not there."""
+    bf16 = {"device": "cuda", "dtype": BF16}
+    with FakeTensorMode(), torch.no_grad():
+        x, weights = torch.empty(2, 20, 64, **bf16), [torch.empty(48, 64, **bf16)] * 2
+        y = fp8._forward(x, weights, None)
+        assert (y.shape, y.dtype, y.device.type) == ((2, 20, 96), BF16, "cuda")
+        dy, w = torch.empty(40, 96, **bf16), torch.empty(64, 96, **bf16).to(fp8.E4M3)
+        scales = fp8.row_scales(dy)
+        dx = fp8.scaled_product(fp8.quantised(dy, scales), scales, w, scales.new_ones(64, 1), False)
+        assert dx.shape == (40, 64)
+        with pytest.raises(RuntimeError, match="scale"):
+            fp8.scaled_product(w, scales, w, scales, fast=False)
+
+
+@pytest.mark.gpu
+def test_a_gpu_computes_what_a_cpu_emulates() -> None:
+    """But for the fast sums of its forward pass, which keep some 14 bits."""
+    if (reason := fp8_unavailable("cuda")) is not None:
+        pytest.skip(reason)
+    torch.manual_seed(0)
+    inputs = [random(300, 512), random(256, 512), random(128, 512)]
+    dys = [torch.randn(300, width).to(BF16) for width in (256, 128)]
+    linear = lambda x, *weights: fp8.linear(x, weights)  # noqa: E731
+    there = [t.detach().cuda().requires_grad_() for t in inputs]
+    ours = results(linear, there, [dy.cuda() for dy in dys])
+    for mine, emulated in zip(ours, results(linear, inputs, dys), strict=True):
+        assert (mine.cpu().double() - emulated.double()).norm() < 2**-7 * emulated.double().norm()
 
 
 @pytest.mark.parametrize("widths", [(32,), (32, 16, 48)])
