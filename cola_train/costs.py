@@ -4,7 +4,7 @@ A method says what one block costs (`methods/costs.py`); embedding, last norm an
 """
 
 from cola_train.config.schema import Config
-from cola_train.methods.costs import BlockCost, Weight, attention_flops
+from cola_train.methods.costs import BlockCost, Weight
 
 
 def block_cost(config: Config, fused: bool = False) -> BlockCost:
@@ -44,12 +44,3 @@ def training_flops_per_token(config: Config) -> int:
     head = 4 * model.vocab_size * model.d_model
     backward = model.n_layers * (block.backward_flops - scores) + head
     return forward_flops_per_token(config) + backward
-
-
-def fp8_flops_per_token(config: Config) -> int:
-    """Of `training_flops_per_token`, those that run in fp8: of the blocks' linears, forward and
-    for the input's gradient, under train.precision=fp8."""
-    if config.train.precision != "fp8":
-        return 0
-    attention = attention_flops(config.model, config.train.sequence_length)
-    return 2 * config.model.n_layers * (block_cost(config).forward_flops - attention)

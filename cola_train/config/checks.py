@@ -162,7 +162,8 @@ def precision_problems(config: Config, topology: Topology) -> Iterator[str]:
             "train.precision: kernels=triton has no fp8; use kernels=auto or kernels=torch, or "
             "train.precision=bf16"
         )
-    shapes = [weight.shape for weight in costs.block_cost(config).weights if len(weight.shape) == 2]
+    stored = [weight.stored.shape for weight in costs.block_cost(config).weights]
+    shapes = [shape for shape in stored if len(shape) == 2]
     odd = sorted({width for shape in shapes for width in shape if width % FP8_STEP})
     if odd:
         yield (

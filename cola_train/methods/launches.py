@@ -34,6 +34,7 @@ class Gemm:
 
     widths: elements of a row as it lies in memory, of both operands and of the output.
     more: elements that it reads or writes beside them.
+    fp8: whether train.precision=fp8 takes it.
     """
 
     rows: int
@@ -41,6 +42,7 @@ class Gemm:
     depth: int
     widths: tuple[int, int, int]
     more: int = 0
+    fp8: bool = False
     part: str = "block GEMMs"
 
 
@@ -84,7 +86,7 @@ Launch = Gemm | FusedGemm | Pass | Attention
 
 def linear(n: int, d_in: int, d_out: int) -> Gemm:
     """y = x W^T, with x (n, d_in) and W (d_out, d_in)."""
-    return Gemm(n, d_out, d_in, (d_in, d_in, d_out))
+    return Gemm(n, d_out, d_in, (d_in, d_in, d_out), fp8=True)
 
 
 def weight_gradient(n: int, d_in: int, d_out: int) -> Gemm:
@@ -94,7 +96,7 @@ def weight_gradient(n: int, d_in: int, d_out: int) -> Gemm:
 
 def input_gradient(n: int, d_in: int, d_out: int) -> Gemm:
     """dx = dy W."""
-    return Gemm(n, d_in, d_out, (d_out, d_in, d_in))
+    return Gemm(n, d_in, d_out, (d_out, d_in, d_in), fp8=True)
 
 
 def gradients(n: int, d_in: int, d_out: int) -> Iterator[Gemm]:

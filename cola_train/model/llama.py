@@ -149,7 +149,7 @@ def build_model(config: Config, layers: Layers, device: torch.device) -> Llama:
     if device.type == "cpu":
         dtype = compute_dtype(config.train.precision, device)
         cpu.specialise(model, dtype, compiled=compiled_on(device, config))
-    if kernels_on(device, config.kernels) == "triton":
+    if kernels_on(device, config.kernels, config.train.precision) == "triton":
         from cola_kernels.ops.cross_entropy import cross_entropy_ as fused
 
         model.head.cross_entropy = fused

@@ -29,7 +29,7 @@ class Assumptions:
 
     def chip(self, run: Run) -> Chip:
         """The GPU in the precision of `run`."""
-        return Chip(self.gpu, self.constants, run.element)
+        return Chip(self.gpu, self.constants, run.element, fp8=run.config.train.precision == "fp8")
 
     def describe(self, run: Run) -> list[str]:
         config, constants = run.config, self.constants
@@ -50,6 +50,10 @@ class Assumptions:
             f"memory is that of training: an evaluation of {config.evaluation.batch_size} "
             "sequences a process (evaluation.batch_size) may need more",
         ]  # fmt: skip
+        if config.train.precision == "fp8":
+            lines.append(
+                "fp8: two of a linear's three matmuls, by the data sheet; MFU is of bf16's peak"
+            )
         if run.planner.offloads(run):
             lines.append("offload: its transfers and the update on the CPU are not in the time")
         if config.data.document_mask and config.model.attention != "flash":

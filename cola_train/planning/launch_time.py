@@ -32,11 +32,12 @@ US = 1e-6
 
 @dataclass(frozen=True)
 class Chip:
-    """A GPU in one precision. element: bytes of the compute dtype."""
+    """A GPU in one precision. element: bytes of the compute dtype; fp8: train.precision=fp8."""
 
     gpu: Gpu
     constants: StepConstants
     element: int
+    fp8: bool = False
 
     @property
     def peak_flops(self) -> float:
@@ -77,18 +78,23 @@ def waves(rows: int, columns: int, tile: tuple[int, int], chip: Chip, split: int
 def gemm_seconds(gemm: Gemm, chip: Chip) -> float:
     """Of a matmul by cuBLAS."""
     M, N, K = gemm.rows, gemm.columns, gemm.depth
-    computed = cublas_seconds(M, N, K, chip) * odd_factor(gemm, chip)
-    return max(computed, chip.moved(M * K + K * N + M * N + gemm.more))
+    moved = chip.moved(M * K + K * N + M * N + gemm.more)
+    if chip.fp8 and gemm.fp8 and chip.gpu.fp8_flops:
+        computed = cublas_seconds(M, N, K, chip, chip.gpu.fp8_flops / chip.gpu.bf16_flops)
+        # rounded from two bytes an element to one; the weight's largest numbers first
+        return max(computed, moved) + chip.passed(3 * M * K + 7 * K * N)
+    return max(cublas_seconds(M, N, K, chip) * odd_factor(gemm, chip), moved)
 
 
 @lru_cache(maxsize=10_000)
-def cublas_seconds(M: int, N: int, K: int, chip: Chip) -> float:
-    """Of (M, K) x (K, N), its FLOPs alone, with aligned rows."""
+def cublas_seconds(M: int, N: int, K: int, chip: Chip, faster: float = 1.0) -> float:
+    """Of (M, K) x (K, N), its FLOPs alone, with aligned rows. faster: its main loop, so many times
+    than in the compute dtype."""
     constants, found = chip.constants, []
     steps = -(-K // DEPTH)
     partial = 8 * M * N / (chip.gpu.memory_bandwidth * constants.partials_bandwidth)
     for rows, columns, rate, fill in TILES:
-        step = 2 * rows * columns * DEPTH / (chip.flops_here * constants.gemm_peak * rate)
+        step = 2 * rows * columns * DEPTH / (chip.flops_here * constants.gemm_peak * rate * faster)
         for split in SPLITS:
             wave = -(-steps // split) * step + fill * constants.gemm_fill_us * US
             seconds = waves(M, N, (rows, columns), chip, split) * wave + constants.launch_us * US

@@ -64,8 +64,8 @@ def root_launches(run: Run) -> Iterator[tuple[int, Launch]]:
     chunks = -(-n // rows)
     fp32 = FP32 // run.element  # elements of the compute dtype in one
     wide = fp32 if chunks > 1 else 1  # what dW is summed in
-    yield chunks, replace(linear(rows, d, V), part="head GEMMs")
-    yield chunks, replace(input_gradient(rows, d, V), part="head GEMMs")
+    yield chunks, replace(linear(rows, d, V), fp8=False, part="head GEMMs")
+    yield chunks, replace(input_gradient(rows, d, V), fp8=False, part="head GEMMs")
     yield chunks, replace(weight_gradient(rows, d, V), more=wide * V * d, part="head GEMMs")
     if run.triton:  # logits become their gradient in one kernel, which reads them twice
         yield chunks, Pass(3 * rows * V, "loss")

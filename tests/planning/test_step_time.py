@@ -60,6 +60,30 @@ def test_a_gemm_by_its_shape():
     assert thin == pytest.approx(2 * 8192**2 / 3.0e12, rel=0.1)
 
 
+def test_fp8_halves_the_main_loop_and_pays_for_its_casts():
+    """Of the two matmuls that it takes; for a narrow model the casts eat the gain."""
+    fp8 = dataclasses.replace(BF16, fp8=True)
+    n, d = 16384, 8192
+    casts = (3 * n * d + 7 * d * d) / 2.8e12
+    wide = [chip.seconds(linear(n, d, d)) for chip in (BF16, fp8)]
+    assert wide[1] - casts == pytest.approx(wide[0] / 2, rel=0.05)
+    gradient = launches.weight_gradient(n, d, d)
+    assert fp8.seconds(gradient) == BF16.seconds(gradient)
+    narrow = linear(n, 512, 2048)
+    assert fp8.seconds(narrow) > 0.8 * BF16.seconds(narrow)
+    steps = [
+        time_of(
+            "model=7b",
+            "method=full",
+            "train.batch_size=256",
+            f"train.precision={precision}",
+            gpus=8,
+        )
+        for precision in ("bf16", "fp8")
+    ]
+    assert 1.05 < steps[0].total / steps[1].total < 1.3
+
+
 @pytest.mark.parametrize("gpu", GPUS)
 def test_gpus_scale_by_their_data_sheets(gpu):
     for element in (2, 4):
