@@ -45,7 +45,8 @@ class Launch:
             self.kernel[self.grid](*self.tensors, *self.numbers, **self.options)
         else:
             device = self.tensors[0].get_device()
-            if device in (-1, torch.cuda.current_device()):  # -1: a stand-in for the driver
+            # -1: no GPU's, but the driver is a stand-in
+            if device == -1 or device == torch.cuda.current_device():
                 self._run(device)
             else:
                 with torch.cuda.device(device):

@@ -45,7 +45,7 @@ TYPICAL = {arch: Target(arch, n) for arch, n in (("sm_80", 108), ("sm_86", 84), 
 # multiprocessors without one.
 TABLE: dict[str, dict[str, dict[str, Config]]] = {
     "up_add": {
-        "sm_80": {"wide": Config(128, 128, 32, 8, 4, 2), "fp32": Config(64, 64, 16, 8, 2)},
+        "sm_80": {"wide": Config(128, 128, 32, 8, 4), "fp32": Config(64, 64, 16, 8, 2)},
         "sm_86": {"wide": Config(128, 128, 32, 8, 2), "fp32": Config(64, 64, 16, 8, 2)},
         "sm_90": {"wide": Config(128, 128, 64, 8, 3, 2), "fp32": Config(64, 64, 16, 8, 2)},
     },
