@@ -134,7 +134,7 @@ def test_bigram_by_hand() -> None:
         (["train_step", "method=cola"], "leave method= out"),
         (["train_step", "train.stepz=3"], "did you mean `train.steps`"),
         (["fp8", "seed=1"], "leave seed= out"),
-        (["fp8", "model=1b"], "linears have 5461"),
+        (["fp8", "model=60m", "model.d_model=520"], "linears have 520"),
         (["bigram", "run_dir=nowhere"], "no run in nowhere"),
         (["bigram", "--json", "no/such/folder.json"], "make it first"),
     ],

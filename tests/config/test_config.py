@@ -73,8 +73,8 @@ BAD_OPTIONS = [
         ["data.document_mask: has no effect with data.packing=per_document"],
     ),
     (
-        ["train.precision=fp8", "kernels=triton"],
-        ["for NVIDIA GPUs, not for cpu", "kernels=triton has no fp8", "multiples of 16", "8, 40;"],
+        ["train.precision=fp8", "kernels=triton", "model.d_model=24"],
+        ["for NVIDIA GPUs, not for cpu", "kernels=triton has no fp8", "multiples of 16", "24;"],
     ),
     (["train.stop_after=400"], ["train.stop_after: 400 has no effect", "train.steps (300)"]),
     (["seed=18446744073709551616"], ["seed", "at most 9223372036854775807"]),
