@@ -4,7 +4,15 @@ from typing import Any
 
 import numpy as np
 
-from cola_kernels.tools.ptx.block import Block, Operation, Threads, decoder, source, vector
+from cola_kernels.tools.ptx.block import (
+    Block,
+    Operation,
+    Threads,
+    constant,
+    decoder,
+    source,
+    vector,
+)
 from cola_kernels.tools.ptx.program import FaultError, Instruction
 from cola_kernels.tools.ptx.values import (
     FLOATS,
@@ -189,7 +197,7 @@ def shift(i: Instruction) -> Operation:
 
 @decoder("bfe")
 def bit_field(i: Instruction) -> Operation:
-    start, length = int(i.operands[2], 0), int(i.operands[3], 0)
+    start, length = constant(i.operands[2]), constant(i.operands[3])
     x = source(i.operands[1], "32")
     fill = np.uint32((0xFFFFFFFF << length) & 0xFFFFFFFF)
 
@@ -204,7 +212,7 @@ def bit_field(i: Instruction) -> Operation:
 
 @decoder("prmt")
 def permute(i: Instruction) -> Operation:
-    selector = int(i.operands[3], 0)
+    selector = constant(i.operands[3])
 
     def apply(low: Any, high: Any, _: Any) -> Array:
         both = pack(*np.broadcast_arrays(low, high))
@@ -222,7 +230,7 @@ def permute(i: Instruction) -> Operation:
 
 @decoder("lop3")
 def any_logic(i: Instruction) -> Operation:
-    table = int(i.operands[4], 0)
+    table = constant(i.operands[4])
 
     def apply(a: Any, b: Any, c: Any, _: Any) -> Array:
         result = np.zeros(np.broadcast(a, b, c).shape, np.uint32)

@@ -205,6 +205,18 @@ def address(text: str, width: str) -> Source:
     return at
 
 
+def constant(text: str) -> int:
+    """An operand that is part of the instruction itself.
+
+    Raises:
+        FaultError: it is none.
+    """
+    try:
+        return int(text, 0)
+    except ValueError:
+        raise FaultError(f"{text} is no constant") from None
+
+
 def uniform(value: Any, what: str) -> int:
     """A value that must be the same in all threads."""
     value = np.atleast_1d(value)

@@ -61,6 +61,7 @@ class Execution:
         self.block = Block(program, arguments, number)
         threads = self.block.threads(np.arange(program.threads))
         self.strands = [Strand(0, threads)]
+        self.executed: set[int] = set()  # lines
 
     def run(self) -> Block:
         """The block as it ends.
@@ -112,6 +113,7 @@ class Execution:
         while strand.at < stop:
             instruction, operation = instructions[strand.at], self.operations[strand.at]
             block.step += 1
+            self.executed.add(instruction.line)
             if block.step > LIMIT:
                 raise FaultError(f"no end after {LIMIT} instructions")
             threads: Threads | None = strand.threads

@@ -14,6 +14,7 @@ from cola_kernels.tools.ptx.block import (
     Threads,
     Wait,
     address,
+    constant,
     decoder,
     source,
     uniform,
@@ -99,7 +100,7 @@ def mbarrier(i: Instruction) -> Operation:
 def create(i: Instruction) -> Operation:
     """`init` and `inval` write to the object's bytes."""
     of = address(i.operands[0], "32")
-    count = int(i.operands[1], 0) if i.parts[1] == "init" else 0
+    count = constant(i.operands[1]) if i.parts[1] == "init" else 0
 
     def run(block: Block, threads: Threads) -> None:
         where = single(of(block, threads), str(i.parts[1]))

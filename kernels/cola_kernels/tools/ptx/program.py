@@ -13,8 +13,13 @@ class FaultError(Exception):
 
 @dataclass(frozen=True)
 class Instruction:
-    """`@guard op operands;`. Registers and labels of an inner scope have names of their own."""
+    """`@guard op operands;`. Registers and labels of an inner scope have names of their own.
 
+    Attributes:
+        line: of the module's text, from 1 on.
+    """
+
+    line: int
     op: str
     operands: tuple[str, ...]
     guard: str = ""
@@ -26,7 +31,7 @@ class Instruction:
 
     def __str__(self) -> str:
         guard = f"@{'!' * self.negated}{self.guard} " if self.guard else ""
-        return f"{guard}{self.op} {', '.join(self.operands)}"[:160]
+        return f"line {self.line}: {guard}{self.op} {', '.join(self.operands)}"[:160]
 
 
 @dataclass(frozen=True)
@@ -61,11 +66,12 @@ def parse(text: str) -> Program:
         raise FaultError("the PTX does not say how many threads a block has")
     instructions: list[Instruction] = []
     labels: dict[str, int] = {}
-    for statement in statements(text[header.end() :]):
+    first = text.count("\n", 0, header.end()) + 1
+    for number, statement in statements(text[header.end() :], first):
         if label := re.fullmatch(r"([\w$]+):", statement):
             labels[label[1]] = len(instructions)
         elif not DIRECTIVE.match(statement) and not statement.startswith(".reg"):
-            instructions.append(instruction(statement))
+            instructions.append(instruction(number, statement))
     return Program(
         name=header[1],
         parameters=tuple(re.findall(r"(\w+)(?:\[\d+\])?\s*(?:,|$)", header[2].strip())),
@@ -75,11 +81,11 @@ def parse(text: str) -> Program:
     )
 
 
-def instruction(statement: str) -> Instruction:
+def instruction(line: int, statement: str) -> Instruction:
     match = re.fullmatch(r"(?:@(!?)([\w%$]+)\s+)?([\w.:]+)\s*(.*)", statement, re.S)
     if match is None:
         raise FaultError(f"cannot parse: {statement}")
-    return Instruction(match[3], operands(match[4]), match[2] or "", match[1] == "!")
+    return Instruction(line, match[3], operands(match[4]), match[2] or "", match[1] == "!")
 
 
 def operands(text: str) -> tuple[str, ...]:
@@ -93,34 +99,38 @@ def operands(text: str) -> tuple[str, ...]:
     return tuple(p for p in [*parts, text[start:].strip()] if p)
 
 
-def statements(body: str) -> list[str]:
-    """The statements of a function's body, up to the brace that closes it, labels on their own."""
-    found: list[str] = []
+def statements(body: str, first: int) -> list[tuple[int, str]]:
+    """The statements of a function's body, up to the brace that closes it, labels on their own.
+
+    first: the number of the body's first line; each statement has its own.
+    """
+    found: list[tuple[int, str]] = []
     scopes = [0]  # where the scopes that are open start in `found`
-    for raw in re.split(r";|\n", body):
-        line = raw.strip()
-        while label := re.match(r"([\w$]+):(?!:)\s*", line):
-            found.append(f"{label[1]}:")
-            line = line[label.end() :]
-        if line == "{":
-            scopes.append(len(found))
-        elif line == "}":
-            start = scopes.pop()
-            if not scopes:
-                return found
-            found[start:] = renamed(found[start:], f"${start}")
-        elif line:
-            found.append(line)
+    for number, line in enumerate(body.split("\n"), first):
+        for part in line.split(";"):
+            statement = part.strip()
+            while label := re.match(r"([\w$]+):(?!:)\s*", statement):
+                found.append((number, f"{label[1]}:"))
+                statement = statement[label.end() :]
+            if statement == "{":
+                scopes.append(len(found))
+            elif statement == "}":
+                start = scopes.pop()
+                if not scopes:
+                    return found
+                found[start:] = renamed(found[start:], f"${start}")
+            elif statement:
+                found.append((number, statement))
     raise FaultError("the kernel's body does not end")
 
 
-def renamed(scope: list[str], suffix: str) -> list[str]:
+def renamed(scope: list[tuple[int, str]], suffix: str) -> list[tuple[int, str]]:
     """An inner scope's statements, with names that no other scope has."""
-    names = [s[:-1] for s in scope if s.endswith(":")]
-    for statement in scope:
+    names = [s[:-1] for _, s in scope if s.endswith(":")]
+    for _, statement in scope:
         if statement.startswith(".reg"):
             names += re.findall(r"[\w%$]+", statement.split(None, 2)[2])
     for name in names:
         word = re.compile(rf"(?<![\w%$.]){re.escape(name)}(?![\w$])")
-        scope = [word.sub(lambda m: m[0] + suffix, s) for s in scope]
+        scope = [(line, word.sub(lambda m: m[0] + suffix, s)) for line, s in scope]
     return scope

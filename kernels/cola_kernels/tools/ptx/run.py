@@ -12,6 +12,7 @@ from torch import Tensor
 from cola_kernels.launch import Launch
 from cola_kernels.tools.compile_report import source_of
 from cola_kernels.tools.ptx.block import Arguments
+from cola_kernels.tools.ptx.cases import Case
 from cola_kernels.tools.ptx.execute import Execution, decode
 from cola_kernels.tools.ptx.memory import Allocation, Global
 from cola_kernels.tools.ptx.program import FaultError, Program, parse
@@ -22,15 +23,33 @@ class Run:
     """What was executed.
 
     Attributes:
-        stores: of each output, how often each element was stored to.
-        padding: the same of what else lies in the outputs' storages.
+        lines: of the PTX that some thread executed.
     """
 
+    launch: Launch
     blocks: int
     instructions: int
     seconds: float
-    stores: dict[str, Tensor]
-    padding: dict[str, Tensor]
+    lines: set[int]
+    places: dict[int, Allocation]
+
+    def stores(self, name: str) -> tuple[Tensor, Tensor]:
+        """How often each element of an output was stored to; the same of what else its storage
+        holds, flat.
+
+        Raises:
+            FaultError: a part of an element was stored.
+        """
+        of = tensor(self.launch, name)
+        counts = self.places[of.untyped_storage().data_ptr()].stores
+        assert counts is not None
+        each = torch.from_numpy(counts).view(-1, of.element_size())
+        count = each[:, 0].contiguous()
+        if not bool((each == count[:, None]).all()):
+            raise FaultError(f"{name}: a part of an element was stored")
+        rest = torch.ones_like(count, dtype=torch.bool)
+        rest.as_strided(of.shape, of.stride(), of.storage_offset()).fill_(False)
+        return count.as_strided(of.shape, of.stride(), of.storage_offset()), count[rest]
 
 
 def compiled(launch: Launch, arch: str) -> Any:
@@ -51,7 +70,6 @@ def execute(
     outputs: Iterable[str],
     blocks: Iterable[int] | None = None,
     mutate: Callable[[str], str] | None = None,
-    kernel: Any = None,
 ) -> Run:
     """Compile a launch on CPU tensors and run its PTX.
 
@@ -59,13 +77,12 @@ def execute(
         outputs: names of the arguments that the kernel writes.
         blocks: numbers of those to run; all by default.
         mutate: the PTX is what this makes of it.
-        kernel: what `compiled` gave for this launch or one like it, to compile nothing.
 
     Raises:
         FaultError: something that a GPU would do wrong, or might.
     """
     start = time.perf_counter()
-    kernel = kernel or compiled(launch, arch)
+    kernel = compiled(launch, arch)
     text = kernel.asm["ptx"]
     program = parse(mutate(text) if mutate else text)
     x, y, z = (*launch.grid, 1, 1)[:3]
@@ -79,17 +96,12 @@ def execute(
     )
     operations = decode(program)
     numbers = range(total) if blocks is None else list(blocks)
-    steps = 0
+    steps, lines = 0, set[int]()
     for number in numbers:
-        steps += Execution(program, operations, arguments, number).run().step
-    stores = {name: counted(tensor(launch, name), places) for name in outputs}
-    return Run(
-        blocks=len(numbers),
-        instructions=steps,
-        seconds=time.perf_counter() - start,
-        stores={name: of for name, (of, _) in stores.items()},
-        padding={name: rest for name, (_, rest) in stores.items()},
-    )
+        execution = Execution(program, operations, arguments, number)
+        steps += execution.run().step
+        lines |= execution.executed
+    return Run(launch, len(numbers), steps, time.perf_counter() - start, lines, places)
 
 
 def tensor(launch: Launch, name: str) -> Tensor:
@@ -116,9 +128,9 @@ def values(
 ) -> dict[str, int]:
     """The kernel's parameters: arguments that are no constants, the scratch memory, and zeros."""
     given: list[int] = []
-    for parameter in launch.kernel.params:
-        value = launch.arguments[parameter.name]
-        if parameter.is_constexpr or (isinstance(value, int) and value == 1):
+    signature = source_of(launch).signature
+    for name, value in launch.arguments.items():
+        if signature[name] == "constexpr":
             continue
         if isinstance(value, Tensor):
             base = places[value.untyped_storage().data_ptr()].base
@@ -132,16 +144,34 @@ def values(
     return dict(zip(program.parameters, given + [0] * missing, strict=True))
 
 
-def counted(of: Tensor, places: dict[int, Allocation]) -> tuple[Tensor, Tensor]:
-    """How often each element of a tensor was stored to, and the rest of its storage."""
-    stores = places[of.untyped_storage().data_ptr()].stores
-    assert stores is not None
-    elements = torch.from_numpy(stores).view(-1, of.element_size())
-    # every byte of an element is stored by one access, or something is wrong
-    low, high = elements.min(1).values, elements.max(1).values
-    if not torch.equal(low, high):
-        raise FaultError("a part of an element was stored")
-    inside = torch.as_strided(low, of.shape, of.stride(), of.storage_offset()).clone()
-    rest = torch.ones_like(low, dtype=torch.bool)
-    torch.as_strided(rest, of.shape, of.stride(), of.storage_offset()).fill_(False)
-    return inside, low[rest]
+def check(case: Case, run: Run, whole: bool = True) -> None:
+    """What was stored is right, and each element of a rectangle was stored once.
+
+    whole: the rectangle is the output; without it as many tiles as one block has.
+
+    Raises:
+        FaultError: an element that is wrong, or stored too often, or never, or out of place.
+    """
+    places: list[tuple[Tensor, Tensor]] = []
+    for name in case.outputs:
+        counts, outside = run.stores(name)
+        if outside.any():
+            raise FaultError(f"{name}: stored outside of the matrix")
+        rows, columns = counts.any(1).nonzero()[:, 0], counts.any(0).nonzero()[:, 0]
+        places.append((rows, columns))
+        if whole and (len(rows), len(columns)) != tuple(counts.shape):
+            raise FaultError(f"{name}: {len(rows)} rows, {len(columns)} columns were stored")
+        tile = counts[rows][:, columns]
+        if tile.numel() == 0 or tile.min() != 1 or tile.max() != 1:
+            raise FaultError(f"{name}: elements were not stored once each")
+    for name, (rows, columns) in zip(case.outputs, places, strict=True):
+        right = case.expected(rows, columns)[name]
+        found = tensor(run.launch, name)[rows][:, columns].double()
+        wrong = ~((found - right.value).abs() <= right.error)
+        if wrong.any():
+            row, column = wrong.nonzero()[0].tolist()
+            raise FaultError(
+                f"{name}: {int(wrong.sum())} elements are wrong; at ({int(rows[row])}, "
+                f"{int(columns[column])}) {float(found[row, column])}, not "
+                f"{float(right.value[row, column])} +- {float(right.error[row, column])}"
+            )

@@ -15,6 +15,7 @@ from cola_kernels.tools.ptx.block import (
     Operation,
     Threads,
     address,
+    constant,
     source,
     uniform,
     vector,
@@ -114,12 +115,14 @@ def replace(i: Instruction) -> Operation:
     name = i.parts[3]
     width = i.parts[-1][1:]
     of = address(i.operands[0], "64")
-    axis = int(i.operands[1], 0) if len(i.operands) == 3 else 0
+    axis = constant(i.operands[1]) if len(i.operands) == 3 else 0
     value = source(i.operands[-1], width)
 
     def run(block: Block, threads: Threads) -> None:
         where = single(of(block, threads), "tensormap.replace")
-        block.shared.store(np.array([where]), np.zeros((1, BYTES), np.uint8), threads.numbers)
+        at = np.array([where])
+        block.shared.load(at, BYTES, threads.numbers)  # the other fields stay
+        block.shared.store(at, np.zeros((1, BYTES), np.uint8), threads.numbers)
         fields = block.shared_maps.setdefault(where, TensorMap())
         number = uniform(value(block, threads), name)
         if name == "rank":

@@ -9,6 +9,7 @@ from cola_kernels.tools.ptx.block import (
     Operation,
     Threads,
     address,
+    constant,
     decoder,
     source,
     vector,
@@ -92,7 +93,7 @@ def copy(i: Instruction) -> Operation:
 
         return commit
     if "wait_group" in i.parts:
-        pending = int(i.operands[0], 0)
+        pending = constant(i.operands[0])
 
         def wait(block: Block, threads: Threads) -> None:
             first = block.clocks.bulk if bulk else block.clocks.copies
@@ -105,7 +106,7 @@ def copy(i: Instruction) -> Operation:
 def copy_async(i: Instruction) -> Operation:
     """Copies up to the source's size, and fills up with zeros."""
     into, of = address(i.operands[0], "32"), address(i.operands[1], "64")
-    size = int(i.operands[2], 0)
+    size = constant(i.operands[2])
     given = source(i.operands[3], "32") if len(i.operands) > 3 else None
 
     def run(block: Block, threads: Threads) -> None:

@@ -14,6 +14,7 @@ from cola_kernels.tools.ptx.block import (
     Block,
     Operation,
     Threads,
+    constant,
     decoder,
     source,
     uniform,
@@ -62,7 +63,7 @@ def commit(i: Instruction) -> Operation:
 
 
 def wait(i: Instruction) -> Operation:
-    pending = int(i.operands[0], 0)
+    pending = constant(i.operands[0])
 
     def run(block: Block, threads: Threads) -> None:
         block.clocks.wait(threads.warps, block.clocks.wgmma, pending)
@@ -115,7 +116,7 @@ def multiply(i: Instruction) -> Operation:
     columns, kind = int(match[1]), match[2]
     names = vector(i.operands[0])
     descriptors = [source(text, "64") for text in i.operands[1:3]]
-    scale_a, scale_b, *transposed = (int(text, 0) for text in i.operands[4:])
+    scale_a, scale_b, *transposed = (constant(text) for text in i.operands[4:])
     if (scale_a, scale_b) != (1, 1) or len(names) != columns // 2:
         raise FaultError(f"unknown instruction: {i}")
     thread = np.arange(128)
