@@ -1,13 +1,16 @@
 """Compiled kernels executed on the CPU; and faults put into their PTX, each of which is found."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import cache
 
 import pytest
 import torch
+from cola_kernels.gemm import up_add_launch
 from cola_kernels.support import interpreting
+from cola_kernels.tiles import TYPICAL, choose
 from cola_kernels.tools.floors import Shape
-from cola_kernels.tools.ptx.cases import LARGE, SMALL, Case, cases
+from cola_kernels.tools.ptx.cases import LARGE, SMALL, Case, cases, up_add
 from cola_kernels.tools.ptx.program import FaultError
 from cola_kernels.tools.ptx.run import check, compiled, execute
 from ptx_mutations import AMPERE, HOPPER, Mutation
@@ -86,3 +89,20 @@ def test_every_fault_is_found(arch: str, mutation: Mutation) -> None:
             output.fill_(float("nan"))
         with pytest.raises(FaultError):
             check(case, execute(case.launch, arch, case.outputs, mutate=lambda _, m=mutant: m))
+
+
+def test_addresses_beyond_32_bits() -> None:
+    """The last tile of a matrix of more than 2^31 elements, where addresses are not TMA's."""
+    rows, d, r = 2**22 + 5, 512, 16
+    h, residual, y = (torch.empty(rows, width, dtype=torch.bfloat16) for width in (r, d, d))
+    h[-128:].normal_()
+    residual[-128:].normal_()
+    weight = torch.randn(d, r).bfloat16()
+    config = choose("up_add", TYPICAL["sm_80"], torch.bfloat16)
+    launch = up_add_launch(h, weight, residual, y, TYPICAL["sm_80"])
+    launch = replace(launch, grid=(config.tiles(rows, d),))
+    execute(launch, "sm_80", ["y_ptr"], [launch.grid[0] - 1])
+    inputs = {"h": h[-5:], "weight": weight, "residual": residual[-5:]}
+    columns = torch.arange(d - config.block_n, d)
+    right = up_add(inputs, columns, False)["y_ptr"].rounded(torch.bfloat16)
+    assert ((y[-5:, columns].double() - right.value).abs() <= right.error).all()

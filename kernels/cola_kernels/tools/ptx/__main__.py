@@ -4,7 +4,6 @@ import argparse
 import os
 import sys
 
-
 from cola_kernels.support import interpreting
 from cola_kernels.tiles import ARCHITECTURES
 from cola_kernels.tools.compile_report import SIGNATURES
