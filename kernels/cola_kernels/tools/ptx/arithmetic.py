@@ -35,9 +35,7 @@ LOGIC: dict[str, Any] = {
 }  # fmt: skip
 REAL: dict[str, Any] = {
     "add": np.add, "sub": np.subtract, "mul": np.multiply, "div": np.divide,
-    "fma": lambda x, y, z: x * y + z, "ex2": np.exp2, "lg2": np.log2, "tanh": np.tanh,
-    "sqrt": np.sqrt, "rsqrt": lambda x: 1 / np.sqrt(x), "rcp": lambda x: 1 / x,
-    "neg": np.negative, "abs": np.abs, "min": np.fmin, "max": np.fmax,
+    "fma": lambda x, y, z: x * y + z, "ex2": np.exp2,
 }  # fmt: skip
 
 
@@ -93,17 +91,19 @@ def to_generic(i: Instruction) -> Operation:
     return binary("64", i, lambda x: x)
 
 
-@decoder("add", "sub", "mul", "mad", "fma", "min", "max", "div", "rem", "neg", "abs")
+@decoder("add", "sub", "mul", "mad", "fma", "min", "max", "div", "neg")
 def arithmetic(i: Instruction) -> Operation:
     kind = i.parts[-1]
     return real(i) if kind.removesuffix("x2") in FLOATS else integer(i)
 
 
-@decoder("ex2", "lg2", "tanh", "sqrt", "rsqrt", "rcp")
+@decoder("ex2")
 def real(i: Instruction) -> Operation:
     """In fp64 where the result would be rounded twice otherwise."""
-    kind, apply = i.parts[-1], REAL[i.parts[0]]
-    exact = np.float32 if i.parts[0] in ("add", "sub", "mul", "neg", "min", "max") else np.float64
+    kind, apply = i.parts[-1], REAL.get(i.parts[0])
+    if apply is None or not set(i.parts[1:-1]) <= {"rn", "approx", "full", "ftz"}:
+        raise FaultError(f"unknown instruction: {i}")
+    exact = np.float32 if i.parts[0] in ("add", "sub", "mul") else np.float64
 
     def one(*bits: Any) -> Array:
         return rounded(apply(*(floats(x, kind).astype(exact) for x in bits)), kind)
@@ -127,7 +127,8 @@ def integer(i: Instruction) -> Operation:
     name, kind = i.parts[0], i.parts[-1]
     width = bits_of(kind)
     wide = "wide" in i.parts
-    high = "hi" in i.parts
+    if not set(i.parts[1:-1]) <= {"lo", "wide"}:
+        raise FaultError(f"unknown instruction: {i}")
 
     def exact(values: Any) -> Any:
         # 32 bits fit 64; 64 bits wrap there as they would here
@@ -136,28 +137,19 @@ def integer(i: Instruction) -> Operation:
 
     def narrow(values: Any) -> Any:
         if wide:
-            return values.view(np.uint64) if width == "32" else values.astype(np.uint32)
-        if high:
-            values = values >> int(width)
-        elif kind == "s32" and (values != values.astype(np.int32)).any():
+            return values.view(np.uint64)
+        if kind == "s32" and (values != values.astype(np.int32)).any():
             raise FaultError("32-bit signed arithmetic overflows")
         return values.astype(UNSIGNED[width])
 
     def divide(x: Any, y: Any) -> Any:
         if (y == 0).any():
             raise FaultError("division by zero")
-        quotient = np.abs(x) // np.abs(y) * np.sign(x) * np.sign(y)
-        return quotient if name == "div" else x - quotient * y
+        return np.abs(x) // np.abs(y) * np.sign(x) * np.sign(y)
 
-    def high_product(x: Any, y: Any) -> Any:
-        products = [int(a) * int(b) >> 64 for a, b in np.broadcast(x, y)]
-        return np.array([p & (2**64 - 1) for p in products], np.uint64)
-
-    if high and width == "64":
-        return binary(width, i, lambda x, y: high_product(signed(x, kind), signed(y, kind)))
     table: dict[str, Any] = {
-        "add": np.add, "sub": np.subtract, "mul": np.multiply, "min": np.minimum,
-        "max": np.maximum, "neg": np.negative, "abs": np.abs, "div": divide, "rem": divide,
+        "add": np.add, "sub": np.subtract, "mul": np.multiply, "div": divide,
+        "min": np.minimum, "max": np.maximum, "neg": np.negative,
     }  # fmt: skip
     if name != "mad":
         apply = table[name]
@@ -210,58 +202,14 @@ def bit_field(i: Instruction) -> Operation:
     return run
 
 
-@decoder("prmt")
-def permute(i: Instruction) -> Operation:
-    selector = constant(i.operands[3])
-
-    def apply(low: Any, high: Any, _: Any) -> Array:
-        both = pack(*np.broadcast_arrays(low, high))
-        result = np.zeros(both.shape, np.uint32)
-        for byte in range(4):
-            choice = selector >> (4 * byte) & 0xF
-            value = (both >> np.uint64(8 * (choice & 7))) & np.uint64(0xFF)
-            if choice & 8:
-                value = np.where(value & np.uint64(0x80), np.uint64(0xFF), np.uint64(0))
-            result |= value.astype(np.uint32) << np.uint32(8 * byte)
-        return result
-
-    return binary("32", i, apply)
-
-
-@decoder("lop3")
-def any_logic(i: Instruction) -> Operation:
-    table = constant(i.operands[4])
-
-    def apply(a: Any, b: Any, c: Any, _: Any) -> Array:
-        result = np.zeros(np.broadcast(a, b, c).shape, np.uint32)
-        for row in range(8):
-            if table >> row & 1:
-                result |= (a if row & 4 else ~a) & (b if row & 2 else ~b) & (c if row & 1 else ~c)
-        return result
-
-    return binary("32", i, apply)
-
-
 @decoder("setp")
 def set_predicate(i: Instruction) -> Operation:
-    kind = i.parts[-1]
-    compare = COMPARISONS[i.parts[1].removesuffix("u") if kind in FLOATS else i.parts[1]]
-    unordered = kind in FLOATS and i.parts[1].endswith("u")
-    combine = LOGIC[i.parts[2]] if len(i.parts) == 4 and i.parts[2] in LOGIC else None
+    _, name, kind = i.parts
     x, y = (source(text, bits_of(kind)) for text in i.operands[1:3])
 
     def run(block: Block, threads: Threads) -> None:
-        a, b = x(block, threads), y(block, threads)
-        if kind in FLOATS:
-            a, b = floats(a, kind), floats(b, kind)
-        else:
-            a, b = signed(a, kind), signed(b, kind)
-        truth = compare(a, b)
-        if unordered:
-            truth = truth | np.isnan(a) | np.isnan(b)
-        if combine is not None:
-            truth = combine(truth, block.read(i.operands[3], threads))
-        block.write(i.operands[0], threads, np.asarray(truth))
+        a, b = signed(x(block, threads), kind), signed(y(block, threads), kind)
+        block.write(i.operands[0], threads, np.asarray(COMPARISONS[name](a, b)))
 
     return run
 
@@ -286,17 +234,12 @@ def convert(i: Instruction) -> Operation:
             rounded(floats(x, of), half) for x in (low, high)
         )))  # fmt: skip
 
+    if (of in FLOATS) != (into in FLOATS) or not set(i.parts[1:-2]) <= {"rn"}:
+        raise FaultError(f"unknown instruction: {i}")
+
     def apply(bits: Any) -> Array:
-        if of in FLOATS and into in FLOATS:
-            return rounded(floats(bits, of), into)
-        if into in FLOATS:
-            return rounded(signed(bits, of).astype(np.float64), into)
         if of in FLOATS:
-            limits = np.iinfo(SIGNED[into[1:]] if into[0] == "s" else UNSIGNED[into[1:]])
-            whole = np.rint(floats(bits, of)) if "rni" in i.parts else np.trunc(floats(bits, of))
-            return (
-                np.clip(whole, limits.min, limits.max).astype(limits.dtype).view(UNSIGNED[into[1:]])
-            )
+            return rounded(floats(bits, of), into)
         return signed(bits, of).astype(UNSIGNED[bits_of(into)])
 
     return binary(bits_of(of), i, apply)

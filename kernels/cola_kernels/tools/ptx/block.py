@@ -58,8 +58,7 @@ class Arguments:
     """A launch as its blocks see it.
 
     Attributes:
-        values: of each parameter; of a tensor map its address.
-        maps: those that the host made, by address.
+        values: of each parameter.
         grid: blocks along x, y, z.
         shared: bytes of shared memory a block.
     """
@@ -68,7 +67,6 @@ class Arguments:
     values: dict[str, int]
     grid: tuple[int, int, int]
     shared: int
-    maps: "dict[int, TensorMap]"
 
 
 class Block:

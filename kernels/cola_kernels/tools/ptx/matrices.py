@@ -38,7 +38,9 @@ def load_matrices(i: Instruction) -> Operation:
 
 @decoder("stmatrix")
 def store_matrices(i: Instruction) -> Operation:
-    of, names, transposed = address(i.operands[0], "32"), vector(i.operands[1]), "trans" in i.parts
+    of, names = address(i.operands[0], "32"), vector(i.operands[1])
+    if "trans" in i.parts:
+        raise FaultError(f"unknown instruction: {i}")
     sources = [source(name, "32") for name in names]
     used = 8 * len(names)
 
@@ -49,8 +51,6 @@ def store_matrices(i: Instruction) -> Operation:
             value = np.broadcast_to(of_register(block, threads), len(threads.numbers))
             low, high = unpack(value.reshape(warps, 32))
             matrices[:, m, ROW, COLUMN], matrices[:, m, ROW, COLUMN + 1] = low, high
-        if transposed:
-            matrices = np.ascontiguousarray(matrices.transpose(0, 1, 3, 2))
         at = of(block, threads).reshape(warps, 32)[:, :used].reshape(-1)
         who = threads.numbers.reshape(warps, 32)[:, :used].reshape(-1)
         block.shared.store(at, matrices.reshape(-1, 8).view(np.uint8), who)

@@ -4,7 +4,7 @@ What a warp did before it arrived, who waits for the phase knows; what bulk load
 proxy fence is asked for between `mbarrier.init` and the bulk load that counts on it.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -43,14 +43,14 @@ class Mbarrier:
     seen: Array
     seen_fenced: Array
     phase: int = 0
-    bytes: int = field(default=0)
+    bytes: int = 0
 
-    def arrive(self, block: Block, warp: int, times: int) -> None:
-        if times > self.pending:
-            raise FaultError(f"{times} arrive at an mbarrier that waits for {self.pending} more")
+    def arrive(self, block: Block, warp: int) -> None:
+        if self.pending == 0:
+            raise FaultError("more threads arrive at an mbarrier than it waits for")
         self.known = np.maximum(self.known, block.clocks.known[warp])
         self.fenced = np.maximum(self.fenced, block.clocks.fenced[warp])
-        self.pending -= times
+        self.pending -= 1
         block.clocks.tick(np.array([warp]))
         self.end_phase()
 
@@ -90,7 +90,7 @@ def mbarrier(i: Instruction) -> Operation:
     name = i.parts[1]
     if name in ("init", "inval"):
         return create(i)
-    if name == "arrive" and i.operands[0] == "_":
+    if i.parts[1:3] == ["arrive", "expect_tx"] and i.operands[0] == "_":
         return arrive(i)
     if name == "try_wait" and "parity" in i.parts:
         return try_wait(i)
@@ -121,20 +121,15 @@ def create(i: Instruction) -> Operation:
 
 
 def arrive(i: Instruction) -> Operation:
-    """`arrive` and `arrive.expect_tx`, of one thread or of several."""
-    of = address(i.operands[1], "32")
-    amount = source(i.operands[2], "32") if len(i.operands) > 2 else None
+    """`arrive.expect_tx`, of one thread or of several."""
+    of, amount = address(i.operands[1], "32"), source(i.operands[2], "32")
 
     def run(block: Block, threads: Threads) -> None:
-        wheres = of(block, threads)
-        for n, thread in enumerate(threads.numbers):
-            one = block.threads(np.array([thread]))
-            barrier = at_address(block, one, int(wheres[n]))
-            value = 1 if amount is None else uniform(amount(block, one), "the amount")
-            if "expect_tx" in i.parts:
-                barrier.bytes += value
-                value = 1
-            barrier.arrive(block, int(thread) // 32, value)
+        for number in threads.numbers:
+            thread = block.threads(np.array([number]))
+            barrier = at_address(block, thread, int(of(block, thread)[0]))
+            barrier.bytes += uniform(amount(block, thread), "the bytes")
+            barrier.arrive(block, int(number) // 32)
 
     return run
 
@@ -145,9 +140,7 @@ def try_wait(i: Instruction) -> Operation:
 
     def run(block: Block, threads: Threads) -> Wait | None:
         where = uniform(of(block, threads), "the mbarrier's address")
-        awaited = (
-            uniform(parity(block, threads), "the mbarrier's parity") & 1
-        )  # Triton gives -1 too
+        awaited = uniform(parity(block, threads), "the mbarrier's parity") & 1
         barrier = at_address(block, threads, where)
 
         def ended() -> bool:

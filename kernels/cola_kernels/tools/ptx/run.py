@@ -92,7 +92,7 @@ def execute(
     size = max(kernel.metadata.global_scratch_size * total, 1)
     scratch = memory.add("scratch", np.zeros(size, np.uint8), writable=True).base
     arguments = Arguments(
-        memory, values(program, launch, places, scratch), (x, y, z), kernel.metadata.shared, {}
+        memory, values(program, launch, places, scratch), (x, y, z), kernel.metadata.shared
     )
     operations = decode(program)
     numbers = range(total) if blocks is None else list(blocks)

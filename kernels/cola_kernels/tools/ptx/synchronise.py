@@ -6,7 +6,7 @@ from cola_kernels.tools.ptx.block import Block, Operation, Threads, Wait, decode
 from cola_kernels.tools.ptx.program import FaultError, Instruction
 
 
-@decoder("bar", "barrier")
+@decoder("bar")
 def barrier(i: Instruction) -> Operation:
     """`bar.sync id{, threads}` and `bar.warp.sync` (PTX ISA 9.7.13.1, 2)."""
     if i.parts[1] == "warp":
@@ -15,7 +15,7 @@ def barrier(i: Instruction) -> Operation:
             block.clocks.tick(threads.whole_warps())
 
         return warp
-    if i.op not in ("bar.sync", "barrier.sync"):
+    if i.op != "bar.sync":
         raise FaultError(f"unknown instruction: {i}")
     which = source(i.operands[0], "32")
     count = source(i.operands[1], "32") if len(i.operands) > 1 else None
@@ -74,33 +74,16 @@ def elect(i: Instruction) -> Operation:
 
 @decoder("shfl")
 def shuffle(i: Instruction) -> Operation:
-    """`shfl.sync` in whole warps: the lane from which each takes its value."""
-    mode = i.parts[2]
+    """`shfl.sync.idx` in whole warps: the lane whose value each takes."""
     values, by = source(i.operands[1], "32"), source(i.operands[2], "32")
-    into, _, valid = i.operands[0].partition("|")
-    if mode not in ("idx", "bfly") or i.operands[3] != "31" or valid:
+    if i.parts[2] != "idx" or i.operands[3] != "31" or "|" in i.operands[0]:
         raise FaultError(f"unknown instruction: {i}")
 
     def run(block: Block, threads: Threads) -> None:
-        warps = len(threads.whole_warps())
-        lanes = np.broadcast_to(by(block, threads), len(threads.numbers)).reshape(warps, 32)
-        lanes = lanes & 31 if mode == "idx" else np.arange(32) ^ lanes
-        of = np.broadcast_to(values(block, threads), len(threads.numbers)).reshape(warps, 32)
-        block.write(into, threads, np.take_along_axis(of, lanes.astype(np.int64), 1).reshape(-1))
+        shape = (len(threads.whole_warps()), 32)
+        lanes = np.broadcast_to(by(block, threads), shape[0] * 32).reshape(shape) & 31
+        of = np.broadcast_to(values(block, threads), shape[0] * 32).reshape(shape)
+        taken = np.take_along_axis(of, lanes.astype(np.int64), 1)
+        block.write(i.operands[0], threads, taken.reshape(-1))
 
     return run
-
-
-@decoder("setmaxnreg")
-def registers(i: Instruction) -> Operation:
-    """Moves registers between warps: nothing that a program can see."""
-
-    def run(block: Block, threads: Threads) -> None:
-        threads.whole_warps()
-
-    return run
-
-
-@decoder("griddepcontrol", "nanosleep")
-def nothing(i: Instruction) -> Operation:
-    return lambda block, threads: None

@@ -2,7 +2,7 @@
 
 A map describes a matrix in global memory, and a box of it, which is a tile in shared memory (PTX
 ISA 5.5, "Tensors"; 9.7.9.27). What of a box lies outside the matrix is loaded as zeros and is not
-stored. Maps come from the host, or a kernel makes them in shared memory and publishes them.
+stored. A kernel makes its maps in shared memory and publishes them in global memory.
 """
 
 import re
@@ -16,6 +16,7 @@ from cola_kernels.tools.ptx.block import (
     Threads,
     address,
     constant,
+    decoder,
     source,
     uniform,
     vector,
@@ -110,6 +111,11 @@ class TensorMap:
             memory.put(allocation, offset, tile[rows, columns])
 
 
+@decoder("tensormap")
+def tensor_map(i: Instruction) -> Operation:
+    return publish(i) if "cp_fenceproxy" in i.parts else replace(i)
+
+
 def replace(i: Instruction) -> Operation:
     """`tensormap.replace`: one field of a map in shared memory, by one thread."""
     name = i.parts[3]
@@ -165,8 +171,6 @@ def publish(i: Instruction) -> Operation:
 def of_operand(block: Block, threads: Threads, text: str) -> TensorMap:
     """The map that `[%rd1` names, visible to this warp's bulk copies."""
     where = uniform(source(text.strip("[ "), "64")(block, threads), "the tensor map's address")
-    if where in block.arguments.maps:
-        return block.arguments.maps[where]
     if where not in block.global_maps:
         raise FaultError("a bulk copy by a tensor map that is not there")
     found = block.global_maps[where]

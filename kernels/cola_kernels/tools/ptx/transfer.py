@@ -15,6 +15,7 @@ from cola_kernels.tools.ptx.block import (
     vector,
 )
 from cola_kernels.tools.ptx.program import FaultError, Instruction
+from cola_kernels.tools.ptx.tensor_maps import bulk_copy
 from cola_kernels.tools.ptx.values import UNSIGNED, Array, bits_of
 
 
@@ -78,8 +79,6 @@ def copy(i: Instruction) -> Operation:
     if i.op.startswith(("cp.async.cg.shared", "cp.async.ca.shared")):
         return copy_async(i)
     if i.op.startswith("cp.async.bulk.tensor"):
-        from cola_kernels.tools.ptx.tensor_maps import bulk_copy
-
         return bulk_copy(i)
     bulk = "bulk" in i.parts
     if "commit_group" in i.parts:
@@ -124,10 +123,3 @@ def copy_async(i: Instruction) -> Operation:
             block.uncommitted[int(agent)] = 1
 
     return run
-
-
-@decoder("tensormap")
-def tensor_map(i: Instruction) -> Operation:
-    from cola_kernels.tools.ptx import tensor_maps
-
-    return tensor_maps.publish(i) if "cp_fenceproxy" in i.parts else tensor_maps.replace(i)
