@@ -1,6 +1,6 @@
 """Global memory with its bounds, and shared memory with its races."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -24,7 +24,7 @@ class Allocation:
     name: str
     base: int
     data: Array
-    stores: Array | None = field(default=None)
+    stores: Array | None = None
 
 
 class Global:
