@@ -48,8 +48,9 @@ def parameter(name: str, of: str, width: str) -> Operation:
         value = block.arguments.values.get(of)
         if value is None:
             raise FaultError(f"parameter {of} is not given")
-        mask = (1 << int(width)) - 1
-        block.write(name, threads, UNSIGNED[width](value & mask))
+        # a 64-bit register takes a signed 32-bit parameter with its sign
+        into = "64" if name.startswith("%rd") else width
+        block.write(name, threads, UNSIGNED[into](value & ((1 << int(into)) - 1)))
 
     return run
 
