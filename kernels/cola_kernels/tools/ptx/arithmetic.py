@@ -35,7 +35,7 @@ LOGIC: dict[str, Any] = {
 }  # fmt: skip
 REAL: dict[str, Any] = {
     "add": np.add, "sub": np.subtract, "mul": np.multiply, "div": np.divide,
-    "fma": lambda x, y, z: x * y + z, "ex2": np.exp2,
+    "fma": lambda x, y, z: x * y + z, "max": np.fmax, "ex2": np.exp2,
 }  # fmt: skip
 
 
@@ -103,7 +103,7 @@ def real(i: Instruction) -> Operation:
     kind, apply = i.parts[-1], REAL.get(i.parts[0])
     if apply is None or not set(i.parts[1:-1]) <= {"rn", "approx", "full", "ftz"}:
         raise FaultError(f"unknown instruction: {i}")
-    exact = np.float32 if i.parts[0] in ("add", "sub", "mul") else np.float64
+    exact = np.float32 if i.parts[0] in ("add", "sub", "mul", "max") else np.float64
 
     def one(*bits: Any) -> Array:
         return rounded(apply(*(floats(x, kind).astype(exact) for x in bits)), kind)
@@ -206,9 +206,10 @@ def bit_field(i: Instruction) -> Operation:
 def set_predicate(i: Instruction) -> Operation:
     _, name, kind = i.parts
     x, y = (source(text, bits_of(kind)) for text in i.operands[1:3])
+    number = floats if kind in FLOATS else signed
 
     def run(block: Block, threads: Threads) -> None:
-        a, b = signed(x(block, threads), kind), signed(y(block, threads), kind)
+        a, b = number(x(block, threads), kind), number(y(block, threads), kind)
         block.write(i.operands[0], threads, np.asarray(COMPARISONS[name](a, b)))
 
     return run
@@ -234,12 +235,13 @@ def convert(i: Instruction) -> Operation:
             rounded(floats(x, of), half) for x in (low, high)
         )))  # fmt: skip
 
-    if (of in FLOATS) != (into in FLOATS) or not set(i.parts[1:-2]) <= {"rn"}:
+    if (of in FLOATS and into not in FLOATS) or not set(i.parts[1:-2]) <= {"rn"}:
         raise FaultError(f"unknown instruction: {i}")
 
     def apply(bits: Any) -> Array:
-        if of in FLOATS:
-            return rounded(floats(bits, of), into)
+        if into in FLOATS:
+            numbers = floats(bits, of) if of in FLOATS else signed(bits, of).astype(np.float64)
+            return rounded(numbers, into)
         return signed(bits, of).astype(UNSIGNED[bits_of(into)])
 
     return binary(bits_of(of), i, apply)

@@ -74,14 +74,17 @@ def elect(i: Instruction) -> Operation:
 
 @decoder("shfl")
 def shuffle(i: Instruction) -> Operation:
-    """`shfl.sync.idx` in whole warps: the lane whose value each takes."""
+    """`shfl.sync` in whole warps: the lane whose value each takes."""
     values, by = source(i.operands[1], "32"), source(i.operands[2], "32")
-    if i.parts[2] != "idx" or i.operands[3] != "31" or "|" in i.operands[0]:
+    mode = i.parts[2]
+    if mode not in ("idx", "bfly") or i.operands[3] != "31" or "|" in i.operands[0]:
         raise FaultError(f"unknown instruction: {i}")
 
     def run(block: Block, threads: Threads) -> None:
         shape = (len(threads.whole_warps()), 32)
         lanes = np.broadcast_to(by(block, threads), shape[0] * 32).reshape(shape) & 31
+        if mode == "bfly":
+            lanes = lanes ^ np.arange(32, dtype=lanes.dtype)
         of = np.broadcast_to(values(block, threads), shape[0] * 32).reshape(shape)
         taken = np.take_along_axis(of, lanes.astype(np.int64), 1)
         block.write(i.operands[0], threads, taken.reshape(-1))

@@ -1,0 +1,35 @@
+"""The loss's kernel as it is compiled, run by the interpreter of PTX: in bf16 too, which Triton's own
+gets wrong."""
+
+import pytest
+import torch
+from cola_kernels import reference
+from cola_kernels.support import interpreting
+
+pytest.importorskip("triton")
+pytestmark = pytest.mark.skipif(interpreting(), reason="the interpreter compiles nothing")
+
+
+@pytest.mark.parametrize("arch", ["sm_80", "sm_90"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+@pytest.mark.parametrize("V", [9000, 9003])  # two blocks of columns; rows aligned and not
+def test_the_loss_as_compiled(
+    arch: str, dtype: torch.dtype, V: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Right to one rounding; no race is found, and each element is written once."""
+    from cola_kernels.cross_entropy import cross_entropy_launch
+    from cola_kernels.tools.ptx.run import execute
+
+    monkeypatch.setenv("TRITON_DEFAULT_FP_FUSION", "1")  # its default; silences a warning
+    torch.manual_seed(0)
+    logits, targets = torch.randn(3, V).to(dtype), torch.tensor([V - 1, -100, 5])
+    losses, exact = torch.full((3,), float("nan")), logits.double()
+    loss = reference.cross_entropy_(exact, targets, True)
+    launch = cross_entropy_launch(logits, targets, losses, True, -100)
+    run = execute(launch, arch, ["logits_ptr", "losses_ptr"])
+    assert (losses.double().sum() - loss).abs() <= 1e-6 * loss
+    step = torch.finfo(dtype).smallest_normal * torch.finfo(dtype).eps  # of subnormal numbers
+    bound = torch.finfo(dtype).eps / 2 + 2**-20  # one rounding of what was computed in fp32
+    assert ((logits.double() - exact).abs() <= bound * exact.abs() + step).all()
+    for name in ("logits_ptr", "losses_ptr"):
+        assert (run.stores(name)[0] == 1).all()
