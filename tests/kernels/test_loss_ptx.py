@@ -1,5 +1,5 @@
-"""The loss's kernel as it is compiled, run by the interpreter of PTX: in bf16 too, which Triton's own
-gets wrong."""
+"""The loss's kernel as it is compiled, run by the interpreter of PTX: also in bf16, which Triton's
+own gets wrong."""
 
 import pytest
 import torch
