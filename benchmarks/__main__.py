@@ -15,6 +15,7 @@ from cola_train.errors import EXIT_DONE, EXIT_USER_ERROR, UserError
 REGISTRY = {
     "train_step": "benchmarks.train_step",
     "peers": "benchmarks.peers",
+    "python_time": "benchmarks.python_time",
     "bigram": "benchmarks.bigram",
     "kernels": "benchmarks.kernels",
     "recompute": "benchmarks.recompute",

@@ -106,6 +106,21 @@ def test_peers(tmp_path: Path) -> None:
         assert ratio == pytest.approx(paired_ratio(section["steps"][peer], section["steps"][ours]))
 
 
+def test_python_time(tmp_path: Path) -> None:
+    """Two sides take turns, here the same; Triton's kernels are dispatched and launch nothing."""
+    pytest.importorskip("triton")
+    root = str(Path(__file__).parents[2])
+    figures = run(tmp_path, "python_time", "--against", root, "--methods", "cola", "--kernels",
+                  "triton", "--modes", "eager", "--layers", "1", "--repeats", "2")  # fmt: skip
+    (sides,) = figures["cases"].values()
+    assert list(sides) == ["here", "against"]
+    for of in sides.values():
+        parts = [of["ms"][part] for part in ("forward", "backward", "rest")]
+        assert of["ms"]["step"] == pytest.approx([sum(step) for step in zip(*parts, strict=True)])
+        assert 0 < min(of["ms"]["step"]) == of["min_ms"]["step"] <= of["median_ms"]["step"]
+        assert min(map(min, parts)) > 0
+
+
 def test_bigram_by_hand() -> None:
     # 0 1 0 1 2: pairs 01 01 10 12, in two pieces that overlap by one token
     bigram = Bigram(4)
@@ -136,6 +151,7 @@ def test_bigram_by_hand() -> None:
         (["fp8", "seed=1"], "leave seed= out"),
         (["fp8", "model=60m", "model.d_model=520"], "linears have 520"),
         (["bigram", "run_dir=nowhere"], "no run in nowhere"),
+        (["python_time", "--against", "nowhere"], "nowhere is no checkout of cola_train"),
         (["bigram", "--json", "no/such/folder.json"], "make it first"),
     ],
 )
