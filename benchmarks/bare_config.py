@@ -1,9 +1,7 @@
-"""The trainer's config from plain values, where Hydra is not installed."""
+"""The trainer's config from plain values, where neither Hydra nor PyYAML is installed."""
 
 from pathlib import Path
 from typing import Any
-
-import yaml
 
 from cola_train.config.fields import build, unknown
 from cola_train.config.schema import Config
@@ -58,8 +56,19 @@ def bare_config(
 
 
 def read_model(name: str) -> dict[str, Any]:
-    """configs/model/<name>.yaml."""
+    """configs/model/<name>.yaml: one `key: value` a line, numbers and words."""
     path = MODELS / f"{name}.yaml"
     if not path.exists():
         raise UserError(unknown(name, sorted(p.stem for p in MODELS.glob("*.yaml")), "--model:"))
-    return dict(yaml.safe_load(path.read_text()))
+    lines = (line.partition("#")[0] for line in path.read_text().splitlines())
+    pairs = (line.split(":") for line in lines if line.strip())
+    return {key.strip(): number_or_word(value.strip()) for key, value in pairs}
+
+
+def number_or_word(text: str) -> int | float | str:
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    return text

@@ -1,11 +1,12 @@
 """Every recompute policy of one model, CoLA's and full rank's, in alternation: time and memory.
 
-Needs torch, Triton, numpy and PyYAML alone. The policies of a method share one model and optimizer:
+Needs torch, Triton and numpy alone. The policies of a method share one model and optimizer:
 a policy is only another `forward` on the same modules.
 """
 
 import argparse
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -19,7 +20,7 @@ from benchmarks.timing import Timing, alternate, precision_name, product_step
 from cola_train import costs, distributed, hardware
 from cola_train.config.schema import Config
 from cola_train.data.loader import Batch
-from cola_train.engines.base import Engine, build_engine
+from cola_train.engines.base import Engine, StepResult, build_engine
 from cola_train.errors import UserError
 from cola_train.methods.base import Method, build_method
 from cola_train.model.llama import Llama, build_model
@@ -137,18 +138,31 @@ def config_of(name: str, options: argparse.Namespace) -> Config:
 
 
 def build_steps(configs: dict[str, Config], device: torch.device) -> dict[str, Step]:
-    """An optimizer step for each contender, as the trainer runs it."""
+    """An optimizer step for each contender, as the trainer runs it; it returns the step's result.
+
+    Contenders whose configs differ in policy, compilation and batch alone share their modules.
+    """
     steps: dict[str, Step] = {}
-    for method_name in dict.fromkeys(c.method.name for c in configs.values()):
-        of_method = {n: c for n, c in configs.items() if c.method.name == method_name}
-        config = next(iter(of_method.values()))
+    left = dict(configs)
+    while left:
+        config = next(iter(left.values()))
+        sharing = {name: c for name, c in left.items() if same_modules(c, config)}
         method = build_method(config, device)
         model = build_model(config, method, device)
-        forwards = {name: take_policy(c, model, method) for name, c in of_method.items()}
+        forwards = {name: take_policy(c, model, method) for name, c in sharing.items()}
         engine = build_engine(config, model, method, device)
-        for name in of_method:
-            steps[name] = policy_step(engine, model.layers, forwards[name], config)
+        for name, own in sharing.items():
+            steps[name] = policy_step(engine, model.layers, forwards[name], own)
+            del left[name]
     return steps
+
+
+def same_modules(a: Config, b: Config) -> bool:
+    """Whether two configs differ in what is put on a model's blocks alone, and in their batch."""
+    train = replace(
+        a.train, compile=b.train.compile, batch_size=b.batch_size, batch_tokens=b.train.batch_tokens
+    )
+    return replace(a, recompute=b.recompute, train=train) == b
 
 
 HOOKS = ("forward", "attend", "feed_forward")  # what a policy or compilation puts on a block
@@ -168,13 +182,15 @@ def take_policy(config: Config, model: Llama, method: Method) -> Forwards:
 def policy_step(engine: Engine, blocks: nn.ModuleList, forwards: Forwards, config: Config) -> Step:
     batch = random_batch(config)
 
-    def step() -> None:
+    def step() -> StepResult:
         for block, own in zip(blocks, forwards, strict=True):
             for name in HOOKS:
                 block.__dict__.pop(name, None)
             block.__dict__.update(own)
-        if engine.train_step([batch], config.optim.lr).skipped:
+        result = engine.train_step([batch], config.optim.lr)
+        if result.skipped:
             raise RuntimeError("a step was not finite: its optimizer did not run")
+        return result
 
     return step
 

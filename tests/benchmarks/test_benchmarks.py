@@ -9,9 +9,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+import yaml
 from helpers import run_python
 
 from benchmarks.__main__ import main
+from benchmarks.bare_config import MODELS, read_model
 from benchmarks.bigram import Bigram
 from cola_train import costs
 from cola_train.config.schema import Config
@@ -71,10 +73,10 @@ def test_fp8(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_recompute_where_little_is_installed(tmp_path: Path) -> None:
-    """With torch, Triton, numpy and PyYAML alone: every policy, alternated, beside its formula."""
+    """With torch, Triton and numpy alone: every policy, alternated, beside its formula."""
     path = tmp_path / "figures.json"
     blocked = ["hydra", "omegaconf", "pyarrow", "tokenizers", "wandb", "safetensors",
-               "tqdm", "matplotlib", "transformers", "deepspeed"]  # fmt: skip
+               "yaml", "tqdm", "matplotlib", "transformers", "deepspeed"]  # fmt: skip
     arguments = ["recompute", "--model", "small", "--layers", "1", "--batch", "2", "--sequence",
                  "32", "--repeats", "2", "--precision", "fp32", "--json", str(path),
                  "--only", "cola", "cola, light", "cola, cola_m", "full rank"]  # fmt: skip
@@ -119,6 +121,11 @@ def test_python_time(tmp_path: Path) -> None:
         assert of["ms"]["step"] == pytest.approx([sum(step) for step in zip(*parts, strict=True)])
         assert 0 < min(of["ms"]["step"]) == of["min_ms"]["step"] <= of["median_ms"]["step"]
         assert min(map(min, parts)) > 0
+
+
+def test_shapes_are_read_without_yaml() -> None:
+    for path in MODELS.glob("*.yaml"):
+        assert read_model(path.stem) == yaml.safe_load(path.read_text())
 
 
 def test_bigram_by_hand() -> None:
