@@ -18,6 +18,7 @@ REGISTRY = {
     "python_time": "benchmarks.python_time",
     "bigram": "benchmarks.bigram",
     "kernels": "benchmarks.kernels",
+    "gpu": "benchmarks.gpu",
     "recompute": "benchmarks.recompute",
     "recompute_curve": "benchmarks.recompute_curve",
     "planning": "benchmarks.planning",

@@ -4,9 +4,9 @@ A model of 24 layers whose kernels are of no size (width 64, one sequence of 16 
 runs the trainer's step on the CPU; what is left is Python, torch's dispatch, autograd and Triton's.
 Counted is the CPU time of the main thread, which no other program adds to. On a CPU the backward
 pass runs in that thread too; on a GPU autograd has a thread of its own, for which the main one
-waits. Without a GPU Triton compiles and dispatches its kernels, but nothing is launched: the call
-of cuLaunchKernel, a few microseconds each, is not in the figures. RMSNorm is torch's own, as on a
-GPU.
+waits, so a GPU is not used where there is one. Triton compiles and dispatches its kernels, but
+nothing is launched: the call of cuLaunchKernel, a few microseconds each, is not in the figures.
+RMSNorm is torch's own, as on a GPU.
 
 `--against PATH` times another checkout too. Each side has a process of its own, and the two take
 turns, step by step.
@@ -116,9 +116,11 @@ def alternate(
 
 @contextmanager
 def worker(checkout: Path, case: Sequence[str]) -> Iterator[subprocess.Popen[str]]:
-    """A worker on `checkout`'s code."""
+    """A worker on `checkout`'s code, which sees no GPU: one would run the backward pass in another
+    thread."""
     path = [checkout.resolve(), checkout.resolve() / "kernels"]
     environment = os.environ | {
+        "CUDA_VISIBLE_DEVICES": "",
         "PYTHONPATH": os.pathsep.join(map(str, path)),
         "OMP_NUM_THREADS": "1",
         "TORCHINDUCTOR_COMPILE_THREADS": "1",

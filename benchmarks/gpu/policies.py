@@ -1,0 +1,67 @@
+"""CoLA's recomputation policies: speed, and peak memory beside the planner's."""
+
+import itertools
+
+from benchmarks.gpu.parts import Figures, Given, Record
+from benchmarks.gpu.sizes import Sizes
+from benchmarks.gpu.steps import MODES, config_of, free, static_shapes, times
+from benchmarks.recompute import build_steps, gpu_memory
+from cola_train import distributed, hardware
+from cola_train.config.schema import Config
+from cola_train.parallel.topology import Topology
+from cola_train.planning.memory import memory
+from cola_train.planning.run import Run
+
+POLICIES = ("none", "light", "cola_m")
+KERNELS = ("torch", "triton")
+
+
+def measure(given: Given, record: Record) -> None:
+    sizes, device = given.sizes, distributed.start()
+    hardware.tune_process(None, 1)
+    static_shapes()
+    for mode, kernels in itertools.product(reversed(MODES), KERNELS):
+        configs = {
+            policy: policy_config(sizes, kernels, mode == "compiled", policy) for policy in POLICIES
+        }
+        steps = build_steps(configs, device)
+        found = times(configs, steps, sizes.step_rounds)
+        for policy, figures in found.items():
+            figures["planned_bytes"] = planned_bytes(configs[policy])
+            if "loss" in figures and device.type == "cuda":
+                figures |= gpu_memory(steps[policy])
+        record(f"{kernels}, {mode}", found)
+        del steps
+        free()
+
+
+def policy_config(sizes: Sizes, kernels: str, compiled: bool, policy: str) -> Config:
+    batch, d_ff = sizes.micro_batches[0], sizes.d_ffs[0]
+    return config_of(sizes, "cola", kernels, compiled, batch, d_ff, policy)
+
+
+def planned_bytes(config: Config) -> int:
+    return memory(Run(config, Topology(1, 1))).total
+
+
+def lines(figures: Figures) -> list[str]:
+    said = ["| kernels, policy | tokens/s | of `none`'s speed | peak GiB | planned GiB |",
+            "|---|---|---|---|---|"]  # fmt: skip
+    for kernels, of in figures.items():
+        for policy, f in of.items():
+            if "failed" in f:
+                said.append(f"| {kernels}, {policy} | {f['failed']} | | | |")
+                continue
+            peak = f.get("peak_memory_bytes")
+            said.append(
+                f"| {kernels}, {policy} | {f['tokens_per_second']:,.0f} | "
+                f"{speed_of(of, policy) or 0:.2f} | {f'{peak / 2**30:.2f}' if peak else ''} | "
+                f"{f['planned_bytes'] / 2**30:.2f} |"
+            )
+    return said
+
+
+def speed_of(of: dict[str, Figures], policy: str) -> float | None:
+    """Over the policy `none`."""
+    ours, none = (of.get(p, {}).get("tokens_per_second") for p in (policy, "none"))
+    return ours / none if ours and none else None

@@ -1,0 +1,200 @@
+"""What the figures decide: the defaults for this GPU, and which claims of docs/gpu-todo.md hold."""
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+from benchmarks.gpu.parts import Figures, Outcome
+from benchmarks.gpu.policies import speed_of
+
+Claim = tuple[bool | None, str]  # held, did not; None: not tried; and the figure
+Found = Mapping[str, Figures]  # of each part, by name
+OVER_FULL = 1.86  # cola over full rank at 1b, arXiv 2502.10940
+CPU_PERPLEXITY, PERPLEXITY_APART = 49.98, 0.02  # of the default run; share of it
+MEMORY_APART = 0.1  # of the planner's bytes
+NOT_TRIED: Claim = (None, "")
+
+
+def verdict(outcomes: Mapping[str, Outcome], dry_run: bool) -> list[str]:
+    found = {name: outcome.figures for name, outcome in outcomes.items()}
+    defaults = best(found)
+    said = ["A dry run decides nothing; these lines show their form."] if dry_run else []
+    said += ["Best here for CoLA at 1b:", "", *defaults] if defaults else ["No step was timed."]
+    said += ["", "| claim | | figure |", "|---|---|---|"]
+    for text, judge in CLAIMS.items():
+        held, figure = judge(found)
+        word = {True: "held", False: "**did not hold**", None: "not tried"}[held]
+        said.append(f"| {text} | {'dry run' if dry_run and held is not None else word} "
+                    f"| {figure} |")  # fmt: skip
+    return said
+
+
+def best(found: Found) -> list[str]:
+    """Lines about the fastest of what was timed."""
+    timed = list(all_steps(found, "cola"))
+    if not timed:
+        return []
+    speed, where, name = max(timed)
+    kernels, mode = name.removeprefix("cola, ").split(", ")
+    said = [
+        f"- `kernels={kernels} train.compile={str(mode == 'compiled').lower()}` and a micro-batch "
+        f"of {micro_batch(where)}: {speed:,.0f} tokens/s (d_ff {d_ff(where)})"
+    ]
+    policies = found.get("policies", {}).get(f"{kernels}, {mode}", {})
+    speeds = {p: f["tokens_per_second"] for p, f in policies.items() if "tokens_per_second" in f}
+    if speeds:
+        fastest = max(speeds, key=lambda policy: speeds[policy])
+        said.append(
+            f"- `recompute={fastest}` where memory allows it; "
+            + "; ".join(
+                f"`{p}` {s / speeds[fastest]:.2f} of its speed{peak_of(policies[p])}"
+                for p, s in speeds.items()
+            )
+        )
+    return said
+
+
+def peak_of(figures: Figures) -> str:
+    peak = figures.get("peak_memory_bytes")
+    return f" at {peak / 2**30:.1f} GiB" if peak else ""
+
+
+def all_steps(found: Found, method: str) -> Iterator[tuple[float, str, str]]:
+    """Tokens/s, shape and name of all steps of a method that were timed."""
+    for where, of in found.get("steps", {}).items():
+        for name, f in of.items():
+            if name.startswith(method) and "tokens_per_second" in f:
+                yield f["tokens_per_second"], where, name
+
+
+def micro_batch(where: str) -> int:
+    """Of a key of the part `steps`."""
+    return int(where.split(", ")[1].split(" x ")[0])
+
+
+def d_ff(where: str) -> int:
+    return int(where.split(", ")[0].removeprefix("d_ff "))
+
+
+# --- the claims: each from the figures ------------------------------------------------------
+
+
+def right(found: Found) -> Claim:
+    checked = [f["good"] for key, f in found.get("correctness", {}).items() if "repeat" not in key]
+    if not checked:
+        return NOT_TRIED
+    return all(checked), f"{sum(checked)} of {len(checked)}"
+
+
+def same_bits(found: Found) -> Claim:
+    repeated = [f for key, f in found.get("correctness", {}).items() if "repeat" in key]
+    if not repeated:
+        return NOT_TRIED
+    same = sum(f["good"] for f in repeated)
+    return same == len(repeated), f"{same} of {len(repeated)} cases"
+
+
+def worth_it(found: Found) -> Claim:
+    ops = {key: f for key, f in found.get("ops", {}).items() if "reached" in f}
+    if not ops:
+        return NOT_TRIED
+    missed = [key for key, f in ops.items() if not f["reached"]]
+    few = ", ".join(missed[:3]) + (", ..." if len(missed) > 3 else "")
+    return not missed, f"{len(ops) - len(missed)} of {len(ops)}" + (
+        f"; not {few}" if missed else ""
+    )
+
+
+def over_full(found: Found) -> Claim:
+    full, cola = (max(all_steps(found, method), default=None) for method in ("full", "cola"))
+    if full is None or cola is None:
+        return NOT_TRIED
+    ratio = cola[0] / full[0]
+    return ratio >= OVER_FULL, f"{ratio:.2f} ({cola[2]} at {cola[1]}; {full[2]} at {full[1]})"
+
+
+def pairs(found: Found, one: Callable[[str], bool], other: Callable[[str], str]) -> list[Any]:
+    """Figures of two contenders at the same shape."""
+    return [
+        (f, of[other(name)])
+        for of in found.get("steps", {}).values()
+        for name, f in of.items()
+        if one(name) and "loss" in f and "loss" in of.get(other(name), {})
+    ]
+
+
+def triton_faster(found: Found) -> Claim:
+    both = pairs(found, lambda n: "triton" in n, lambda n: n.replace("triton", "torch"))
+    if not both:
+        return NOT_TRIED
+    ratios = [ours["tokens_per_second"] / theirs["tokens_per_second"] for ours, theirs in both]
+    return min(ratios) > 1, f"{min(ratios):.2f} to {max(ratios):.2f} times"
+
+
+def triton_same_loss(found: Found) -> Claim:
+    both = pairs(found, lambda n: "triton" in n, lambda n: n.replace("triton", "torch"))
+    if not both:
+        return NOT_TRIED
+    apart = max(abs(ours["loss"] / theirs["loss"] - 1) for ours, theirs in both)
+    return apart < 1e-3, f"first losses at most {apart:.1e} of it apart"
+
+
+def compile_faster(found: Found) -> Claim:
+    both = pairs(found, lambda n: "compiled" in n, lambda n: n.replace("compiled", "eager"))
+    if not both:
+        return NOT_TRIED
+    ratios = [ours["tokens_per_second"] / theirs["tokens_per_second"] for ours, theirs in both]
+    return min(ratios) > 1, f"{min(ratios):.2f} to {max(ratios):.2f} times"
+
+
+def cola_m(found: Found) -> Claim:
+    speeds = [speed_of(of, "cola_m") for of in found.get("policies", {}).values()]
+    known = [speed for speed in speeds if speed]
+    if not known:
+        return NOT_TRIED
+    return max(known) >= 0.9, ", ".join(f"{speed:.2f}" for speed in known)
+
+
+def light_faster(found: Found) -> Claim:
+    ratios = []
+    for of in found.get("policies", {}).values():
+        light, other = (speed_of(of, policy) for policy in ("light", "cola_m"))
+        if light and other:
+            ratios.append(light / other)
+    return (min(ratios) > 1, ", ".join(f"{r:.2f} times" for r in ratios)) if ratios else NOT_TRIED
+
+
+def planned_memory(found: Found) -> Claim:
+    ratios = [
+        f["peak_memory_bytes"] / f["planned_bytes"]
+        for of in found.get("policies", {}).values()
+        for f in of.values()
+        if "peak_memory_bytes" in f
+    ]
+    if not ratios:
+        return NOT_TRIED
+    held = all(abs(ratio - 1) <= MEMORY_APART for ratio in ratios)
+    return held, f"measured over planned {min(ratios):.2f} to {max(ratios):.2f}"
+
+
+def ends_alike(found: Found) -> Claim:
+    of = found.get("training", {})
+    if "validation" not in of or of["data"]["tokens"].startswith("bytes"):
+        return (None, "its tokens were bytes") if "validation" in of else NOT_TRIED
+    perplexity = of["validation"]["perplexity"]
+    held = abs(perplexity / CPU_PERPLEXITY - 1) <= PERPLEXITY_APART
+    return held, f"perplexity {perplexity:.2f}; {CPU_PERPLEXITY} with Python 3.11's library"
+
+
+CLAIMS: dict[str, Callable[[Found], Claim]] = {
+    "The kernels are right, in bf16 too": right,
+    "They give the same bits each time": same_bits,
+    "Each fused op is 1.2 times torch.compile and reaches 70 % of its floor": worth_it,
+    f"cola over full rank at 1b is at least {OVER_FULL}, each at its best": over_full,
+    "kernels=triton is faster than kernels=torch": triton_faster,
+    "kernels=triton gives the loss of kernels=torch": triton_same_loss,
+    "train.compile=true is faster": compile_faster,
+    "cola_m runs at 0.9 of cola's speed or more": cola_m,
+    "light is faster than cola_m": light_faster,
+    "Peak memory is within a tenth of the planner's": planned_memory,
+    "The default run ends as on a CPU": ends_alike,
+}
