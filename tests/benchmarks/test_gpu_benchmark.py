@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from cola_train.planning.constants import StepConstants
+from cola_train.planning.launch_time import Chip
 from helpers import REPOSITORY
 
 from benchmarks import gpu
@@ -18,8 +20,6 @@ from benchmarks.gpu.parts import PARTS, Outcome
 from benchmarks.gpu.sizes import FULL, TINY
 from cola_train.errors import EXIT_DONE, EXIT_FAULT, EXIT_INTERRUPTED, EXIT_USER_ERROR
 from cola_train.gpus import GPUS
-from cola_train.planning.constants import StepConstants
-from cola_train.planning.launch_time import Chip
 
 pytest.importorskip("triton")
 NOT_THERE = ["hydra", "omegaconf", "yaml", "pyarrow", "tokenizers", "safetensors", "wandb", "tqdm",
