@@ -157,16 +157,6 @@ def build_steps(configs: dict[str, Config], device: torch.device) -> dict[str, S
     return steps
 
 
-def build_one_engine(config: Config, device: torch.device) -> Engine:
-    """As `train.build`, which needs packages for checkpoints."""
-    method = build_method(config, device)
-    model = build_model(config, method, device)
-    apply_recompute(model, config.recompute.name, method.kept_ops)
-    if config.train.compile:
-        compile_blocks(model)
-    return build_engine(config, model, method, device)
-
-
 def same_modules(a: Config, b: Config) -> bool:
     """Whether two configs differ in what is put on a model's blocks alone, and in their batch."""
     train = replace(

@@ -20,7 +20,6 @@ import numpy as np
 from benchmarks.bare_config import bare_config
 from benchmarks.gpu.parts import Figures, Given, Record
 from benchmarks.gpu.sizes import Sizes
-from benchmarks.recompute import build_one_engine
 from cola_train import distributed, hardware
 from cola_train.config.schema import Config
 from cola_train.data.dataset import TokenDataset
@@ -40,6 +39,7 @@ from cola_train.data.sources import READERS
 from cola_train.evaluate import evaluate
 from cola_train.files import write_json
 from cola_train.optim import AdamWOptions
+from cola_train.train import build
 
 BYTES = 256  # and one more token, which ends a document
 HELD_OUT = 20  # every so manieth file is for validation
@@ -57,7 +57,7 @@ def measure(given: Given, record: Record) -> None:
             "validation_tokens": validation.n_tokens, "seconds": time.perf_counter() - start,
         })  # fmt: skip
         config = run_config(sizes, train.vocab_size)
-        engine = build_one_engine(config, device)
+        engine = build(config, device)
         shared: dict[str, Any] = {
             "sequence_length": config.train.sequence_length, "rank": 0, "world_size": 1,
             "packing": "packed", "with_documents": False,

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from torch.distributed.checkpoint.metadata import (
     ChunkStorageMetadata,
@@ -302,6 +301,8 @@ class CheckpointReader(_PlansAsGiven, StorageReader):
         ]
 
     def read_data(self, plan: LoadPlan, planner: LoadPlanner) -> Future[None]:
+        from safetensors import SafetensorError, safe_open  # a step is timed without it
+
         items_of: dict[str, list[ReadItem]] = {}
         for item in plan.items:
             file, _ = self.places[item.storage_index]

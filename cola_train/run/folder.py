@@ -6,8 +6,6 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from cola_train import distributed
 from cola_train.config.schema import Config
 from cola_train.data.shards import TOKENIZER
@@ -115,6 +113,8 @@ def _record(config: Config, owner: Owner, finished: bool) -> None:
     if before is not None and (jump := _jump(before, config, owner.step)):
         say(f"changed since this run began: {jump}")
     owner.check()
+    import yaml  # a step is timed without it
+
     try:
         write_text(path, yaml.safe_dump(values, sort_keys=False))
     except OSError as error:
