@@ -158,11 +158,13 @@ def build_steps(configs: dict[str, Config], device: torch.device) -> dict[str, S
 
 
 def same_modules(a: Config, b: Config) -> bool:
-    """Whether two configs differ in what is put on a model's blocks alone, and in their batch."""
+    """Whether two configs differ in what is put on a model's blocks alone, and in their batch. The
+    policy is such a thing with torch's ops; Triton's are chosen by it."""
     train = replace(
         a.train, compile=b.train.compile, batch_size=b.batch_size, batch_tokens=b.train.batch_tokens
     )
-    return replace(a, recompute=b.recompute, train=train) == b
+    policy = b.recompute if a.kernels == "torch" else a.recompute
+    return replace(a, recompute=policy, train=train) == b
 
 
 HOOKS = ("forward", "attend", "feed_forward")  # what a policy or compilation puts on a block

@@ -6,8 +6,9 @@ Most are shares of the data sheet's numbers: a GPU that is not in cola_train/gpu
 
 import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
+from itertools import product
 from typing import Any
 
 from cola_train.methods.launches import FusedGemm, Gemm, Launch, Work
@@ -29,6 +30,12 @@ PYTHON_CASES = [  # the compiled ones take longer, and come last
     for mode in python_time.MODES
     for method, kernels in (("full", "torch"), ("cola", "torch"), ("cola", "triton"))
 ]
+FUSED = {  # Triton's kernels by name in floors.table: products a tile, elements moved over n F
+    "gated_up": (2, 1),
+    "gated_up, keep": (2, 3),
+    "gated_backward": (1, 4),
+    "gated_recompute": (3, 3),
+}
 LENGTHS = (256, 1024, 4096)  # of the sequences whose attention is a constant
 
 
@@ -39,7 +46,8 @@ def measure(given: Given, record: Record) -> None:
     if gpu is None:
         record("note", f"{name} is not in cola_train/gpus.py: no constants; add its data sheet")
         return
-    constants, misfits = fit_kernels(gpu, given.earlier.get("ops", {}).get("single", []))
+    ops = given.earlier.get("ops", {})
+    constants, misfits = fit_kernels(gpu, [*ops.get("single", []), *fused_samples(sizes, ops)])
     record("misfit", misfits)
     record("constants", asdict(constants))
     python: dict[str, Figures] = {}
@@ -91,6 +99,17 @@ def fit_kernels(
         if timed
     }
     return constants, misfits
+
+
+def fused_samples(sizes: Sizes, ops: Figures) -> Iterator[dict[str, Any]]:
+    """Triton's kernels among the ops that were timed, as single kernels."""
+    for (model, shape), (name, (products, moved)) in product(sizes.timed.items(), FUSED.items()):
+        timed = ops.get(f"{model}: {name}", {})
+        if "seconds_median" in timed:
+            yield {
+                "kind": "fused", "shape": (shape.n, shape.d_ff, shape.r), "products": products,
+                "moved": moved, "seconds": timed["seconds_median"]["fused"],
+            }  # fmt: skip
 
 
 def gemm(rows: int, columns: int, depth: int) -> Gemm:
