@@ -24,6 +24,7 @@ from cola_train.engines.base import Engine, StepResult, build_engine
 from cola_train.errors import UserError
 from cola_train.methods.base import Method, build_method
 from cola_train.model.llama import Llama, build_model
+from cola_train.model.padding import remove_padding
 from cola_train.parallel.compile import compile_blocks
 from cola_train.parallel.recompute import apply_recompute
 
@@ -137,10 +138,14 @@ def config_of(name: str, options: argparse.Namespace) -> Config:
     )
 
 
-def build_steps(configs: dict[str, Config], device: torch.device) -> dict[str, Step]:
+def build_steps(
+    configs: dict[str, Config], device: torch.device, padded: bool = True
+) -> dict[str, Step]:
     """An optimizer step for each contender, as the trainer runs it; it returns the step's result.
 
     Contenders whose configs differ in policy, compilation and batch alone share their modules.
+
+    padded: as models are stored; else with weights of their own widths, aligned or not.
     """
     steps: dict[str, Step] = {}
     left = dict(configs)
@@ -149,6 +154,8 @@ def build_steps(configs: dict[str, Config], device: torch.device) -> dict[str, S
         sharing = {name: c for name, c in left.items() if same_modules(c, config)}
         method = build_method(config, device)
         model = build_model(config, method, device)
+        if not padded:
+            remove_padding(model)
         forwards = {name: take_policy(c, model, method) for name, c in sharing.items()}
         engine = build_engine(config, model, method, device)
         for name, own in sharing.items():

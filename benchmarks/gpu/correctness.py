@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from cola_kernels import unavailable
 from torch import Tensor
 
 from benchmarks.gpu.parts import Figures, Given, Record
@@ -27,9 +28,12 @@ CASES = "tests/kernels/interpreter_cases.py"
 
 
 def measure(given: Given, record: Record) -> None:
+    sizes, device = given.sizes, distributed.device()
+    if (reason := unavailable(device)) is not None:
+        record("note", f"Triton's kernels cannot run here: {reason}")
+        return
     from benchmarks.kernels_cases import cases
 
-    sizes, device = given.sizes, distributed.device()
     for dtype in sizes.dtypes:
         for name, shape in sizes.right.items():
             torch.use_deterministic_algorithms(True)  # fills what is empty with NaN
@@ -111,6 +115,8 @@ def run_tests() -> Figures:
 
 
 def lines(figures: Figures) -> list[str]:
+    if "note" in figures:
+        return [figures["note"]]
     compared = {k: f for k, f in figures.items() if not k.endswith("repeated") and k != "tests"}
     repeated = {k: f for k, f in figures.items() if k.endswith("repeated")}
     said = [counted(compared, "agree with fp64 as well as plain torch does")]

@@ -226,7 +226,7 @@ def fit_host(constants: StepConstants, sizes: Sizes, cases: dict[str, Figures]) 
 def launches(sizes: Sizes, method: str, kernels: str, mode: str) -> tuple[int, int]:
     """Kernels of all blocks, forward and backward: torch's, and ours on Triton."""
     compiled = mode == "compiled"
-    config = config_of(sizes, method, kernels, compiled, 1, sizes.d_ffs[0])
+    config = config_of(sizes, method, kernels, compiled, 1)
     work = Work(16, 16, "none", kernels == "triton", compiled)
     block = list(config.method.block_launches(config.model, work))
     fused = sum(isinstance(launch, FusedGemm) for launch in block)

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from cola_kernels import unavailable
 from cola_kernels.tools.timing import Subject
 from torch import Tensor
 
@@ -23,8 +24,6 @@ CHAIN = 100  # kernels one after the other, to see what lies between two
 
 
 def measure(given: Given, record: Record) -> None:
-    from benchmarks.kernels_cases import cases
-
     sizes, device = given.sizes, distributed.device()
     if sizes.dry_run:
         stand_in()
@@ -33,6 +32,11 @@ def measure(given: Given, record: Record) -> None:
         {**what, "seconds": seconds(subject, sizes.rounds)}
         for what, subject in single_kernels(sizes, device)
     ])  # fmt: skip
+    if (reason := unavailable(device)) is not None:
+        record("note", f"Triton's kernels cannot run here: {reason}")
+        return
+    from benchmarks.kernels_cases import cases
+
     for model, shape in sizes.timed.items():
         for case in cases(shape, kernels.DTYPE, device):
             figures = guarded(kernels.measure, case, sizes.rounds)
@@ -117,6 +121,8 @@ def lines(figures: Figures) -> list[str]:
             f"large copy {of['copy_bytes_per_second'] / 1e12:.2f} TB/s; the floors are those of an "
             f"H100 ({kernels.FLOPS_PER_SECOND / 1e12:.0f} and {kernels.BYTES_PER_SECOND / 1e12:g})."
         )
+    if "note" in figures:
+        said.append(figures["note"])
     ops = {key: of for key, of in figures.items() if ": " in key}
     if ops:
         said += ["", "| op | fused µs | floor µs | of floor | over compiled | over plain |  |",

@@ -4,8 +4,8 @@ import itertools
 
 from benchmarks.gpu.parts import Figures, Given, Record
 from benchmarks.gpu.sizes import Sizes
-from benchmarks.gpu.steps import MODES, config_of, free, static_shapes, times
-from benchmarks.recompute import build_steps, gpu_memory
+from benchmarks.gpu.steps import MODES, build_what_can_be, config_of, free, static_shapes, times
+from benchmarks.recompute import gpu_memory
 from cola_train import distributed, hardware
 from cola_train.config.schema import Config
 from cola_train.parallel.topology import Topology
@@ -24,20 +24,19 @@ def measure(given: Given, record: Record) -> None:
         configs = {
             policy: policy_config(sizes, kernels, mode == "compiled", policy) for policy in POLICIES
         }
-        steps = build_steps(configs, device)
+        steps, failed = build_what_can_be(configs, device)
         found = times(configs, steps, sizes.step_rounds)
         for policy, figures in found.items():
             figures["planned_bytes"] = planned_bytes(configs[policy])
             if "loss" in figures and device.type == "cuda":
                 figures |= gpu_memory(steps[policy])
-        record(f"{kernels}, {mode}", found)
+        record(f"{kernels}, {mode}", found | failed)
         del steps
         free()
 
 
 def policy_config(sizes: Sizes, kernels: str, compiled: bool, policy: str) -> Config:
-    batch, d_ff = sizes.micro_batches[0], sizes.d_ffs[0]
-    return config_of(sizes, "cola", kernels, compiled, batch, d_ff, policy)
+    return config_of(sizes, "cola", kernels, compiled, sizes.micro_batches[0], policy)
 
 
 def planned_bytes(config: Config) -> int:

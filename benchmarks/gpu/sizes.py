@@ -18,11 +18,10 @@ class Sizes:
     # ops
     timed: dict[str, Shape]
     rounds: int
-    # steps; the widths in place of the model's own, by d_ff
+    # steps; widths in place of the model's own
     model: str
     layers: int | None
     widths: dict[str, Any]
-    d_ffs: tuple[int, ...]
     micro_batches: tuple[int, ...]
     sequence: int
     step_rounds: int
@@ -57,7 +56,6 @@ FULL = Sizes(
     model="1b",
     layers=None,
     widths={},
-    d_ffs=(5461, 5504),
     micro_batches=(32, 16, 64),
     sequence=256,
     step_rounds=5,
@@ -79,8 +77,7 @@ TINY = Sizes(
     rounds=1,
     model="1b",
     layers=1,
-    widths={"vocab_size": 64, "d_model": 32, "n_heads": 2},
-    d_ffs=(37, 48),
+    widths={"vocab_size": 64, "d_model": 32, "n_heads": 2, "d_ff": 37},
     micro_batches=(2,),
     sequence=16,
     step_rounds=1,

@@ -1,5 +1,6 @@
 """The trainer's step, full rank and CoLA, torch's kernels and Triton's, eager and compiled, for
-each d_ff and micro-batch: in alternation, a contender that does not fit left out."""
+each micro-batch, as stored and with d_ff unpadded: in alternation, a contender that does not fit
+left out."""
 
 import gc
 import itertools
@@ -23,27 +24,28 @@ CONTENDERS = {  # name: method, kernels
     "cola, triton": ("cola", "triton"),
 }
 MODES = ("compiled", "eager")
+UNPADDED = ", unpadded"  # the end of a shape's name: an odd d_ff leaves rows unaligned
 
 
 def measure(given: Given, record: Record) -> None:
     sizes, device = given.sizes, distributed.start()
     hardware.tune_process(None, 1)
     static_shapes()
-    for batch, d_ff in itertools.product(sizes.micro_batches, sizes.d_ffs):
+    for batch, padded in itertools.product(sizes.micro_batches, (True, False)):
         configs = {
-            f"{name}, {mode}": config_of(sizes, *contender, mode == "compiled", batch, d_ff)
+            f"{name}, {mode}": config_of(sizes, *contender, mode == "compiled", batch)
             for name, contender in CONTENDERS.items()
             for mode in MODES
         }
-        steps = build_steps(configs, device)
-        record(f"d_ff {d_ff}, {batch} x {sizes.sequence}", times(configs, steps, sizes.step_rounds))
+        steps, failed = build_what_can_be(configs, device, padded)
+        found = times(configs, steps, sizes.step_rounds)
+        record(f"{batch} x {sizes.sequence}{'' if padded else UNPADDED}", found | failed)
         del steps
         free()
 
 
 def config_of(
-    sizes: Sizes, method: str, kernels: str, compiled: bool, batch: int, d_ff: int,
-    policy: str = "none",
+    sizes: Sizes, method: str, kernels: str, compiled: bool, batch: int, policy: str = "none"
 ) -> Config:  # fmt: skip
     config = bare_config(
         sizes.model, method, policy, batch_size=batch, sequence_length=sizes.sequence,
@@ -51,7 +53,7 @@ def config_of(
     )  # fmt: skip
     if sizes.dry_run:  # Triton's interpreter takes no bf16
         config = replace(config, train=replace(config.train, precision="fp32"))
-    return replace(config, model=replace(config.model, **sizes.widths, d_ff=d_ff))
+    return replace(config, model=replace(config.model, **sizes.widths))
 
 
 def static_shapes() -> None:
@@ -66,6 +68,21 @@ def free() -> None:
     torch.compiler.reset()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
+
+
+def build_what_can_be(
+    configs: dict[str, Config], device: torch.device, padded: bool = True
+) -> tuple[dict[str, Step], dict[str, Figures]]:
+    """The steps, and why others cannot be built: too little memory, or no Triton."""
+    steps: dict[str, Step] = {}
+    failed: dict[str, Figures] = {}
+    for contender in dict.fromkeys((c.method.name, c.kernels) for c in configs.values()):
+        some = {n: c for n, c in configs.items() if (c.method.name, c.kernels) == contender}
+        try:
+            steps |= build_steps(some, device, padded)
+        except Exception as error:
+            failed |= dict.fromkeys(some, failure(error))
+    return steps, failed
 
 
 def times(configs: dict[str, Config], steps: dict[str, Step], rounds: int) -> dict[str, Figures]:
@@ -84,12 +101,16 @@ def first_loss(step: Step) -> dict[str, Any]:
     """The loss of a step that compiles and allocates; or why there is none."""
     try:
         return {"loss": step().loss}  # type: ignore[attr-defined]
-    except torch.OutOfMemoryError:
-        gc.collect()
+    except Exception as error:
+        return failure(error)
+
+
+def failure(error: Exception) -> Figures:
+    gc.collect()
+    if isinstance(error, torch.OutOfMemoryError):
         torch.cuda.empty_cache()
         return {"failed": "out of memory"}
-    except Exception as error:
-        return {"failed": f"{type(error).__name__}: {error}".splitlines()[0]}
+    return {"failed": f"{type(error).__name__}: {error}".splitlines()[0]}
 
 
 def lines(figures: Figures) -> list[str]:

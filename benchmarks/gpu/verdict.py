@@ -1,10 +1,10 @@
 """What the figures decide: the defaults for this GPU, and which claims of docs/gpu-todo.md hold."""
 
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
 
 from benchmarks.gpu.parts import Figures, Outcome
 from benchmarks.gpu.policies import speed_of
+from benchmarks.gpu.steps import UNPADDED
 
 Claim = tuple[bool | None, str]  # held, did not; None: not tried; and the figure
 Found = Mapping[str, Figures]  # of each part, by name
@@ -37,7 +37,7 @@ def best(found: Found) -> list[str]:
     kernels, mode = name.removeprefix("cola, ").split(", ")
     said = [
         f"- `kernels={kernels} train.compile={str(mode == 'compiled').lower()}` and a micro-batch "
-        f"of {micro_batch(where)}: {speed:,.0f} tokens/s (d_ff {d_ff(where)})"
+        f"of {micro_batch(where)}: {speed:,.0f} tokens/s"
     ]
     policies = found.get("policies", {}).get(f"{kernels}, {mode}", {})
     speeds = {p: f["tokens_per_second"] for p, f in policies.items() if "tokens_per_second" in f}
@@ -59,8 +59,10 @@ def peak_of(figures: Figures) -> str:
 
 
 def all_steps(found: Found, method: str) -> Iterator[tuple[float, str, str]]:
-    """Tokens/s, shape and name of all steps of a method that were timed."""
+    """Tokens/s, shape and name of all steps of a method that were timed, as models are stored."""
     for where, of in found.get("steps", {}).items():
+        if where.endswith(UNPADDED):
+            continue
         for name, f in of.items():
             if name.startswith(method) and "tokens_per_second" in f:
                 yield f["tokens_per_second"], where, name
@@ -68,29 +70,27 @@ def all_steps(found: Found, method: str) -> Iterator[tuple[float, str, str]]:
 
 def micro_batch(where: str) -> int:
     """Of a key of the part `steps`."""
-    return int(where.split(", ")[1].split(" x ")[0])
-
-
-def d_ff(where: str) -> int:
-    return int(where.split(", ")[0].removeprefix("d_ff "))
+    return int(where.split(" x ")[0])
 
 
 # --- the claims: each from the figures ------------------------------------------------------
 
 
 def right(found: Found) -> Claim:
-    checked = [f["good"] for key, f in found.get("correctness", {}).items() if "repeat" not in key]
-    if not checked:
-        return NOT_TRIED
-    return all(checked), f"{sum(checked)} of {len(checked)}"
+    return all_good(found, repeated=False)
 
 
 def same_bits(found: Found) -> Claim:
-    repeated = [f for key, f in found.get("correctness", {}).items() if "repeat" in key]
-    if not repeated:
-        return NOT_TRIED
-    same = sum(f["good"] for f in repeated)
-    return same == len(repeated), f"{same} of {len(repeated)} cases"
+    return all_good(found, repeated=True)
+
+
+def all_good(found: Found, repeated: bool) -> Claim:
+    good = [
+        f["good"]
+        for key, f in found.get("correctness", {}).items()
+        if isinstance(f, dict) and key.endswith("repeated") == repeated
+    ]
+    return (all(good), f"{sum(good)} of {len(good)}") if good else NOT_TRIED
 
 
 def worth_it(found: Found) -> Claim:
@@ -112,26 +112,44 @@ def over_full(found: Found) -> Claim:
     return ratio >= OVER_FULL, f"{ratio:.2f} ({cola[2]} at {cola[1]}; {full[2]} at {full[1]})"
 
 
-def pairs(found: Found, one: Callable[[str], bool], other: Callable[[str], str]) -> list[Any]:
-    """Figures of two contenders at the same shape."""
+Ratios = list[tuple[Figures, Figures]]
+
+
+def contenders(found: Found, one: str, other: str) -> Ratios:
+    """Figures of two contenders at the same shape, whose names differ in a word."""
     return [
-        (f, of[other(name)])
+        (f, of[name.replace(one, other)])
         for of in found.get("steps", {}).values()
         for name, f in of.items()
-        if one(name) and "loss" in f and "loss" in of.get(other(name), {})
+        if one in name and "loss" in f and "loss" in of.get(name.replace(one, other), {})
     ]
 
 
-def triton_faster(found: Found) -> Claim:
-    both = pairs(found, lambda n: "triton" in n, lambda n: n.replace("triton", "torch"))
-    if not both:
-        return NOT_TRIED
+def shapes(found: Found, one: Callable[[str], bool], other: Callable[[str], bool]) -> Ratios:
+    """Figures of a contender at two shapes."""
+    steps = found.get("steps", {})
+    return [
+        (f, steps[there][name])
+        for here in filter(one, steps)
+        for there in filter(other, steps)
+        for name, f in steps[here].items()
+        if "loss" in f and "loss" in steps[there].get(name, {})
+    ]
+
+
+def faster(both: Ratios) -> Claim:
     ratios = [ours["tokens_per_second"] / theirs["tokens_per_second"] for ours, theirs in both]
+    if not ratios:
+        return NOT_TRIED
     return min(ratios) > 1, f"{min(ratios):.2f} to {max(ratios):.2f} times"
 
 
+def triton_faster(found: Found) -> Claim:
+    return faster(contenders(found, "triton", "torch"))
+
+
 def triton_same_loss(found: Found) -> Claim:
-    both = pairs(found, lambda n: "triton" in n, lambda n: n.replace("triton", "torch"))
+    both = contenders(found, "triton", "torch")
     if not both:
         return NOT_TRIED
     apart = max(abs(ours["loss"] / theirs["loss"] - 1) for ours, theirs in both)
@@ -139,11 +157,23 @@ def triton_same_loss(found: Found) -> Claim:
 
 
 def compile_faster(found: Found) -> Claim:
-    both = pairs(found, lambda n: "compiled" in n, lambda n: n.replace("compiled", "eager"))
-    if not both:
+    return faster(contenders(found, "compiled", "eager"))
+
+
+def padded_faster(found: Found) -> Claim:
+    steps = found.get("steps", {})
+    both = [
+        pair for where in steps for pair in shapes(found, where.__eq__, f"{where}{UNPADDED}".__eq__)
+    ]
+    return faster(both)
+
+
+def larger_faster(found: Found) -> Claim:
+    stored = [where for where in found.get("steps", {}) if not where.endswith(UNPADDED)]
+    if len(stored) < 2:
         return NOT_TRIED
-    ratios = [ours["tokens_per_second"] / theirs["tokens_per_second"] for ours, theirs in both]
-    return min(ratios) > 1, f"{min(ratios):.2f} to {max(ratios):.2f} times"
+    least, *_, most = sorted(stored, key=micro_batch)
+    return faster(shapes(found, most.__eq__, least.__eq__))
 
 
 def cola_m(found: Found) -> Claim:
@@ -193,6 +223,8 @@ CLAIMS: dict[str, Callable[[Found], Claim]] = {
     "kernels=triton is faster than kernels=torch": triton_faster,
     "kernels=triton gives the loss of kernels=torch": triton_same_loss,
     "train.compile=true is faster": compile_faster,
+    "Stored padded, d_ff 5461 is faster than as it is": padded_faster,
+    "The largest micro-batch is faster than the least": larger_faster,
     "cola_m runs at 0.9 of cola's speed or more": cola_m,
     "light is faster than cola_m": light_faster,
     "Peak memory is within a tenth of the planner's": planned_memory,
