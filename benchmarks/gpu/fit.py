@@ -31,8 +31,6 @@ PYTHON_CASES = [  # the compiled ones take longer, and come last
     for method, kernels in (("full", "torch"), ("cola", "torch"), ("cola", "triton"))
 ]
 FUSED = {  # Triton's kernels by name in floors.table: products a tile, elements moved over n F
-    "gated_up": (2, 1),
-    "gated_up, keep": (2, 3),
     "gated_backward": (1, 4),
     "gated_recompute": (3, 3),
 }
