@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from cola_train.planning.constants import StepConstants
 
 from benchmarks.gpu.page import page
 from benchmarks.gpu.parts import PARTS, Outcome
@@ -21,6 +20,7 @@ from benchmarks.gpu.sizes import FULL, TINY
 from benchmarks.report import Benchmark, Report
 from cola_train.errors import EXIT_DONE, EXIT_FAULT, EXIT_INTERRUPTED, UserError
 from cola_train.files import write_json, write_text
+from cola_train.planning.constants import StepConstants
 
 FILE = Path("outputs/gpu.json")
 

@@ -11,10 +11,6 @@ from dataclasses import asdict, replace
 from itertools import product
 from typing import Any
 
-from cola_train.methods.launches import FusedGemm, Gemm, Launch, Work
-from cola_train.planning.constants import StepConstants
-from cola_train.planning.launch_time import Chip
-
 from benchmarks import python_time
 from benchmarks.gpu.correctness import guarded
 from benchmarks.gpu.parts import Figures, Given, Record
@@ -22,6 +18,9 @@ from benchmarks.gpu.sizes import Sizes
 from benchmarks.gpu.steps import config_of
 from cola_train import distributed, hardware
 from cola_train.gpus import GPUS, Gpu
+from cola_train.methods.launches import FusedGemm, Gemm, Launch, Work
+from cola_train.planning.constants import StepConstants
+from cola_train.planning.launch_time import Chip
 
 BF16 = 2  # bytes
 US = 1e-6

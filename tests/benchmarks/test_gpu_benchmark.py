@@ -9,8 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from cola_train.planning.constants import StepConstants
-from cola_train.planning.launch_time import Chip
 from helpers import REPOSITORY
 
 from benchmarks import gpu
@@ -20,6 +18,8 @@ from benchmarks.gpu.parts import PARTS, Outcome
 from benchmarks.gpu.sizes import FULL, TINY
 from cola_train.errors import EXIT_DONE, EXIT_FAULT, EXIT_INTERRUPTED, EXIT_USER_ERROR
 from cola_train.gpus import GPUS
+from cola_train.planning.constants import StepConstants
+from cola_train.planning.launch_time import Chip
 
 pytest.importorskip("triton")
 NOT_THERE = ["hydra", "omegaconf", "yaml", "pyarrow", "tokenizers", "safetensors", "wandb", "tqdm",
@@ -124,7 +124,7 @@ def test_verdict() -> None:
     policies = {
         "triton, compiled": {
             "none": step(100) | {"peak_memory_bytes": 30 * gib, "planned_bytes": 29 * gib},
-            "cola_m": step(89) | {"peak_memory_bytes": 12 * gib, "planned_bytes": 10 * gib},
+            "cola_m": step(84) | {"peak_memory_bytes": 12 * gib, "planned_bytes": 10 * gib},
         }
     }
     found = {"steps": steps, "policies": policies, "correctness": {"a": {"good": True}}}
@@ -139,7 +139,7 @@ def test_verdict() -> None:
         "train.compile=true is faster": None,
         "Stored padded, d_ff 5461 is faster than as it is": False,
         "The largest micro-batch is faster than the least": False,
-        "cola_m runs at 0.9 of cola's speed or more": False,
+        "cola_m runs at 0.85 of cola's speed or more": False,
         "light is faster than cola_m": None,
         "Peak memory is within a tenth of the planner's": False,
         "The default run ends as on a CPU": None,
@@ -148,7 +148,7 @@ def test_verdict() -> None:
                            dry_run=False)  # fmt: skip
     best = "- `kernels=triton train.compile=true` and a micro-batch of 64: 190 tokens/s"
     assert said[2] == best
-    assert "`recompute=none` where memory allows it" in said[3] and "0.89 of its speed" in said[3]
+    assert "`recompute=none` where memory allows it" in said[3] and "0.84 of its speed" in said[3]
 
 
 def test_fit_finds_the_constants_behind_timings() -> None:
