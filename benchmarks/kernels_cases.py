@@ -105,16 +105,24 @@ def gated_down_wide(library: ModuleType) -> Function:
 def gated_backward(library: ModuleType) -> Function:
     if library is reference:
         return reference.gated_backward
-    width = lambda of: -of.shape[1] % 16  # noqa: E731, the op's own tensors have padded rows
-    return lambda dz_d, down, g, u: OPS.gated_backward(
-        dz_d, down, pad(g, (0, width(g))), pad(u, (0, width(u))), False
-    )
+
+    def function(dz_d: Tensor, down: Tensor, g: Tensor, u: Tensor) -> Sequence[Tensor]:
+        more = (0, -g.shape[1] % 16)  # the op's own tensors have padded rows
+        found = OPS.gated_backward(dz_d, down, pad(g, more), pad(u, more), False)
+        return [x[:, : g.shape[1]] for x in found]
+
+    return function
 
 
 def gated_recompute(library: ModuleType) -> Function:
-    return lambda *inputs: (library if library is reference else OPS).gated_recompute(
-        *inputs, False
-    )
+    if library is reference:
+        return reference.gated_recompute
+
+    def function(*inputs: Tensor) -> Sequence[Tensor]:
+        _, down, *_ = inputs
+        return [x[:, : down.shape[1]] for x in OPS.gated_recompute(*inputs, False)]
+
+    return function
 
 
 OPS = torch.ops.cola_kernels

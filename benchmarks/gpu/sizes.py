@@ -1,9 +1,11 @@
 """How large everything is: on a GPU, and in a dry run on a CPU."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from cola_kernels.tools.floors import SHAPES, Shape
+
+from cola_train.config.widths import InnerWidth
 
 
 @dataclass(frozen=True)
@@ -14,8 +16,9 @@ class Sizes:
     # correctness: shapes of cases, and how often each is repeated
     right: dict[str, Shape]
     dtypes: tuple[str, ...]
+    vocabulary: int  # of the loss
     repeats: int
-    # ops
+    # ops, at widths as models store them
     timed: dict[str, Shape]
     rounds: int
     # steps; widths in place of the model's own
@@ -50,8 +53,11 @@ FULL = Sizes(
     dry_run=False,
     right={"odd": ODD, "1b": Shape(2048, 5461, 512, n=1037)},
     dtypes=("bfloat16", "float16", "float32"),
+    vocabulary=32_000,
     repeats=1000,
-    timed=SHAPES,
+    timed={
+        name: replace(shape, d_ff=InnerWidth(shape.d_ff).stored) for name, shape in SHAPES.items()
+    },
     rounds=20,
     model="1b",
     layers=None,
@@ -72,6 +78,7 @@ TINY = Sizes(
     dry_run=True,
     right={"odd": Shape(d=40, d_ff=37, r=16, n=20)},
     dtypes=("float16", "float32"),
+    vocabulary=97,
     repeats=2,
     timed={"1b": Shape(d=40, d_ff=37, r=16, n=20)},
     rounds=1,
