@@ -17,7 +17,7 @@ from benchmarks.gpu.parts import Figures, Given, Record
 from benchmarks.gpu.sizes import Sizes
 from benchmarks.gpu.steps import config_of
 from cola_train import distributed, hardware
-from cola_train.gpus import GPUS, Gpu
+from cola_train.gpus import Gpu
 from cola_train.methods.launches import FusedGemm, Gemm, Launch, Work
 from cola_train.planning.constants import StepConstants
 from cola_train.planning.launch_time import Chip
@@ -38,9 +38,10 @@ LENGTHS = (256, 1024, 4096)  # of the sequences whose attention is a constant
 
 def measure(given: Given, record: Record) -> None:
     sizes = given.sizes
-    name = hardware.device_name(distributed.device())
-    gpu = GPUS["h100-80gb"] if sizes.dry_run else hardware.gpu_named(name)
+    device = distributed.device()
+    gpu = given.gpu(device)
     if gpu is None:
+        name = hardware.device_name(device)
         record("note", f"{name} is not in cola_train/gpus.py: no constants; add its data sheet")
         return
     ops = given.earlier.get("ops", {})

@@ -6,7 +6,11 @@ from importlib import import_module
 from types import ModuleType
 from typing import Any
 
+import torch
+
 from benchmarks.gpu.sizes import Sizes
+from cola_train import hardware
+from cola_train.gpus import GPUS, Gpu
 
 Figures = dict[str, Any]
 
@@ -32,6 +36,12 @@ class Given:
 
     sizes: Sizes
     earlier: dict[str, Figures]
+
+    def gpu(self, device: torch.device) -> Gpu | None:
+        """Its data sheet; None if it is not in the table. In a dry run an H100's stands in."""
+        if self.sizes.dry_run:
+            return GPUS["h100-80gb"]
+        return hardware.gpu_named(hardware.device_name(device))
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""CoLA's recomputation policies: speed, and peak memory beside the planner's."""
+"""CoLA's recomputation policies: speed and peak memory, beside what `cola-plan` says."""
 
 import itertools
 
@@ -8,7 +8,9 @@ from benchmarks.gpu.steps import MODES, build_what_can_be, config_of, free, stat
 from benchmarks.recompute import gpu_memory
 from cola_train import distributed, hardware
 from cola_train.config.schema import Config
+from cola_train.gpus import Gpu
 from cola_train.parallel.topology import Topology
+from cola_train.planning.estimate import Assumptions, step_time
 from cola_train.planning.memory import memory
 from cola_train.planning.run import Run
 
@@ -20,6 +22,7 @@ def measure(given: Given, record: Record) -> None:
     sizes, device = given.sizes, distributed.start()
     hardware.tune_process(None, 1)
     static_shapes()
+    gpu = given.gpu(device)
     for mode, kernels in itertools.product(reversed(MODES), KERNELS):
         configs = {
             policy: policy_config(sizes, kernels, mode == "compiled", policy) for policy in POLICIES
@@ -27,7 +30,7 @@ def measure(given: Given, record: Record) -> None:
         steps, failed = build_what_can_be(configs, device)
         found = times(configs, steps, sizes.step_rounds)
         for policy, figures in found.items():
-            figures["planned_bytes"] = planned_bytes(configs[policy])
+            figures |= planned(configs[policy], gpu)
             if "loss" in figures and device.type == "cuda":
                 figures |= gpu_memory(steps[policy])
         record(f"{kernels}, {mode}", found | failed)
@@ -39,24 +42,35 @@ def policy_config(sizes: Sizes, kernels: str, compiled: bool, policy: str) -> Co
     return config_of(sizes, "cola", kernels, compiled, sizes.micro_batches[0], policy)
 
 
-def planned_bytes(config: Config) -> int:
-    return memory(Run(config, Topology(1, 1))).total
+def planned(config: Config, gpu: Gpu | None) -> Figures:
+    """What the planner says without this GPU's own constants; the time, if it knows the GPU."""
+    run = Run(config, Topology(1, 1), gpu=gpu)
+    figures: Figures = {"planned_bytes": memory(run).total}
+    if gpu is not None:  # whose links and reserve are nothing to one process's time
+        given = Assumptions(gpu, link_utilisation=1.0, network_gbit=1.0, reserved=0.0)
+        figures["planned_seconds"] = step_time(run, given).total
+    return figures
 
 
 def lines(figures: Figures) -> list[str]:
-    said = ["| kernels, policy | tokens/s | of `none`'s speed | peak GiB | planned GiB |",
-            "|---|---|---|---|---|"]  # fmt: skip
+    said = [
+        "| kernels, policy | tokens/s | of `none`'s | ms | planned | peak GiB | planned |",
+        "|---|---|---|---|---|---|---|",
+    ]
     for kernels, of in figures.items():
         for policy, f in of.items():
             if "failed" in f:
-                said.append(f"| {kernels}, {policy} | {f['failed']} | | | |")
+                said.append(f"| {kernels}, {policy} | {f['failed']} | | | | | |")
                 continue
-            peak = f.get("peak_memory_bytes")
-            said.append(
-                f"| {kernels}, {policy} | {f['tokens_per_second']:,.0f} | "
-                f"{speed_of(of, policy) or 0:.2f} | {f'{peak / 2**30:.2f}' if peak else ''} | "
-                f"{f['planned_bytes'] / 2**30:.2f} |"
-            )
+            cells = [
+                f"{f['tokens_per_second']:,.0f}",
+                f"{speed_of(of, policy) or 0:.2f}",
+                f"{f['step_seconds_median'] * 1e3:.1f}",
+                f"{f['planned_seconds'] * 1e3:.1f}" if "planned_seconds" in f else "",
+                f"{f['peak_memory_bytes'] / 2**30:.2f}" if "peak_memory_bytes" in f else "",
+                f"{f['planned_bytes'] / 2**30:.2f}",
+            ]
+            said.append(f"| {kernels}, {policy} | {' | '.join(cells)} |")
     return said
 
 

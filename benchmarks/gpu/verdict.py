@@ -11,7 +11,7 @@ Found = Mapping[str, Figures]  # of each part, by name
 OVER_FULL = 1.86  # cola over full rank at 1b, arXiv 2502.10940
 COLA_M_SPEED = 0.85  # of cola's, by the planner's model
 CPU_PERPLEXITY, PERPLEXITY_APART = 49.98, 0.02  # of the default run; share of it
-MEMORY_APART = 0.1  # of the planner's bytes
+MEMORY_APART, TIME_APART = 0.1, 0.15  # shares of the planner's bytes and seconds
 NOT_TRIED: Claim = (None, "")
 
 
@@ -195,15 +195,23 @@ def light_faster(found: Found) -> Claim:
 
 
 def planned_memory(found: Found) -> Claim:
+    return as_planned(found, "peak_memory_bytes", "planned_bytes", MEMORY_APART)
+
+
+def planned_time(found: Found) -> Claim:
+    return as_planned(found, "step_seconds_median", "planned_seconds", TIME_APART)
+
+
+def as_planned(found: Found, measured: str, planned: str, apart: float) -> Claim:
     ratios = [
-        f["peak_memory_bytes"] / f["planned_bytes"]
+        f[measured] / f[planned]
         for of in found.get("policies", {}).values()
         for f in of.values()
-        if "peak_memory_bytes" in f
+        if measured in f and planned in f
     ]
     if not ratios:
         return NOT_TRIED
-    held = all(abs(ratio - 1) <= MEMORY_APART for ratio in ratios)
+    held = all(abs(ratio - 1) <= apart for ratio in ratios)
     return held, f"measured over planned {min(ratios):.2f} to {max(ratios):.2f}"
 
 
@@ -229,5 +237,6 @@ CLAIMS: dict[str, Callable[[Found], Claim]] = {
     f"cola_m runs at {COLA_M_SPEED} of cola's speed or more": cola_m,
     "light is faster than cola_m": light_faster,
     "Peak memory is within a tenth of the planner's": planned_memory,
+    "The step's time is within 15 % of the planner's": planned_time,
     "The default run ends as on a CPU": ends_alike,
 }

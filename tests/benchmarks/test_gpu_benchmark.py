@@ -53,7 +53,10 @@ def test_dry_run_where_little_is_installed(tmp_path: Path) -> None:
     assert sorted(p.name for p in tmp_path.iterdir() if p.name[0] == ".") == []
     steps = figures["parts"]["steps"]["figures"]
     assert len(steps) == 2 * len(TINY.micro_batches)
-    assert all(len(of) == 6 and all("loss" in f for f in of.values()) for of in steps.values())
+    assert all(len(of) == 6 for of in steps.values())
+    policies = figures["parts"]["policies"]["figures"]
+    for of in (*steps.values(), *policies.values()):
+        assert all("loss" in f and "step_seconds" in f for f in of.values()), of
 
 
 def test_a_part_that_is_cut_or_fails_leaves_what_it_has(tmp_path: Path) -> None:
@@ -143,6 +146,7 @@ def test_verdict() -> None:
         "cola_m runs at 0.85 of cola's speed or more": False,
         "light is faster than cola_m": None,
         "Peak memory is within a tenth of the planner's": False,
+        "The step's time is within 15 % of the planner's": None,
         "The default run ends as on a CPU": None,
     }
     said = verdict.verdict({name: Outcome("done", 1, 2, figures=f) for name, f in found.items()},
