@@ -156,7 +156,7 @@ def test_bigram_by_hand() -> None:
         (["train_step", "method=cola"], "leave method= out"),
         (["train_step", "train.stepz=3"], "did you mean `train.steps`"),
         (["fp8", "seed=1"], "leave seed= out"),
-        (["fp8", "model=60m", "model.d_model=520"], "linears have 520"),
+        (["fp8", "model=60m", "model.d_model=520", "model.n_heads=10"], "linears have 520"),
         (["bigram", "run_dir=nowhere"], "no run in nowhere"),
         (["python_time", "--against", "nowhere"], "nowhere is no checkout of cola_train"),
         (["bigram", "--json", "no/such/folder.json"], "make it first"),

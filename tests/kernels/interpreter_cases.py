@@ -17,6 +17,7 @@ import triton.language as tl
 from cola_kernels import (
     UnsupportedError,
     composed,
+    fp8,
     fused,
     fused_wide,
     names,
@@ -217,13 +218,14 @@ def test_unused_outputs_and_frozen_weights() -> None:
 
 def test_names_of_ops() -> None:
     """Policies see the names; a name without its op would be kept by no policy."""
-    for library in (fused, composed):
+    for library in (fused, composed, fp8):
         for name in library.RANK_R_OPS | library.RESIDUAL_OPS:
             namespace, op = name.split("::")
             assert getattr(getattr(torch.ops, namespace), op).default.name() == name
     assert {OPS.down.default.name(), OPS.gated_down.default.name()} == fused.RANK_R_OPS
-    assert names.RANK_R_OPS == composed.RANK_R_OPS | fused.RANK_R_OPS
-    assert names.RESIDUAL_OPS == composed.RESIDUAL_OPS | fused.RESIDUAL_OPS
+    assert names.RANK_R_OPS == composed.RANK_R_OPS | fused.RANK_R_OPS | fp8.RANK_R_OPS
+    residual = composed.RESIDUAL_OPS | fused.RESIDUAL_OPS | fp8.RESIDUAL_OPS
+    assert residual == names.RESIDUAL_OPS
 
 
 def test_registration() -> None:

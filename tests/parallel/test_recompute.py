@@ -5,10 +5,10 @@ from dataclasses import replace
 
 import pytest
 import torch
-from cola_kernels import fp8
 from helpers import exit_code_of, losses, make_config, result_of_worker
 
 from benchmarks.count import count_block
+from benchmarks.fp8 import in_fp8
 from cola_train import costs
 
 SIZES = ("60m", "1b")  # 1b: a padded d_ff; the contract of methods has a tiny one
@@ -57,13 +57,13 @@ def test_flops_and_bytes_of_full_rank(size):
 def test_fp8_computes_and_keeps_what_bf16_does(method, policy):
     """Products of as many FLOPs, forward and backward, and not a byte more between them."""
     config = make_config("model=60m", f"method={method}", f"recompute={policy}", "model.n_layers=1")
-    in_fp8, in_bf16 = (count_block(config, ops, torch.bfloat16) for ops in (fp8, None))
+    fp8, in_bf16 = (count_block(c, dtype=torch.bfloat16) for c in (in_fp8(config), config))
     if policy == "full":  # the recomputation ends after the last product, not before it
         model = config.model
         width = config.method.bottleneck(model) if method == "cola" else model.d_ff
         last = 2 * model.d_model * width
         in_bf16 = replace(in_bf16, backward_flops=in_bf16.backward_flops + last)
-    assert in_fp8 == in_bf16
+    assert fp8 == in_bf16
 
 
 def test_cola_m_keeps_what_the_paper_says():
