@@ -16,6 +16,7 @@ REGISTRY = {
     "train_step": "benchmarks.train_step",
     "peers": "benchmarks.peers",
     "python_time": "benchmarks.python_time",
+    "official": "benchmarks.official",
     "bigram": "benchmarks.bigram",
     "kernels": "benchmarks.kernels",
     "gpu": "benchmarks.gpu",
