@@ -63,13 +63,13 @@ class Engine(ABC):
         """
 
     @abstractmethod
-    def update(self, lr: float, figures: Tensor) -> tuple[list[float], float, bool]:
+    def update(self, lr: float | Tensor, figures: Tensor) -> Tensor:
         """Clip and update, unless the step is not accepted or its gradients are not finite.
 
         figures: float64, on the device; the first is `accept`.
 
         Returns:
-            `figures` on the host, the gradient norm before clipping, and whether it has updated.
+            `figures`, then the gradient norm before clipping, and 1 if it has updated.
         """
 
     @abstractmethod
@@ -120,46 +120,61 @@ class Engine(ABC):
 
         stop: this process asks for the end of the run; the result says whether any does.
 
-        What is counted and decided stays on the device; its one transfer to the host is the
-        result's.
+        The one transfer to the host is the result's.
         """
-        processes = distributed.world_size()
         batches = [batch.to(self.device) for batch in batches]
-        predicted = [(batch.targets != IGNORE_INDEX).sum() for batch in batches]
-        tokens = all_reduce(torch.stack(predicted).sum().double())
-        # Engines average gradients over processes; the loss is a mean over the global batch.
-        scale = (processes / tokens.clamp(min=1)).float()
-        loss_sum = torch.zeros((), device=self.device)
-        for i, batch in enumerate(batches):
-            accept: Tensor | None = None
-            loss = self.loss(batch)
-            loss_sum += loss.detach()
-            if i == len(batches) - 1:
-                sums, names = self._sums(loss_sum, stop)
-                mean = sums[0] / tokens
-                accept = mean.isfinite() & (mean <= max_loss)
-            self.backward(loss * scale, accept)
-        assert accept is not None, "a step needs a batch"
-        figures = torch.stack([accept.double(), mean, tokens, *sums[1:]])
-        (_, loss_mean, count, stops, *metrics), norm, updated = self.update(lr, figures)
+        limits = torch.tensor([max_loss, float(stop)], dtype=torch.float64)
+        figures, names = self.device_step(batches, lr, limits.to(self.device, non_blocking=True))
+        _, loss, tokens, stops, *metrics, norm, updated = figures.tolist()
+        processes = distributed.world_size()
         return StepResult(
-            loss=loss_mean,
+            loss=loss,
             grad_norm=norm,
-            tokens=int(count),
+            tokens=int(tokens),
             skipped=not updated,
             stop=stops > 0,
             metrics={name: total / processes for name, total in zip(names, metrics, strict=True)},
         )
 
-    def _sums(self, loss_sum: Tensor, stop: bool) -> tuple[Tensor, list[str]]:
+    def device_step(
+        self, batches: Sequence[Batch], lr: float | Tensor, limits: Tensor
+    ) -> tuple[Tensor, list[str]]:
+        """What a step does on the device, where its batches are and what it counts and decides
+        stays.
+
+        limits: the largest loss to learn from, and 1 if this process asks for the end; float64.
+
+        Returns:
+            What `update` does, float64 on the device: accepted, mean loss, tokens, how many ask
+            for the end, sums of the method's metrics, norm, updated; and the metrics' names.
+        """
+        predicted = [(batch.targets != IGNORE_INDEX).sum() for batch in batches]
+        tokens = all_reduce(torch.stack(predicted).sum().double())
+        # Engines average gradients over processes; the loss is a mean over the global batch.
+        scale = (distributed.world_size() / tokens.clamp(min=1)).float()
+        loss_sum = torch.zeros((), device=self.device)
+        max_loss, asked = limits.unbind()
+        for i, batch in enumerate(batches):
+            accept: Tensor | None = None
+            loss = self.loss(batch)
+            loss_sum += loss.detach()
+            if i == len(batches) - 1:
+                sums, names = self._sums(loss_sum, asked)
+                mean = sums[0] / tokens
+                accept = mean.isfinite() & (mean <= max_loss)
+            self.backward(loss * scale, accept)
+        assert accept is not None, "a step needs a batch"
+        figures = torch.stack([accept.double(), mean, tokens, *sums[1:]])
+        return self.update(lr, figures), names
+
+    def _sums(self, loss_sum: Tensor, asked: Tensor) -> tuple[Tensor, list[str]]:
         """Over processes: the loss, who asks for the end, the method's metrics; their names."""
         metrics = self.method.metrics()
         names = sorted(metrics)
-        asked = torch.tensor(float(stop), dtype=torch.float64).to(self.device, non_blocking=True)
         values = [loss_sum.double(), asked, *(metrics[name].double() for name in names)]
         return all_reduce(torch.stack(values)), names
 
-    def set_learning_rate(self, lr: float) -> None:
+    def set_learning_rate(self, lr: float | Tensor) -> None:
         for group in self.optimizer.param_groups:
             group["lr"] = lr * group.get("lr_scale", 1.0)
 

@@ -84,10 +84,10 @@ class DeepSpeedEngine(Engine):
             loss = loss * torch.where(accept, 1.0, torch.nan)
         engine.backward(loss, scale_wrt_gas=False)
 
-    def update(self, lr: float, figures: Tensor) -> tuple[list[float], float, bool]:
+    def update(self, lr: float | Tensor, figures: Tensor) -> Tensor:
         self.set_learning_rate(lr)
         norm = self._step()
-        return figures.tolist(), norm, norm < float("inf")
+        return torch.cat([figures, figures.new_tensor([norm, norm < float("inf")])])
 
     def close(self) -> None:
         engine: Any = self.module

@@ -52,27 +52,22 @@ class FSDPEngine(Engine):
         loss.backward()
 
     @torch.no_grad()
-    def update(self, lr: float, figures: Tensor) -> tuple[list[float], float, bool]:
+    def update(self, lr: float | Tensor, figures: Tensor) -> Tensor:
         gradients = self.masters.take_gradients()
         norm = self.masters.norm(gradients)
         accepted = figures[0].bool() & norm.isfinite()
         # By how much the gradient is too long: 1 where it is not.
         excess = None if self.clip is None else ((norm + 1e-6) / self.clip).clamp_(min=1)
         self.set_learning_rate(lr)
-        on_device = takes_found_inf(self.optimizer)
-        if on_device:
+        if takes_found_inf(self.optimizer):
             self._step_if(accepted, excess)
-        # The step's one transfer to the host, after all of its work where the optimizer can
-        # decide on the device.
-        figures = torch.cat([figures, torch.stack([norm, accepted]).double()])
-        *figures_here, norm_here, accepted_here = figures.tolist()
-        if accepted_here and not on_device:
+        elif accepted:  # the host waits for the device
             if excess is not None:
                 torch._foreach_div_(gradients, excess)
             self.optimizer.step()
         self.masters.drop_gradients()
         self.masters.refresh()
-        return figures_here, norm_here, accepted_here > 0
+        return torch.cat([figures, torch.stack([norm, accepted]).double()])
 
     def _step_if(self, accepted: Tensor, excess: Tensor | None) -> None:
         """A step of a fused optimizer with gradients divided by `excess`, or none."""
