@@ -13,6 +13,7 @@ from typing import Any
 from cola_train import costs, distributed
 from cola_train.config.fields import build
 from cola_train.config.schema import Config
+from cola_train.engines import ENGINES
 from cola_train.errors import UserError
 from cola_train.methods import METHODS
 from cola_train.parallel.topology import Topology
@@ -182,6 +183,35 @@ def fp8_problems(config: Config, topology: Topology) -> Iterator[str]:
         yield f"train.precision: {reason}; use train.precision=auto"
 
 
+def cuda_graph_problems(config: Config, topology: Topology) -> Iterator[str]:
+    """What a CUDA graph cannot record, on whichever machine."""
+    if not config.train.cuda_graph:
+        return
+    data = config.data
+    if not config.engine.capturable:
+        able = ", ".join(f"engine={name}" for name, of in ENGINES.items() if of.capturable)
+        yield (
+            f"train.cuda_graph: engine={config.engine.name} decides on the host between kernels; "
+            f"use {able}, or train.cuda_graph=false"
+        )
+    if topology.world > 1:
+        yield (
+            f"train.cuda_graph: is for one process, and there are {topology.world}; use "
+            "train.cuda_graph=false"
+        )
+    documents = data.packing != "per_document" and data.document_mask is not False
+    if config.model.attention == "flash" and documents:
+        yield (
+            "train.cuda_graph: flash attention within documents takes shapes that change with "
+            "the data; use data.document_mask=false or model.attention=sdpa"
+        )
+
+
+def cuda_graph_here_problems(config: Config, topology: Topology) -> Iterator[str]:
+    if config.train.cuda_graph and (kind := distributed.device().type) != "cuda":
+        yield f"train.cuda_graph: needs an NVIDIA GPU, and this is a {kind}; leave it out"
+
+
 def rollback_problems(config: Config, topology: Topology) -> Iterator[str]:
     train = config.train
     if train.rollback_after is None:
@@ -228,6 +258,7 @@ OF_THE_CONFIG: tuple[Check, ...] = (
     stop_problems,
     rollback_problems,
     precision_problems,
+    cuda_graph_problems,
 )
 OF_THE_FILES: tuple[Check, ...] = (
     resume_problems,
@@ -238,6 +269,7 @@ OF_THIS_MACHINE: tuple[Check, ...] = (
     attention_problems,
     kernels_problems,
     fp8_problems,
+    cuda_graph_here_problems,
     gpu_problems,
 )
 CHECKS = (*OF_THE_CONFIG, *OF_THIS_MACHINE, *OF_THE_FILES)

@@ -71,6 +71,8 @@ class TrainConfig:
     # of weight gradients
     precision: Literal["auto", "bf16", "fp32", "fp8"] = "auto"
     compile: bool | None = None  # torch.compile each block; null: on GPUs, if Triton is there
+    # replay each step as one CUDA graph, on one GPU; not yet run on any
+    cuda_graph: bool = False
     deterministic: bool = False  # the same losses again, bit for bit, on the same machine
     threads: Workers | None = None  # CPU threads of each process; null: its share of the cores
     non_finite: Literal["skip", "stop"] = "skip"  # what to do with a step whose loss is no number

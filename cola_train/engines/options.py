@@ -16,6 +16,7 @@ class EngineOptions:
     timeout_seconds: Seconds = 600.0  # of a collective
 
     implementation: ClassVar[str]  # "module:class" of an `engines.base.Engine`
+    capturable: ClassVar[bool] = False  # by a CUDA graph, on one process (train.cuda_graph)
     planner: ClassVar[str]  # the module of planning/ that knows its memory and traffic
 
     @property

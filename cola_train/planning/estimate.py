@@ -35,13 +35,18 @@ class Assumptions:
         config, constants = run.config, self.constants
         peak = self.chip(run).peak_flops * constants.gemm_peak
         launch = constants.compiled_launch_us if run.compiled else constants.eager_launch_us
+        python = f"Python launches a kernel in {launch:g} us"
+        if config.train.cuda_graph:
+            python = "Python launches the whole step at once (train.cuda_graph)"
+        if run.planner.hooks(run):
+            python += (
+                f", and takes {constants.sharding_block_us:g} us a block for the engine's hooks"
+            )
         lines = [
             "each kernel by its shape (docs/planning.md), as published for an H100 and scaled by "
             f"the data sheet's numbers: matmuls up to {peak / 1e12:,.0f} TFLOP/s, elementwise "
             f"{self.gpu.memory_bandwidth * constants.pass_bandwidth / 1e12:.2g} TB/s",
-            f"Python launches a kernel in {launch:g} us"
-            + (f", and takes {constants.sharding_block_us:g} us a block for the engine's hooks"
-               if run.planner.hooks(run) else ""),
+            python,
             f"collectives at {self.link_utilisation:.0%} of {self.gpu.link_bandwidth / 1e9:,.0f} "
             f"GB/s in a node, {self.network_gbit:g} Gbit/s a GPU across, hidden by kernels",
             "the update after them; data and evaluation take no time",

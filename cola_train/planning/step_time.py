@@ -93,8 +93,12 @@ def step_parts(run: Run, chip: Chip) -> tuple[dict[str, float], float]:
     for part in parts:
         parts[part] *= run.accumulation
     parts["weight copies"] += chip.passed(run.planner.copied_bytes(run))
-    parts[UPDATE] += max(chip.passed(update_bytes(run)), constants.optimizer_us * US)
-    return {part: parts[part] for part in PARTS}, run.accumulation * host
+    host *= run.accumulation
+    host_update = constants.optimizer_us * US
+    if config.train.cuda_graph:  # one launch, the update's kernels among what it launches
+        host, host_update = constants.eager_launch_us * US, 0.0
+    parts[UPDATE] += max(chip.passed(update_bytes(run)), host_update)
+    return {part: parts[part] for part in PARTS}, host
 
 
 def update_bytes(run: Run) -> float:

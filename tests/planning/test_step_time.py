@@ -20,6 +20,7 @@ from cola_train.planning.constants import StepConstants
 from cola_train.planning.estimate import Assumptions, StepTime, step_time
 from cola_train.planning.launch_time import Chip
 from cola_train.planning.run import Run
+from cola_train.planning.search import engines_left_open
 
 H100 = GPUS["h100-80gb"]
 GIVEN = Assumptions(H100, 0.7, 400.0, 0.1)
@@ -124,6 +125,19 @@ def test_parts_add_up_and_waiting_is_what_kernels_do_not_hide():
     time = time_of("model=1b", "train.batch_size=64", gpus=8, given=slow)
     waiting = time.waiting["waiting for collectives"]
     assert waiting == pytest.approx(time.collectives - time.kernels) and waiting > time.kernels
+
+
+def test_a_captured_step_waits_for_one_launch():
+    """Its kernels are the same; the update is what its bytes take."""
+    small = ["model=60m", "train.batch_size=8"]
+    usual, captured = time_of(*small), time_of(*small, "train.cuda_graph=true")
+    assert captured.python == pytest.approx(18e-6)
+    assert captured.waiting["waiting for Python"] == 0 < usual.waiting["waiting for Python"]
+    assert captured.kernels == usual.kernels and captured.update < usual.update
+    config = config_of(*small, "train.cuda_graph=true", gpus=1)
+    run = Run(config, Topology(1, 1), gpu=H100)
+    assert {engine.name for engine, _ in engines_left_open(run, set())} == {"fsdp"}
+    assert any("whole step at once" in line for line in GIVEN.describe(run))
 
 
 def test_more_tokens_take_longer_but_less_each():

@@ -1,7 +1,7 @@
 """The FSDP2 engine: fp32 weights, gradients and optimizer state, sharded where there are several
 processes."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -10,7 +10,9 @@ from torch import Tensor
 from cola_train import distributed
 from cola_train.checkpoint.flat_shard import FlatShard
 from cola_train.config.schema import Config
+from cola_train.data.loader import Batch
 from cola_train.engines.base import Engine, persistent_buffers, zero_state
+from cola_train.engines.fsdp.graph import CapturedStep
 from cola_train.engines.fsdp.masters import Masters, ShardedMasters, WholeMasters, takes_found_inf
 from cola_train.engines.fsdp.options import FSDPOptions
 from cola_train.hardware import compute_dtype
@@ -43,8 +45,17 @@ class FSDPEngine(Engine):
             if alone
             else ShardedMasters(model, self.optimizer, mesh)
         )
+        self.captured = CapturedStep(self.optimizer, device) if config.train.cuda_graph else None
         self.clip = config.optim.clip
         self.sync_every_micro_batch = options.sync_every_micro_batch
+
+    def device_step(
+        self, batches: Sequence[Batch], lr: float | Tensor, limits: Tensor
+    ) -> tuple[Tensor, list[str]]:
+        step = super().device_step
+        if self.captured is None:
+            return step(batches, lr, limits)
+        return self.captured(step, batches, lr, limits)
 
     def backward(self, loss: Tensor, accept: Tensor | None) -> None:
         last = accept is not None
