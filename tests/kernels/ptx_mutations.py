@@ -83,6 +83,7 @@ def barrier_redundant(before: str, after: str) -> bool:
         or around == ("try_wait", "wgmma.mma")
         or around == ("tensor.2d.global", "mbarrier.in")
         or around[1] == ""
+        or (all(name.startswith("cp.async.c") for name in around) and not ACCESS.search(before))
     )
 
 
@@ -103,7 +104,8 @@ COMMON = (
         redundant=barrier_redundant,
         reason="one warp makes all tensor maps, and other barriers stand before the first bulk "
         "copy; all threads have waited at the mbarrier themselves; barriers of the last tile stand "
-        "before the mbarriers' end; nothing follows",
+        "before the mbarriers' end; nothing follows; copies into the pipeline's first stages, "
+        "which nothing has read",
     ),
 )
 HOPPER = (

@@ -6,6 +6,7 @@ from functools import cache
 
 import pytest
 import torch
+import triton
 from cola_kernels.gemm import up_add_launch
 from cola_kernels.support import interpreting
 from cola_kernels.tiles import TYPICAL, choose
@@ -15,7 +16,6 @@ from cola_kernels.tools.ptx.program import FaultError
 from cola_kernels.tools.ptx.run import check, compiled, execute
 from ptx_mutations import AMPERE, HOPPER, Mutation
 
-pytest.importorskip("triton")
 pytestmark = pytest.mark.skipif(interpreting(), reason="Triton's interpreter compiles nothing")
 
 
@@ -73,6 +73,10 @@ def mutated(arch: str) -> tuple[Case, str, set[int]]:
     return case, compiled(case.launch, arch).asm["ptx"], run.lines
 
 
+@pytest.mark.skipif(
+    triton.__version__.startswith("3.6"),
+    reason="Triton 3.6 makes barriers of no use, of which ptx_mutations has no list",
+)
 @pytest.mark.parametrize(
     "arch, mutation",
     [(arch, m) for arch, (_, list_of) in MUTATED.items() for m in list_of],

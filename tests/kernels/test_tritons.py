@@ -1,22 +1,23 @@
-"""The kernels under each Triton that torch's CUDA builds bring: compiled, and executed on the CPU.
-
-The environment's own, the newest, is that of the other tests; these have a folder of their own.
-"""
+"""The kernels under each Triton that torch's CUDA builds bring, and under the newest: compiled, and
+executed on the CPU. The environment's own is that of the other tests; these have folders."""
 
 import os
 import subprocess
 import sys
+from importlib import metadata
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parents[2]
 FOLDER = Path(os.environ.get("COLA_TRITONS") or Path(sys.prefix) / "tritons")
-VERSIONS = ("3.6.0", "3.7.1")
+VERSIONS = ("3.6.0", "3.7.1", "3.9.0")
 
 
 @pytest.fixture(params=VERSIONS)
 def version(request: pytest.FixtureRequest) -> str:
+    if request.param == metadata.version("triton"):
+        pytest.skip(f"Triton {request.param} is the environment's own, which other tests have")
     if not (FOLDER / request.param).is_dir():
         pytest.skip(f"Triton {request.param} is not installed: tests/install_tritons.sh <python>")
     return str(request.param)
