@@ -1,6 +1,8 @@
 """Widths stored with zeros: the same training as without, and the same checkpoints."""
 
 import math
+from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -10,6 +12,7 @@ from torch.nn import functional as F
 from cola_train import costs, distributed
 from cola_train.checkpoint.checkpointer import Checkpointer
 from cola_train.config.widths import InnerWidth, RankWidth
+from cola_train.methods.base import build_method
 from cola_train.model.init import initialise
 from cola_train.model.norm import RMSNorm, rms_norm
 from cola_train.model.padding import paddings, remove_padding
@@ -83,6 +86,25 @@ def test_training_does_not_depend_on_padding(variant):
         own = plain.get_parameter(name).detach()
         assert torch.equal(stored, padding.pad(padding.cut(stored))), name
         torch.testing.assert_close(padding.cut(stored), own, rtol=0, atol=1e-9)
+
+
+def test_kernels_are_prepared_for_stored_widths(monkeypatch):
+    """Else the first step would compile them."""
+    pytest.importorskip("triton")
+    from cola_kernels import recording, support
+    from cola_kernels.tiles import TYPICAL
+
+    launches: list[Any] = []
+    monkeypatch.setattr(support, "unavailable", lambda device: None)
+    monkeypatch.setattr(
+        recording,
+        "warm_up",
+        lambda function, _: launches.extend(recording.record(function, TYPICAL["sm_90"])),
+    )
+    config = make_config(*ODD, "method.rank=5", "kernels=torch")
+    config = replace(config, kernels="triton")  # which a CPU is refused
+    build_method(config, torch.device("cpu")).warm_up(config, torch.device("cpu"))
+    assert {launch.arguments["N"] for launch in launches} == {32, 64}
 
 
 @pytest.mark.parametrize("variant", VARIANTS[:2])

@@ -43,7 +43,7 @@ class Cola(Method):
 
         d, dtype = config.model.d_model, compute_dtype(config.train.precision, device)
         with torch.device("meta"):
-            mlp, out = self.mlp(d, config.model.d_ff), self.projections(d, {"o": d})
+            mlp, out = self.mlp(d, config.model.inner), self.projections(d, {"o": d})
 
         def half_blocks(rows: int) -> None:
             x = torch.empty(rows, d, dtype=dtype, device="meta", requires_grad=True)
