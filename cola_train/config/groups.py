@@ -70,7 +70,7 @@ class TrainConfig:
     # auto: bf16 where the hardware has it; fp8: bf16 with the blocks' matmuls in fp8, but for those
     # of weight gradients
     precision: Literal["auto", "bf16", "fp32", "fp8"] = "auto"
-    compile: bool | None = None  # torch.compile each block; null: on GPUs, if Triton is there
+    compile: bool | None = None  # torch.compile each block; null: on GPUs, but not with ZeRO-3
     # replay each step as one CUDA graph, on one GPU; not yet run on any
     cuda_graph: bool = False
     deterministic: bool = False  # the same losses again, bit for bit, on the same machine

@@ -27,7 +27,7 @@ Factor = Annotated[float, Range(1.0, 100.0)]
 class StepConstants:
     """What a GPU and its host take, beside the data sheet's numbers."""
 
-    # cuBLAS (planning/gemm_time.py), fitted to the published figures: 0.64 us for a step of 64
+    # cuBLAS (planning/launch_time.py), fitted to the published figures: 0.64 us for a step of 64
     # along K of a tile of 128 x 256
     gemm_peak: Share = 0.874  # of the peak FLOP/s, in the main loop of the largest tiles
     gemm_fill_us: Microseconds = 4.0  # a wave's first loads and last stores

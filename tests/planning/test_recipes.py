@@ -42,7 +42,7 @@ def test_a_recipe_fits_an_80_gb_gpu_with_room(name, options):
     assert run.config.train.sequence_length >= 1024 and run.config.train.batch_tokens
     assert run.config.evaluation.batch_size <= run.micro_batch_size
     time = step_time(run, GIVEN)
-    assert time.collectives < 0.9 * time.kernels  # they hide behind the matmuls
+    assert time.collectives < 0.9 * time.kernels  # which hide them
     tokens = run.config.train.steps * run.config.train.batch_tokens
     # C4 en: 156 billion tokens, not counting T5's smaller pieces, in 1,024 files
     assert tokens <= run.config.data.max_files * 156e9 / 1024
