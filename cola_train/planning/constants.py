@@ -54,13 +54,14 @@ class StepConstants:
     # cuDNN or FlashAttention 3 from 1,024 tokens on: 1.5 to 2.0 times 2 (arXiv 2407.08608)
     attention_hopper: Factor = 1.5
     # The host. Main-thread time of 24 blocks whose kernels have no size, forward and backward, was
-    # 30 ms for full rank and 42 for CoLA in eager torch, 14.4 for CoLA compiled: by the launches
-    # listed here 22 us and 10 us each. FSDP2's hooks took 1.1 ms a block, norm and AdamW on plain
-    # tensors 1.6 ms. An AMD EPYC, torch 2.13, 2026-11-25; `python -m benchmarks python_time` says
-    # how the figures are taken. A GPU's host is taken to be 1.25 times as fast.
-    eager_launch_us: Microseconds = 18.0
-    compiled_launch_us: Microseconds = 8.0
-    fused_launch_us: Microseconds = 60.0  # an op of ours on Triton, its part of autograd included
+    # 13.8 ms for full rank and 18.9 for CoLA in eager torch, 8.1 and 10.9 compiled, 22.7 and 14.5
+    # for CoLA on Triton (docs/benchmarks.md): by the launches listed here 10.4 us each, 8.1
+    # compiled, and 44 for an op of ours. FSDP2's hooks took 1.1 ms a block, norm and AdamW on plain
+    # tensors 1.6 ms. An AMD EPYC, torch 2.13; `python -m benchmarks python_time` says how the
+    # figures are taken. A GPU's host is taken to be 1.25 times as fast.
+    eager_launch_us: Microseconds = 8.3
+    compiled_launch_us: Microseconds = 6.5
+    fused_launch_us: Microseconds = 35.0  # an op of ours on Triton, its part of autograd included
     sharding_block_us: Microseconds = 900.0  # the hooks of one block, forward and backward
     optimizer_us: Microseconds = 1300.0  # norm, clip and AdamW on local tensors
 

@@ -129,11 +129,12 @@ def test_parts_add_up_and_waiting_is_what_kernels_do_not_hide():
 
 def test_a_captured_step_waits_for_one_launch():
     """Its kernels are the same; the update is what its bytes take."""
-    small = ["model=60m", "train.batch_size=8"]
+    small = ["model=60m", "train.batch_size=1"]
     usual, captured = time_of(*small), time_of(*small, "train.cuda_graph=true")
-    assert captured.python == pytest.approx(18e-6)
+    assert captured.python == pytest.approx(1e-6 * GIVEN.constants.eager_launch_us)
     assert captured.waiting["waiting for Python"] == 0 < usual.waiting["waiting for Python"]
-    assert captured.kernels == usual.kernels and captured.update < usual.update
+    assert captured.kernels == pytest.approx(usual.kernels)
+    assert captured.update < usual.update
     config = config_of(*small, "train.cuda_graph=true", gpus=1)
     run = Run(config, Topology(1, 1), gpu=H100)
     assert {engine.name for engine, _ in engines_left_open(run, set())} == {"fsdp"}
