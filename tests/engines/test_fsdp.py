@@ -211,9 +211,10 @@ def test_evaluation_leaves_the_checkpoint_as_it_was(tiny):
     assert before == {n: (type(t), t.dtype, where(t)) for n, t in engine.state_dict().items()}
 
 
-def test_a_step_waits_for_the_device_once(tiny, monkeypatch):
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_step_waits_for_the_device_once(tiny, monkeypatch, precision):
     """Whatever turns a tensor into a number of the host is a wait on a GPU."""
-    engine = engine_of(tiny)
+    engine = engine_of([*tiny, f"train.precision={precision}"])
     engine.train_step(batches_of(2, 4), 1e-2)  # the optimizer allocates its state
     waits = []
     for name in ("tolist", "item", "__bool__", "__float__", "__int__", "cpu", "numpy"):
