@@ -137,7 +137,6 @@ def rotary(work: Work, d: int) -> Iterator[Launch]:
         if work.compiled:
             yield Pass(2 * nd, "rotary")
         else:
-            yield Pass(0, "rotary")  # the small table's cast, or its negative
             yield Pass(2 * nd, "rotary")
             for _ in range(2):  # over half rows, which cost 1.4 times their bytes. Chosen.
                 yield Pass(21 * nd // 10, "rotary")

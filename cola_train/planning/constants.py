@@ -55,11 +55,11 @@ class StepConstants:
     attention_hopper: Factor = 1.5
     # The host. Main-thread time of 24 blocks whose kernels have no size, forward and backward, was
     # 13.8 ms for full rank and 18.9 for CoLA in eager torch, 8.1 and 10.9 compiled, 22.7 and 14.5
-    # for CoLA on Triton (docs/benchmarks.md): by the launches listed here 10.4 us each, 8.1
+    # for CoLA on Triton (docs/benchmarks.md): by the launches listed here 11.0 us each, 8.1
     # compiled, and 44 for an op of ours. FSDP2's hooks took 1.1 ms a block, norm and AdamW on plain
     # tensors 1.6 ms. An AMD EPYC, torch 2.13; `python -m benchmarks python_time` says how the
     # figures are taken. A GPU's host is taken to be 1.25 times as fast.
-    eager_launch_us: Microseconds = 8.3
+    eager_launch_us: Microseconds = 8.8
     compiled_launch_us: Microseconds = 6.5
     fused_launch_us: Microseconds = 35.0  # an op of ours on Triton, its part of autograd included
     sharding_block_us: Microseconds = 900.0  # the hooks of one block, forward and backward
