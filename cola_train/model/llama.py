@@ -150,7 +150,9 @@ def build_model(config: Config, layers: Layers, device: torch.device) -> Llama:
         dtype = compute_dtype(config.train.precision, device)
         cpu.specialise(model, dtype, compiled=compiled_on(device, config))
     if kernels_on(device, config.kernels, config.train.precision) == "triton":
-        from cola_kernels.ops.cross_entropy import cross_entropy_ as fused
+        from cola_kernels.ops import cross_entropy
 
-        model.head.cross_entropy = fused
+        model.head.cross_entropy = cross_entropy.cross_entropy_
+        dtype = compute_dtype(config.train.precision, device)
+        cross_entropy.warm_up(config.model.vocab_size, dtype, device)
     return model

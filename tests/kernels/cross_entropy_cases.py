@@ -9,8 +9,10 @@ import pytest
 import torch
 from cola_kernels import UnsupportedError, reference, support
 from cola_kernels.cross_entropy import CONFIG
-from cola_kernels.ops.cross_entropy import cross_entropy_
-from cola_kernels.support import interpreting
+from cola_kernels.launch import gathered
+from cola_kernels.ops.cross_entropy import cross_entropy_, warm_up
+from cola_kernels.recording import record
+from cola_kernels.support import interpreting, target
 from torch import Tensor
 
 DEVICE = torch.device("cpu" if interpreting() else "cuda")
@@ -94,3 +96,21 @@ def test_registration_and_mistakes() -> None:
     ]:
         with pytest.raises(UnsupportedError, match=message):
             cross_entropy_(x, t, True)
+
+
+def test_what_is_prepared_is_what_is_launched(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before training, as it is looked up then: by dtype, widths and switches."""
+    prepared = []
+    monkeypatch.setattr(
+        "cola_kernels.recording.warm_up",
+        lambda function, _: prepared.extend(record(function, target("test", DEVICE))),
+    )
+    warm_up(21, torch.float32, DEVICE)
+    logits, targets = case(4, 21, torch.float32, 1.0)
+    with gathered() as launched:
+        for gradients in (True, False):
+            cross_entropy_(logits, targets, gradients)
+    assert [(x.kernel, x.numbers, x.config) for x in prepared] == [
+        (x.kernel, x.numbers, x.config) for x in launched
+    ]
+    assert {x.tensors[0].dtype for x in prepared} == {torch.float32} and len(prepared) == 2

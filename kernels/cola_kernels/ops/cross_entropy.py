@@ -4,10 +4,14 @@ It is called where autograd does not look, inside of a function that knows its o
 has no autograd formula. See docs/kernels.md for what it costs.
 """
 
+from functools import partial
+
 import torch
 from torch import Tensor
 
+from cola_kernels import recording
 from cola_kernels.cross_entropy import cross_entropy_launch
+from cola_kernels.register import IMPLEMENTATIONS
 from cola_kernels.support import UnsupportedError, check, target
 
 
@@ -24,12 +28,25 @@ def cross_entropy_(
     return total
 
 
-@torch.library.custom_op("cola_kernels::cross_entropy_", mutates_args={"logits"})
-def _cross_entropy_(logits: Tensor, targets: Tensor, gradients: bool, ignore_index: int) -> Tensor:
+def warm_up(columns: int, dtype: torch.dtype, device: torch.device) -> None:
+    """Compile ahead the kernel for logits of so many columns, in training and in evaluation."""
+    logits = torch.empty(1, columns, dtype=dtype, device="meta")
+    targets = torch.empty(1, dtype=torch.int64, device="meta")
+    for gradients in (True, False):
+        recording.warm_up(partial(cross_entropy_, logits, targets, gradients), device)
+
+
+def _implementation(logits: Tensor, targets: Tensor, gradients: bool, ignore_index: int) -> Tensor:
     losses = _cross_entropy_fake(logits, targets, gradients, ignore_index)
     target("cross_entropy_", logits.device)  # raises where the kernel cannot run
     cross_entropy_launch(logits, targets, losses, gradients, ignore_index).run()
     return losses
+
+
+_cross_entropy_ = torch.library.custom_op(
+    "cola_kernels::cross_entropy_", _implementation, mutates_args={"logits"}
+)
+IMPLEMENTATIONS[torch.ops.cola_kernels.cross_entropy_.default] = _implementation
 
 
 @_cross_entropy_.register_fake
