@@ -5,7 +5,6 @@ can tell the low-rank products from the others: `down` is an op of its own.
 """
 
 from collections.abc import Sequence
-from math import prod
 from typing import Any
 
 import torch
@@ -16,8 +15,8 @@ from torch.autograd.function import FunctionCtx, once_differentiable
 from cola_kernels.names import COMPOSED_RANK_R_OPS as RANK_R_OPS
 from cola_kernels.names import COMPOSED_RESIDUAL_OPS as RESIDUAL_OPS
 from cola_kernels.reference import up
-from cola_kernels.register import below_autograd, register
-from cola_kernels.support import UnsupportedError
+from cola_kernels.register import below_autograd, product_flops, register
+from cola_kernels.support import check_residual
 
 __all__ = ["RANK_R_OPS", "RESIDUAL_OPS", "down", "gated", "gated_down", "linear", "up"]
 
@@ -38,10 +37,7 @@ def linear(
     Raises:
         UnsupportedError: a residual with more than one weight.
     """
-    if residual is not None and len(weights) != 1:
-        raise UnsupportedError(
-            f"cola_kernels.linear: residual with {len(weights)} weights; give it one weight"
-        )
+    check_residual("linear", weights, residual)
     if len(weights) == 1:
         y = F.linear(x, weights[0])
         return (y if residual is None else residual + y,)
@@ -99,14 +95,15 @@ class _SwiGLU(torch.autograd.Function):
 
 
 def _down(x: Tensor, weights: list[Tensor]) -> Tensor:
-    return F.linear(x, _stack(weights))
+    return F.linear(x, stack(weights))
 
 
 def _down_fake(x: Tensor, weights: list[Tensor]) -> Tensor:
     return x.new_empty(*x.shape[:-1], sum(weight.shape[0] for weight in weights))
 
 
-def _stack(weights: Sequence[Tensor]) -> Tensor:
+def stack(weights: Sequence[Tensor]) -> Tensor:
+    """The weights (r_i, d) as one (sum of r_i, d); a single one is not copied."""
     return weights[0] if len(weights) == 1 else torch.cat(list(weights))
 
 
@@ -122,23 +119,30 @@ class _Down(torch.autograd.Function):
         x, *weights = ctx.saved_tensors
         needs_x, *needs_weights = ctx.needs_input_grad
         dx = DOWN_BACKWARD(dz, weights) if needs_x else None
-        if not any(needs_weights):
-            return dx, *[None] * len(weights)
-        dw = dz.flatten(0, -2).t() @ x.flatten(0, -2)
-        return dx, *dw.split([weight.shape[0] for weight in weights])
+        return dx, *weight_gradients(dz, x, weights, needs_weights)
+
+
+def weight_gradients(
+    dz: Tensor, x: Tensor, weights: Sequence[Tensor], needed: Sequence[bool]
+) -> list[Tensor | None]:
+    """dA_i (r_i, d) of z = x [A_1; ...; A_P]^T, views of one product, if any is needed."""
+    if not any(needed):
+        return [None] * len(weights)
+    dw = dz.flatten(0, -2).t() @ x.flatten(0, -2)
+    return list(dw.split([weight.shape[0] for weight in weights]))
 
 
 # an op, or torch.compile would stack the weights in the forward pass and keep that
 DOWN_BACKWARD = register(
     "down_backward(Tensor dz, Tensor[] weights) -> Tensor",
-    lambda dz, weights: dz @ _stack(weights),
+    lambda dz, weights: dz @ stack(weights),
     fake=lambda dz, weights: dz.new_empty(*dz.shape[:-1], weights[0].shape[1]),
-    flops=lambda dz, weights: sum(2 * prod(dz[:-1]) * prod(weight) for weight in weights),
+    flops=product_flops,
 )
 DOWN = register(
     "down(Tensor x, Tensor[] weights) -> Tensor",
     _down,
     fake=_down_fake,
-    flops=lambda x, weights: sum(2 * prod(x[:-1]) * prod(weight) for weight in weights),
+    flops=product_flops,
     autograd=lambda x, weights: _Down.apply(x, *weights),
 )

@@ -9,7 +9,6 @@ Shapes: n rows (any leading axes), k input width, m = m_1 + ... + m_P output wid
 """
 
 from collections.abc import Sequence
-from math import prod
 from typing import Any
 
 import torch
@@ -17,10 +16,11 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
-from cola_kernels.composed import gated
+from cola_kernels.composed import gated, stack, weight_gradients
 from cola_kernels.names import FP8_RANK_R_OPS as RANK_R_OPS
 from cola_kernels.names import FP8_RESIDUAL_OPS as RESIDUAL_OPS
-from cola_kernels.support import UnsupportedError
+from cola_kernels.register import product_flops
+from cola_kernels.support import UnsupportedError, check_residual
 
 __all__ = ["RANK_R_OPS", "RESIDUAL_OPS", "down", "gated", "gated_down", "linear", "up"]
 
@@ -39,10 +39,7 @@ def linear(
         UnsupportedError: a residual with more than one weight; another dtype; a width that is no
             multiple of 16.
     """
-    if residual is not None and len(weights) != 1:
-        raise UnsupportedError(
-            f"cola_kernels.linear: residual with {len(weights)} weights; give it one weight"
-        )
+    check_residual("linear", weights, residual)
     if len(weights) == 1:
         return (_one(x, weights[0], residual),)
     y = _product("linear", x, weights)
@@ -71,10 +68,7 @@ def up(
     """
     h = F.silu(z) if activation else z
     ranks = [weight.shape[1] for weight in weights]
-    if residual is not None and len(weights) != 1:
-        raise UnsupportedError(
-            f"cola_kernels.up: residual with {len(weights)} weights; give it one weight"
-        )
+    check_residual("up", weights, residual)
     parts = zip(h.split(ranks, dim=-1), weights, strict=True)
     return tuple(_one(h_i, B, residual) for h_i, B in parts)
 
@@ -164,11 +158,6 @@ def _product(
     return y
 
 
-def stack(weights: Sequence[Tensor]) -> Tensor:
-    """The weights (m_i, k) as one (m, k); a single one is not copied."""
-    return weights[0] if len(weights) == 1 else torch.cat(list(weights))
-
-
 def _forward(x: Tensor, weights: list[Tensor], residual: Tensor | None) -> Tensor:
     rows, weight = x.flatten(0, -2), stack(weights)
     x_scales, w_scales = row_scales(rows), row_scales(weight)
@@ -195,15 +184,8 @@ def _backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, list[Tensor | None],
         scales = row_scales(scaled)
         dx = _input_gradient(quantised(scaled, scales), scales, weights, w_scales)
         dx = dx.unflatten(0, x.shape[:-1])
-    dweights: list[Tensor | None] = [None] * len(weights)
-    if any(needs_weights):
-        dweight = rows.t() @ x.flatten(0, -2)
-        dweights = list(dweight.split([weight.shape[0] for weight in weights]))
+    dweights = weight_gradients(dy, x, weights, needs_weights)
     return dx, dweights, dy if needs_residual else None
-
-
-def _flops(x: Any, weights: Any, *_: Any, **__: Any) -> int:
-    return sum(2 * prod(x[:-1]) * weight[0] * weight[1] for weight in weights)
 
 
 def _registered(name: str) -> Any:
@@ -214,7 +196,7 @@ def _registered(name: str) -> Any:
     torch.library.triton_op(whole, _forward, mutates_args=())
     torch.library.register_autograd(whole, _backward, setup_context=_setup)
     op = getattr(torch.ops.cola_kernels, name)
-    register_flop_formula(op)(_flops)
+    register_flop_formula(op)(product_flops)
     return op
 
 
@@ -240,4 +222,4 @@ def _input_gradient_fake(
 
 @register_flop_formula(torch.ops.cola_kernels.fp8_input_gradient)
 def _input_gradient_flops(dy: Any, scales: Any, weights: Any, *_: Any, **__: Any) -> int:
-    return _flops(dy, weights)
+    return product_flops(dy, weights)

@@ -3,7 +3,6 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cache
 from typing import Any
 
 import torch
@@ -108,7 +107,6 @@ def padded(x: Tensor, rows: bool = False) -> Tensor:
     return x.clone(memory_format=torch.contiguous_format)
 
 
-@cache
 def rounded(width: int) -> int:
     """The next multiple of 16."""
     return -(-width // 16) * 16

@@ -7,6 +7,7 @@ selective checkpointing, FlopCounterMode, fake tensors.
 """
 
 from collections.abc import Callable
+from math import prod
 from typing import Any
 
 import torch
@@ -61,3 +62,8 @@ def register(
             qualified, FunctionalTensorMode, decompose, lib=_LIBRARY
         )
     return op.default
+
+
+def product_flops(x: Any, weights: Any, *_: Any, **__: Any) -> int:
+    """Of x (..., d) times each of the weights (r_i, d) or (d, r_i), by their shapes."""
+    return sum(2 * prod(x[:-1]) * prod(weight) for weight in weights)

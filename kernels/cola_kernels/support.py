@@ -3,7 +3,7 @@
 import importlib
 import importlib.util
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import cache
@@ -34,15 +34,30 @@ def unavailable(device: torch.device | str) -> str | None:
         return "Triton is not installed"
     if device.type == "cpu":
         return None if interpreting() else "Triton runs on CPUs only with TRITON_INTERPRET=1"
+    return _not_from("the kernels", device, (8, 0), "Ampere")
+
+
+def fp8_unavailable(device: torch.device | str) -> str | None:
+    """Why `device` has no fp8 matmuls; None where it has."""
+    return _not_from("fp8 matmuls", torch.device(device), (8, 9), "Ada")
+
+
+def _not_from(
+    what: str, device: torch.device, capability: tuple[int, int], generation: str
+) -> str | None:
+    """Why `device` is no NVIDIA GPU of at least this compute capability, which `what` need."""
     if device.type != "cuda":
-        return f"the kernels are for NVIDIA GPUs, not for {device.type}"
+        return f"{what} are for NVIDIA GPUs, not for {device.type}"
     if torch.version.hip is not None:
-        return "the kernels are for NVIDIA GPUs, not for AMD's"
+        return f"{what} are for NVIDIA GPUs, not for AMD's"
     if not torch.cuda.is_available():
         return "this process sees no CUDA GPU"
     major, minor = torch.cuda.get_device_capability(device)
-    if major < 8:
-        return f"the kernels need compute capability 8.0 (Ampere); this GPU has {major}.{minor}"
+    if (major, minor) < capability:
+        return (
+            f"{what} need compute capability {'.'.join(map(str, capability))} ({generation}); this "
+            f"GPU has {major}.{minor}"
+        )
     return None
 
 
@@ -80,21 +95,6 @@ def _fp8(kernels: str, device: torch.device) -> ModuleType:
     if device.type != "cpu" and (reason := fp8_unavailable(device)) is not None:
         raise UnsupportedError(f"fp8: {reason}")
     return importlib.import_module("cola_kernels.fp8")
-
-
-def fp8_unavailable(device: torch.device | str) -> str | None:
-    """Why `device` has no fp8 matmuls; None where it has."""
-    device = torch.device(device)
-    if device.type != "cuda":
-        return f"fp8 matmuls are for NVIDIA GPUs, not for {device.type}"
-    if torch.version.hip is not None:
-        return "fp8 matmuls are for NVIDIA GPUs, not for AMD's"
-    if not torch.cuda.is_available():
-        return "this process sees no CUDA GPU"
-    major, minor = torch.cuda.get_device_capability(device)
-    if (major, minor) < (8, 9):
-        return f"fp8 matmuls need compute capability 8.9 (Ada); this GPU has {major}.{minor}"
-    return None
 
 
 _meta_target: Target | None = None  # within `targeting`
@@ -203,3 +203,11 @@ def check(op: str, tensors: Mapping[str, Checked], shapes: Mapping[str, tuple[in
             )
         if tensor.shape[-1] == 0:
             raise UnsupportedError(f"cola_kernels.{op}: {name} is of width 0")
+
+
+def check_residual(op: str, weights: Sequence[Tensor], residual: Tensor | None) -> None:
+    """Raises UnsupportedError for a residual with more than one weight, or with none."""
+    if residual is not None and len(weights) != 1:
+        raise UnsupportedError(
+            f"cola_kernels.{op}: residual with {len(weights)} weights; give it one weight"
+        )

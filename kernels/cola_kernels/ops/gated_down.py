@@ -20,7 +20,7 @@ from torch import Tensor
 from cola_kernels.gated import gated_backward_launch, gated_recompute_launch, gated_up_launch
 from cola_kernels.launch import padded, rounded
 from cola_kernels.ops.up import gradients
-from cola_kernels.register import below_autograd, register
+from cola_kernels.register import below_autograd, product_flops, register
 from cola_kernels.support import Checked, check, check_matrices, check_rows, signature, target
 
 
@@ -123,7 +123,7 @@ def _gated_down_wide_fake(
     z: Tensor, gate: Tensor, up: Tensor, down: Tensor, activation: bool, gate_silu: bool
 ) -> tuple[Tensor, ...]:
     z_d = _gated_down_fake(z, gate, up, down, activation, gate_silu)
-    n, width = prod(z.shape[:-1]), -(-gate.shape[0] // 16) * 16
+    n, width = prod(z.shape[:-1]), rounded(gate.shape[0])
     return z_d, *(z.new_empty(n, width) for _ in range(3))
 
 
@@ -217,7 +217,7 @@ GATED_DOWN = register(
     " -> Tensor",
     _gated_down,
     fake=_gated_down_fake,
-    flops=lambda z, gate, up, down, *_: 2 * prod(z[:-1]) * (2 * prod(gate) + prod(down)),
+    flops=lambda z, gate, up, down, *_: product_flops(z, [gate, up, down]),
     autograd=lambda *args: _Recompute.apply(*args),
 )
 GATED_DOWN_WIDE = register(
@@ -225,7 +225,7 @@ GATED_DOWN_WIDE = register(
     " bool gate_silu) -> (Tensor, Tensor, Tensor, Tensor)",
     _gated_down_wide,
     fake=_gated_down_wide_fake,
-    flops=lambda z, gate, up, down, *_: 2 * prod(z[:-1]) * (2 * prod(gate) + prod(down)),
+    flops=lambda z, gate, up, down, *_: product_flops(z, [gate, up, down]),
     autograd=lambda *args: _Wide.apply(*args),
 )
 GATED_BACKWARD = register(
@@ -233,14 +233,14 @@ GATED_BACKWARD = register(
     " -> (Tensor, Tensor)",
     _gated_backward,
     fake=lambda dz_d, down, g, u, gate_silu: (torch.empty_like(g), torch.empty_like(u)),
-    flops=lambda dz_d, down, *_: 2 * dz_d[0] * prod(down),
+    flops=lambda dz_d, down, *_: product_flops(dz_d, [down]),
 )
 GATED_RECOMPUTE = register(
     "gated_recompute(Tensor dz_d, Tensor down, Tensor h, Tensor gate, Tensor up, bool gate_silu)"
     " -> (Tensor, Tensor, Tensor)",
     _gated_recompute,
     fake=lambda dz_d, down, h, gate, *_: tuple(
-        h.new_empty(h.shape[0], -(-gate.shape[0] // 16) * 16) for _ in range(3)
+        h.new_empty(h.shape[0], rounded(gate.shape[0])) for _ in range(3)
     ),
-    flops=lambda dz_d, down, h, gate, *_: 2 * h[0] * (prod(down) + 2 * prod(gate)),
+    flops=lambda dz_d, down, h, gate, up, _: product_flops(h, [down, gate, up]),
 )

@@ -7,7 +7,6 @@ rest is GEMMs with nothing but passes of rank r around them.
 
 from collections.abc import Sequence
 from functools import cache
-from math import prod
 from typing import Any
 
 import torch
@@ -16,12 +15,12 @@ from torch import Tensor
 
 from cola_kernels.gemm import up_add_launch
 from cola_kernels.launch import padded, rounded
-from cola_kernels.register import below_autograd, register
+from cola_kernels.register import below_autograd, product_flops, register
 from cola_kernels.support import (
     Checked,
-    UnsupportedError,
     check,
     check_matrices,
+    check_residual,
     check_rows,
     signature,
     target,
@@ -42,10 +41,7 @@ def up(
     """
     if residual is None:
         return tuple(torch.ops.cola_kernels.up(z, list(weights), activation))
-    if len(weights) != 1:
-        raise UnsupportedError(
-            f"cola_kernels.up: residual with {len(weights)} weights; give it one weight"
-        )
+    check_residual("up", weights, residual)
     return (torch.ops.cola_kernels.up_add(z, weights[0], residual, activation),)
 
 
@@ -85,7 +81,7 @@ UP = register(
     "up(Tensor z, Tensor[] weights, bool activation) -> Tensor[]",
     _up,
     fake=_up_fake,
-    flops=lambda z, weights, _: sum(2 * prod(z[:-1]) * prod(weight) for weight in weights),
+    flops=product_flops,
     autograd=lambda z, weights, activation: list(_Up.apply(activation, z, *weights)),
     decomposition=_up,
 )
@@ -112,7 +108,7 @@ UP_BACKWARD = register(
     "up_backward(Tensor[] dys, Tensor z, Tensor[] weights, bool activation) -> Tensor",
     _up_backward,
     fake=lambda dys, z, weights, activation: z.new_empty(z.shape),
-    flops=lambda dys, z, weights, _: sum(2 * prod(z[:-1]) * prod(weight) for weight in weights),
+    flops=lambda dys, z, weights, _: product_flops(z, weights),
     decomposition=_up_backward_plain,
 )
 
@@ -166,7 +162,7 @@ UP_ADD = register(
     "up_add(Tensor z, Tensor weight, Tensor residual, bool activation) -> Tensor",
     _up_add,
     fake=_up_add_fake,
-    flops=lambda z, weight, *_: 2 * prod(z[:-1]) * prod(weight),
+    flops=lambda z, weight, *_: product_flops(z, [weight]),
     autograd=lambda *args: _UpAdd.apply(*args),
 )
 
