@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch.nn.utils import clip_grad_norm_
 
 from benchmarks.apart import Step, apart
 from benchmarks.report import Benchmark, Report, table
@@ -25,13 +24,13 @@ from benchmarks.trainer import (
     step_config,
     step_flops,
     step_tokens,
+    torch_step,
     trainer_step,
 )
 from cola_train import costs, distributed, hardware
 from cola_train.config.schema import Config
 from cola_train.data.loader import Batch
 from cola_train.errors import UserError
-from cola_train.optim import AdamWOptions
 
 # recompute policy -> its model type there
 MODELS = {"none": "ColaForCausalLM", "cola_m": "ColaMForCausalLM"}
@@ -146,28 +145,13 @@ def official_step(config: Config, batches: list[Batch], fused: bool) -> Step:
     ).to(device, dtype)
     model.train()
     assert sum(p.numel() for p in model.parameters()) == costs.parameters(config)
-    optim = config.optim
-    assert isinstance(optim, AdamWOptions)
-    optimizer = torch.optim.AdamW(
-        model.parameters(),
-        lr=optim.lr,
-        betas=(optim.betas[0], optim.betas[1]),
-        eps=optim.eps,
-        weight_decay=optim.weight_decay,
-        fused=True if fused else None,  # None: as torch chooses
-    )
 
-    def step() -> None:
-        for batch in batches:
-            # its model shifts the labels itself: the last target of a row is left out
-            tokens = batch.inputs.to(device)
-            (model(input_ids=tokens, labels=tokens).loss / len(batches)).backward()
-        if optim.clip is not None:
-            clip_grad_norm_(model.parameters(), optim.clip)
-        optimizer.step()
-        optimizer.zero_grad()
+    def loss(batch: Batch) -> Any:
+        # its model shifts the labels itself: the last target of a row is left out
+        tokens = batch.inputs.to(device)
+        return model(input_ids=tokens, labels=tokens).loss
 
-    return step
+    return torch_step(config, model, batches, loss, fused)
 
 
 BENCHMARK = Benchmark(

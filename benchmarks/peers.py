@@ -14,7 +14,6 @@ from contextlib import nullcontext
 from typing import Any
 
 import torch
-from torch.nn.utils import clip_grad_norm_
 
 from benchmarks.apart import Step, apart
 from benchmarks.report import Benchmark, Report, table
@@ -25,13 +24,13 @@ from benchmarks.trainer import (
     step_config,
     step_flops,
     step_tokens,
+    torch_step,
     trainer_step,
 )
 from cola_train import costs, distributed, hardware
 from cola_train.config.schema import Config
 from cola_train.data.loader import Batch
 from cola_train.errors import UserError
-from cola_train.optim import AdamWOptions
 
 OURS = "cola_train (full rank)"
 
@@ -157,30 +156,14 @@ def peer_step(
     assert sum(p.numel() for p in model.parameters()) == costs.parameters(config)
     if hardware.compiled_on(device, config):
         model = torch.compile(model)
-    optim = config.optim
-    assert isinstance(optim, AdamWOptions)
-    optimizer = torch.optim.AdamW(
-        model.parameters(),
-        lr=optim.lr,
-        betas=(optim.betas[0], optim.betas[1]),
-        eps=optim.eps,
-        weight_decay=optim.weight_decay,
-        fused=True if fused else None,  # None: as torch chooses
-    )
 
-    def step() -> None:
-        for batch in batches:
-            inputs, targets = batch.inputs.to(device), batch.targets.to(device)
-            with torch.autocast(device.type, dtype) if autocast else nullcontext():
-                # the targets are shifted already
-                loss = model(input_ids=inputs, labels=targets, shift_labels=targets).loss
-            (loss / len(batches)).backward()
-        if optim.clip is not None:
-            clip_grad_norm_(model.parameters(), optim.clip)
-        optimizer.step()
-        optimizer.zero_grad()
+    def loss(batch: Batch) -> Any:
+        inputs, targets = batch.inputs.to(device), batch.targets.to(device)
+        with torch.autocast(device.type, dtype) if autocast else nullcontext():
+            # the targets are shifted already
+            return model(input_ids=inputs, labels=targets, shift_labels=targets).loss
 
-    return step
+    return torch_step(config, model, batches, loss, fused)
 
 
 def transformers() -> Any:

@@ -1,8 +1,11 @@
 """The trainer's own optimizer step, as a benchmark's command line configures it."""
 
 import argparse
+from collections.abc import Callable
 
 import torch
+from torch import Tensor, nn
+from torch.nn.utils import clip_grad_norm_
 
 from benchmarks.apart import Step
 from benchmarks.overrides import make_config
@@ -10,6 +13,7 @@ from cola_train import costs, distributed
 from cola_train.config.schema import Config
 from cola_train.data.loader import Batch
 from cola_train.errors import UserError
+from cola_train.optim import AdamWOptions
 from cola_train.train import build, uses_documents
 
 
@@ -56,6 +60,37 @@ def trainer_step(config: Config, device: torch.device, batches: list[Batch]) -> 
     def step() -> None:
         if engine.train_step(batches, config.optim.lr).skipped:
             raise RuntimeError("a step was not finite: its optimizer did not run")
+
+    return step
+
+
+def torch_step(
+    config: Config,
+    model: nn.Module,
+    batches: list[Batch],
+    loss: Callable[[Batch], Tensor],
+    fused: bool,
+) -> Step:
+    """One optimizer step of another's model, as scripts write it: the mean of its micro-batches'
+    losses, clipping, and torch's AdamW; fused, or as torch chooses."""
+    optim = config.optim
+    assert isinstance(optim, AdamWOptions)
+    optimizer = torch.optim.AdamW(
+        model.parameters(),
+        lr=optim.lr,
+        betas=(optim.betas[0], optim.betas[1]),
+        eps=optim.eps,
+        weight_decay=optim.weight_decay,
+        fused=True if fused else None,
+    )
+
+    def step() -> None:
+        for batch in batches:
+            (loss(batch) / len(batches)).backward()
+        if optim.clip is not None:
+            clip_grad_norm_(model.parameters(), optim.clip)
+        optimizer.step()
+        optimizer.zero_grad()
 
     return step
 

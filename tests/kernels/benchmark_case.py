@@ -6,7 +6,6 @@ Usage: benchmark_case.py JSON_FILE BLOCKED_MODULE...
 
 import functools
 import sys
-import time
 
 FILE, *BLOCKED = sys.argv[1:]
 sys.modules.update(dict.fromkeys(BLOCKED))  # importing one fails, as if it were not there
@@ -21,6 +20,7 @@ assert main(["kernels"]) == 2  # there is no GPU
 
 from cola_kernels.tools.floors import Shape, table  # noqa: E402
 
+from benchmarks.gpu.ops import cpu_seconds  # noqa: E402
 from benchmarks.kernels_cases import LIBRARIES, cases  # noqa: E402
 
 shape = Shape(d=48, d_ff=80, r=16, n=20)  # d_ff: the ops' own outputs are padded
@@ -46,23 +46,11 @@ def check_costs() -> None:
     assert sorted(names) == sorted(name for name in table(shape) if not name.startswith("gated_up"))
 
 
-def seconds(subjects, rounds):
-    """Stands in for the GPU's clock."""
-    found = {name: [] for name in subjects}
-    for _ in range(rounds):
-        for name, prepare in subjects.items():
-            timed = prepare()
-            start = time.perf_counter()
-            timed()
-            found[name].append(time.perf_counter() - start)
-    return found
-
-
 check_costs()
 kernels.SHAPES["1b"] = shape
 kernels.DEVICE, kernels.DTYPE = "cpu", torch.float32
 kernels.PRODUCT_SIZE = kernels.COPY_SIZE = 64
 kernels.unavailable = lambda device: None
-kernels.gpu_seconds = seconds
+kernels.gpu_seconds = cpu_seconds  # stands in for the GPU's clock
 torch.compile = functools.partial(torch.compile, backend="aot_eager")  # inductor takes minutes
 sys.exit(main(["kernels", "--model", "1b", "--rounds", "2", "--json", FILE]))
