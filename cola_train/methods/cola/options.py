@@ -4,9 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal, cast, get_args
 
-from cola_train.config.fields import PositiveFraction, PositiveInt
 from cola_train.config.groups import ModelConfig
-from cola_train.config.widths import RankWidth
 from cola_train.methods import launches
 from cola_train.methods.cola.launches import AutoEncoderBlock
 from cola_train.methods.costs import (
@@ -18,18 +16,17 @@ from cola_train.methods.costs import (
     attention_fp32,
     norm_weights,
 )
-from cola_train.methods.options import MethodOptions, Run
+from cola_train.methods.options import Run
+from cola_train.methods.rank import RankOptions
 from cola_train.parallel.topology import Topology
 
 Placement = Literal["low_rank", "both", "full_rank"]
 
 
 @dataclass(frozen=True)
-class ColaOptions(MethodOptions):
+class ColaOptions(RankOptions):
     """Every linear of a block as an auto-encoder of rank r, `B silu(A x)` (arXiv 2502.10940)."""
 
-    rank_ratio: PositiveFraction | None = None  # r / d_model; null: model.rank_ratio
-    rank: PositiveInt | None = None  # r; wins over rank_ratio; stored aligned
     # low_rank: SiLU on the rank-r vectors only; full_rank: on SwiGLU's gate only (plain low-rank
     # layers); both. null: model.activation
     activation: Placement | None = None
@@ -38,32 +35,17 @@ class ColaOptions(MethodOptions):
     policies = ("none", "light", "cola_m", "full")
     fused_kernels = True
 
-    def bottleneck(self, model: ModelConfig) -> RankWidth:
-        """The rank r of a model's auto-encoders."""
-        if self.rank is not None:
-            return RankWidth(self.rank)
-        return RankWidth(round((self.rank_ratio or model.rank_ratio) * model.d_model))
-
     def placement(self, model: ModelConfig) -> Placement:
         return self.activation or cast(Placement, model.activation)
 
     def identity(self, model: ModelConfig) -> dict[str, Any]:
         return {"rank": int(self.bottleneck(model)), "activation": self.placement(model)}
 
-    def label(self, model: ModelConfig) -> str:
-        return f"rank {self.bottleneck(model)}"
-
     def problems(self, run: Run, topology: Topology) -> Iterator[str]:
         if self.placement(run.model) not in get_args(Placement):
             choices = ", ".join(get_args(Placement))
             yield f"model.activation: must be one of {choices}, got {run.model.activation!r}"
-        r, d_model = self.bottleneck(run.model), run.model.d_model
-        if not 1 <= r <= d_model:
-            field = "rank_ratio" if self.rank is None else "rank"
-            yield (
-                f"method.{field}: gives a rank of {r}; it must be from 1 to model.d_model "
-                f"({d_model})"
-            )
+        yield from super().problems(run, topology)
 
     def block_cost(self, model: ModelConfig, length: int, policy: str, fused: bool) -> BlockCost:
         d, f, r = model.d_model, model.d_ff, self.bottleneck(model)

@@ -1,0 +1,36 @@
+"""The rank that low-rank methods share."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from cola_train.config.fields import PositiveFraction, PositiveInt
+from cola_train.config.groups import ModelConfig
+from cola_train.config.widths import RankWidth
+from cola_train.methods.options import MethodOptions, Run
+from cola_train.parallel.topology import Topology
+
+
+@dataclass(frozen=True)
+class RankOptions(MethodOptions):
+    """A method whose linears have a rank r."""
+
+    rank_ratio: PositiveFraction | None = None  # r / d_model; null: model.rank_ratio
+    rank: PositiveInt | None = None  # r; wins over rank_ratio; stored aligned
+
+    def bottleneck(self, model: ModelConfig) -> RankWidth:
+        """The rank r of a model's linears."""
+        if self.rank is not None:
+            return RankWidth(self.rank)
+        return RankWidth(round((self.rank_ratio or model.rank_ratio) * model.d_model))
+
+    def label(self, model: ModelConfig) -> str:
+        return f"rank {self.bottleneck(model)}"
+
+    def problems(self, run: Run, topology: Topology) -> Iterator[str]:
+        r, d_model = self.bottleneck(run.model), run.model.d_model
+        if not 1 <= r <= d_model:
+            field = "rank_ratio" if self.rank is None else "rank"
+            yield (
+                f"method.{field}: gives a rank of {r}; it must be from 1 to model.d_model "
+                f"({d_model})"
+            )
