@@ -16,7 +16,8 @@ def block_cost(config: Config, fused: bool = False) -> BlockCost:
 def root_weights(config: Config) -> tuple[Weight, ...]:
     """Every parameter outside of the blocks: embedding, last norm, head."""
     V, d = config.model.vocab_size, config.model.d_model
-    return Weight((V, d)), Weight((d,)), Weight((V, d))
+    embedding = head = Weight((V, d), in_block=False)
+    return embedding, Weight((d,), in_block=False), head
 
 
 def parameters(config: Config) -> int:

@@ -73,7 +73,7 @@ def checkpoint_bytes(config: Config) -> int:
         *costs.root_weights(config),
         *costs.block_cost(config).weights * config.model.n_layers,
     ]
-    return 4 * sum(w.elements + method.optimizer_elements(w) for w in weights)
+    return 4 * sum(w.elements + method.optimizer_elements(config.optim, w) for w in weights)
 
 
 def main() -> None:

@@ -55,6 +55,17 @@ def optim_problems(config: Config, topology: Topology) -> Iterator[str]:
     yield from config.optim.problems(config.train.steps)
 
 
+def matrix_problems(config: Config, topology: Topology) -> Iterator[str]:
+    if config.engine.whole_matrices:
+        return
+    for group, options in (("method", config.method), ("optim", config.optim)):
+        if options.needs_matrices:
+            yield (
+                f"{group}: {options.name} updates whole matrices, which ZeRO cuts without regard "
+                "to rows; use engine=fsdp, which shards the same state, or engine.zero_stage=0"
+            )
+
+
 def source_problems(config: Config, topology: Topology) -> Iterator[str]:
     yield from config.data.problems(config.model)
 
@@ -254,6 +265,7 @@ OF_THE_CONFIG: tuple[Check, ...] = (
     engine_problems,
     recompute_problems,
     optim_problems,
+    matrix_problems,
     source_problems,
     stop_problems,
     rollback_problems,

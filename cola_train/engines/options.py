@@ -20,6 +20,11 @@ class EngineOptions:
     planner: ClassVar[str]  # the module of planning/ that knows its memory and traffic
 
     @property
+    def whole_matrices(self) -> bool:
+        """Whether the optimizer gets parameters whole, or cut by rows: as matrices."""
+        return True
+
+    @property
     def compiles(self) -> bool:
         """Whether blocks are compiled on a GPU if `train.compile` leaves it open."""
         return True

@@ -17,10 +17,17 @@ class Weight:
     """A parameter. Frozen ones (not trainable) have neither gradients nor optimizer state.
 
     shape: as checkpoints have it; a `Width` in it is stored with zeros.
+    in_block: not so for embedding, head and the norm before it.
     """
 
     shape: tuple[int, ...]
     trainable: bool = True
+    in_block: bool = True
+
+    @property
+    def block_matrix(self) -> bool:
+        """Whether it is a matrix of a block: what optimizers of matrices work on."""
+        return self.in_block and len(self.shape) == 2
 
     @property
     def elements(self) -> int:

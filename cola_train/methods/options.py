@@ -39,6 +39,7 @@ class MethodOptions(ABC):
     implementation: ClassVar[str]  # "module:class" of a `methods.base.Method`
     policies: ClassVar[tuple[str, ...]] = ("none", "full")  # of recomputation, that it has
     fused_kernels: ClassVar[bool] = False  # whether Triton kernels exist for its layers
+    needs_matrices: ClassVar[bool] = False  # its optimizer's update is not element by element
 
     def problems(self, run: Run, topology: Topology) -> Iterator[str]:
         """What is wrong with the options in such a run on such a cluster."""
@@ -64,9 +65,13 @@ class MethodOptions(ABC):
         cost = self.block_cost(model, work.length, work.policy, work.fused)
         yield from launches.of_weights(cost.weights, model, work)
 
-    def optimizer_elements(self, weight: Weight) -> int:
-        """Elements of optimizer state for a weight, or for one process's rows of it: AdamW's."""
-        return 2 * weight.elements if weight.trainable else 0
+    def optimizer_elements(self, optim: OptimOptions, weight: Weight, shards: int = 1) -> int:
+        """Elements of optimizer state for a weight, as it is stored; of `shards` processes that cut
+        it by rows, on the one that holds most."""
+        if not weight.trainable:
+            return 0
+        rows, *others = weight.shape
+        return optim.state_elements((-(-rows // shards), *others), weight.block_matrix)
 
     def learning_rate(self, optim: OptimOptions, step: int, steps: int) -> float:
         """The rate of step 1..steps."""

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 from cola_train.config.fields import PositiveFraction, PositiveInt
 from cola_train.config.groups import ModelConfig
@@ -22,6 +23,10 @@ class RankOptions(MethodOptions):
         if self.rank is not None:
             return RankWidth(self.rank)
         return RankWidth(round((self.rank_ratio or model.rank_ratio) * model.d_model))
+
+    def identity(self, model: ModelConfig) -> dict[str, Any]:
+        others = {k: v for k, v in super().identity(model).items() if k != "rank_ratio"}
+        return {**others, "rank": int(self.bottleneck(model))}
 
     def label(self, model: ModelConfig) -> str:
         return f"rank {self.bottleneck(model)}"

@@ -6,6 +6,7 @@ they build, one entry in OPTIMIZERS, one YAML file, one test.
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from math import prod
 from typing import ClassVar
 
 from cola_train.config.fields import Fraction, NaturalFloat, NaturalInt, PositiveFloat
@@ -22,7 +23,13 @@ class OptimOptions:
     final_lr_ratio: Fraction = 0.1  # the last rate / lr
     clip: PositiveFloat | None = 0.5  # of the global gradient norm; null: none
 
-    implementation: ClassVar[str]  # "module:function" of (parameters, options) -> torch Optimizer
+    # "module:function" of (groups, options) -> torch Optimizer; see `groups.parameter_groups`
+    implementation: ClassVar[str]
+    needs_matrices: ClassVar[bool] = False  # the update is not element by element
+
+    def state_elements(self, shape: tuple[int, ...], block_matrix: bool) -> int:
+        """Elements of state of a parameter of that shape; block_matrix: a matrix of a block."""
+        raise NotImplementedError
 
     def problems(self, steps: int) -> Iterator[str]:
         """What is wrong with the options in a run of so many steps."""
@@ -41,6 +48,9 @@ class AdamWOptions(OptimOptions):
     eps: PositiveFloat = 1e-8  # beside the root of the second one
 
     implementation = "cola_train.optim.adamw:adamw"
+
+    def state_elements(self, shape: tuple[int, ...], block_matrix: bool) -> int:
+        return 2 * prod(shape)
 
     def problems(self, steps: int) -> Iterator[str]:
         if len(self.betas) != 2 or any(beta >= 1 for beta in self.betas):

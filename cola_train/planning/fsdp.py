@@ -3,7 +3,7 @@ and head in the root's, which stays gathered from its forward to its backward pa
 alone holds whole weights, and copies of them in the compute dtype (engines/fsdp/masters.py)."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from math import prod
 
@@ -44,15 +44,11 @@ class Group:
 
     def local_shapes(self, index: int) -> list[tuple[int, ...]]:
         """Shapes of the chunks of process `index` of the group, padding left out."""
-        return [weight.shape for weight in self.local_weights(index)]
-
-    def local_weights(self, index: int) -> list[Weight]:
         local = []
         for weight in self.weights:
             rows, *others = weight.shape
             chunk = -(-rows // self.shards)
-            held = max(0, min(chunk, rows - index * chunk))
-            local.append(replace(weight, shape=(held, *others)))
+            local.append((max(0, min(chunk, rows - index * chunk)), *others))
         return local
 
 
@@ -122,11 +118,10 @@ def moments(run: Run) -> Iterator[Moment]:
 def moments_alone(run: Run) -> Iterator[Moment]:
     """Of one process: each gradient becomes fp32 as soon as it is there."""
     (block, root), L, e = groups(run), run.config.model.n_layers, run.element
-    optimizer = run.config.method.optimizer_elements
     elements = L * block.elements + root.elements
     fixed = {
         "weights": (FP32 if e == FP32 else FP32 + e) * elements,
-        "optimizer": FP32 * sum(map(optimizer, run.weights)),
+        "optimizer": FP32 * sum(map(run.optimizer_elements, run.weights)),
     }
     trained = FP32 * (L * block.trainable.elements + root.trainable.elements)
     embedding, *_, head = root.weights
@@ -165,8 +160,7 @@ def moments_sharded(run: Run) -> Iterator[Moment]:
     """Of one of several processes, the one that holds most."""
     engine, (block, root) = options(run), groups(run)
     L, e, S = run.config.model.n_layers, run.element, block.shards
-    optimizer = run.config.method.optimizer_elements
-    state = [sum(map(optimizer, group.local_weights(0))) for group in (block, root)]
+    state = [sum(run.optimizer_elements(w, S) for w in group.weights) for group in (block, root)]
     shards = FP32 * (L * block.trainable.chunks + root.trainable.chunks)
     fixed = {
         "weights": FP32 * (L * block.chunks + root.chunks),

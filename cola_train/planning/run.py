@@ -56,6 +56,10 @@ class Run:
         by_default = not self.on_cpu and self.config.engine.compiles
         return by_default if compiled is None else compiled
 
+    def optimizer_elements(self, weight: Weight, shards: int = 1) -> int:
+        """See `MethodOptions.optimizer_elements`."""
+        return self.config.method.optimizer_elements(self.config.optim, weight, shards)
+
     @property
     def trainable(self) -> int:
         """Elements of the weights that are trained."""

@@ -5,7 +5,7 @@ from dataclasses import dataclass, fields, replace
 from importlib import import_module
 from math import isqrt
 
-from cola_train.config.checks import cuda_graph_problems, engine_problems
+from cola_train.config.checks import cuda_graph_problems, engine_problems, matrix_problems
 from cola_train.config.groups import RecomputeConfig
 from cola_train.engines import ENGINES, EngineOptions
 from cola_train.methods import METHODS
@@ -91,7 +91,7 @@ def engines_left_open(run: Run, named: set[str]) -> Iterator[tuple[EngineOptions
         kept = options & {field.name for field in fields(engine)}
         engine = replace(engine, **{name: getattr(own, name) for name in kept})
         config = run.with_config(engine=engine).config
-        checks = (engine_problems, cuda_graph_problems)
+        checks = (engine_problems, matrix_problems, cuda_graph_problems)
         if not any(problem for check in checks for problem in check(config, run.topology)):
             yield engine, overrides
 

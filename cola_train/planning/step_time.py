@@ -105,5 +105,5 @@ def update_bytes(run: Run) -> float:
     """What norm, clip and update read and write: the gradient twice, weight and state; and the
     clipped gradient, which torch's fused optimizers write back."""
     gradient = 2 if run.config.optim.clip is None else 3
-    state = sum(map(run.config.method.optimizer_elements, run.weights))
+    state = sum(map(run.optimizer_elements, run.weights))
     return FP32 * ((2 + gradient) * run.trainable + 2 * state) / run.planner.copy_size(run)

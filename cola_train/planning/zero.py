@@ -158,7 +158,8 @@ def moments(run: Run) -> Iterator[Moment]:
     weights += FP32 * -(-zero.frozen // D) if mixed or stage == 3 else 0
     if stage == 3:
         weights += e * zero.persistent(run.weights)
-    state = FP32 * run.config.method.optimizer_elements(Weight((shard,)))
+    of_state = run.weights if stage == 0 else [Weight((shard,))]
+    state = FP32 * sum(map(run.optimizer_elements, of_state))
     fixed = {"weights": weights, "optimizer": state if state_here else 0}
     between = {0: 0, 1: FP32 * P, 2: 0, 3: FP32 * shard if state_here else 0}[stage]
     # a GPU's buffer takes what is asked for, a CPU's what is written to it

@@ -55,6 +55,10 @@ class DeepSpeedOptions(EngineOptions):
     planner = "cola_train.planning.zero"
 
     @property
+    def whole_matrices(self) -> bool:
+        return self.zero_stage == 0
+
+    @property
     def compiles(self) -> bool:
         return self.zero_stage != 3  # there a compiled block keeps its gathered weights
 
