@@ -36,6 +36,7 @@ from cola_train.model.linear import INIT_STD, Ops
 from cola_train.model.mlp import MLP
 from cola_train.model.padding import PaddedModule
 from cola_train.optim import OptimOptions
+from cola_train.optim.groups import parameter_groups
 from cola_train.parallel.topology import Topology
 
 MERGE_EVERY = 2
@@ -119,9 +120,9 @@ class Toy(Method):
 
     def optimizer(self, model: nn.Module, options: OptimOptions) -> Optimizer:
         groups: list[dict[str, Any]] = [{"params": []}, {"params": [], "lr_scale": 0.0}]
-        for name, parameter in model.named_parameters():
-            if parameter.requires_grad:
-                groups["norm" in name]["params"].append(parameter)
+        (of_all,) = parameter_groups(model, options)
+        for name, parameter in of_all["params"]:
+            groups["norm" in name]["params"].append((name, parameter))
         return implementation(options.implementation)(groups, options)
 
     def mlp(self, d_model: int, d_ff: int) -> nn.Module:
@@ -144,7 +145,7 @@ class Toy(Method):
             A, B = (weights.full(name[:-1] + kind) for kind in "AB")
             weights.assign(name, weights.full(name) + B @ A[index])
             weights.assign(f"{name[:-1]}B", torch.zeros_like(B))
-            weights.reset_state(f"{name[:-1]}B")
+            weights.change_state(f"{name[:-1]}B", torch.zeros_like)
 
 
 def register() -> None:

@@ -6,9 +6,10 @@ calls to the step, `backward` and `update`.
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -218,9 +219,22 @@ def persistent_buffers(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
                 yield f"{prefix}.{name}" if prefix else name, buffer
 
 
-def zero_state(optimizer: Optimizer, parameters: Iterable[Tensor]) -> None:
-    """Undo what a step of size zero, which made the optimizer allocate its state, has counted."""
+def allocate_state(optimizer: Any, parameters: Sequence[Tensor]) -> None:
+    """Make the optimizer allocate its state of these, all that it has, for a checkpoint to fill.
+
+    If it cannot do so itself (`Method.optimizer`), by a step of size zero, of which nothing stays.
+    """
+    if hasattr(optimizer, "allocate"):
+        optimizer.allocate()
+        return
+    gradients = [parameter.grad for parameter in parameters]  # an engine's buffers, maybe
     for parameter in parameters:
+        parameter.grad = torch.zeros_like(parameter)
+    for group in optimizer.param_groups:
+        group["lr"] = 0.0
+    optimizer.step()
+    for parameter, gradient in zip(parameters, gradients, strict=True):
+        parameter.grad = gradient
         for value in optimizer.state[parameter].values():
             if isinstance(value, Tensor):
                 value.zero_()

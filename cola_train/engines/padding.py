@@ -1,6 +1,6 @@
 """What engines hold with padding, as the rest of the program has it: without."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 from torch import Tensor
@@ -20,7 +20,7 @@ def without_padding(
     `tensors`, and leaves the padding at zero."""
     return {
         key: _cut(tensor, padding)
-        if (padding := paddings.get(_parameter(key))) and tensor.shape == padding.stored
+        if (of := paddings.get(_parameter(key))) and (padding := of.of_state(tensor.shape))
         else tensor
         for key, tensor in tensors.items()
     }
@@ -57,5 +57,11 @@ class UnpaddedWeights:
         padding = self.paddings.get(name)
         self.padded.assign(name, padding.pad(whole) if padding else whole)
 
-    def reset_state(self, name: str) -> None:
-        self.padded.reset_state(name)
+    def change_state(self, name: str, change: Callable[[Tensor], Tensor]) -> None:
+        padding = self.paddings.get(name)
+
+        def padded(whole: Tensor) -> Tensor:
+            assert padding is not None
+            return padding.pad(change(padding.cut(whole).contiguous()))
+
+        self.padded.change_state(name, padded if padding else change)

@@ -1,7 +1,7 @@
 """A method as the model, the engine and the loop see it."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from importlib import import_module
 from typing import Any, ClassVar, Protocol
 
@@ -14,6 +14,7 @@ from cola_train.config.schema import Config
 from cola_train.hardware import kernels_on
 from cola_train.model.linear import Ops
 from cola_train.optim import OptimOptions
+from cola_train.optim.groups import parameter_groups
 
 
 def implementation(name: str) -> Any:
@@ -40,8 +41,9 @@ class Weights(Protocol):
         """Give the parameter the values of `whole`, which are the same on every process."""
         ...
 
-    def reset_state(self, name: str) -> None:
-        """Zero the parameter's optimizer state, but for counters of steps."""
+    def change_state(self, name: str, change: Callable[[Tensor], Tensor]) -> None:
+        """Give each tensor of the parameter's optimizer state that has its shape what `change`
+        makes of the whole one, which is the same on every process. There may be none yet."""
         ...
 
 
@@ -77,10 +79,12 @@ class Method(ABC):
     def optimizer(self, model: nn.Module, options: OptimOptions) -> Optimizer:
         """The optimizer of the (sharded) model's trainable parameters.
 
-        A group's `lr_scale` multiplies the learning rate of every step.
+        One whose state cannot be made by a step on zero gradients has `allocate()`, which makes it
+        as it is before the first step. State is tensors: of the weight's shape, of another one (a
+        DTensor where the weight is one), or a counter without dimensions.
         """
-        trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        optimizer: Optimizer = implementation(options.implementation)(trainable, options)
+        groups = parameter_groups(model, options)
+        optimizer: Optimizer = implementation(options.implementation)(groups, options)
         return optimizer
 
     def metrics(self) -> dict[str, Tensor]:

@@ -43,8 +43,18 @@ def computed(make: Callable[[torch.device], Tensor]) -> Fill:
 
 
 def normal(std: float) -> Fill:
-    """N(0, std). Block i of INIT_ROWS rows of the whole tensor is drawn from a generator seeded by
-    key and i, so the values do not depend on how the rows are sharded, nor on padding."""
+    """N(0, std)."""
+    return _drawn(lambda rows, generator: rows.normal_(0.0, std, generator=generator))
+
+
+def uniform(bound: float) -> Fill:
+    """U(-bound, bound)."""
+    return _drawn(lambda rows, generator: rows.uniform_(-bound, bound, generator=generator))
+
+
+def _drawn(draw: Callable[[Tensor, torch.Generator], Tensor]) -> Fill:
+    """Block i of INIT_ROWS rows of the whole tensor is drawn from a generator seeded by key and i,
+    so the values do not depend on how the rows are sharded, nor on padding."""
 
     def fill(rows: Rows, key: str) -> None:
         local, first = rows.local, rows.first
@@ -56,7 +66,7 @@ def normal(std: float) -> Fill:
             generator.manual_seed(int.from_bytes(digest, "little") >> 1)
             start = block * INIT_ROWS
             shape = (min(INIT_ROWS, rows.shape[0] - start), *rows.shape[1:])
-            drawn = torch.empty(shape, device=local.device).normal_(0.0, std, generator=generator)
+            drawn = draw(torch.empty(shape, device=local.device), generator)
             low, high = max(start, first), min(start + len(drawn), first + len(local))
             local[low - first : high - first] = drawn[low - start : high - start]
 

@@ -20,6 +20,15 @@ class Padding:
     shape: torch.Size
     stored: torch.Size
 
+    def of_state(self, stored: torch.Size) -> "Padding | None":
+        """Of a tensor of that shape, which may have some of the weight's axes: those as long as a
+        padded axis are one (a rank is shorter than a d_ff). None: it has no such axis."""
+        shape = list(stored)
+        for dim, (own, padded) in enumerate(zip(self.shape, self.stored, strict=True)):
+            if own != padded and len(stored) == len(self.stored) and stored[dim] == padded:
+                shape[dim] = own
+        return None if tuple(shape) == tuple(stored) else Padding(torch.Size(shape), stored)
+
     def cut(self, tensor: Tensor) -> Tensor:
         """Without the zeros, (shape): a view."""
         for dim, size in enumerate(self.shape):

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from cola_train.checkpoint.flat_shard import FlatShard
-from cola_train.engines.base import persistent_buffers, trainable, zero_state
+from cola_train.engines.base import allocate_state, persistent_buffers, trainable
 from cola_train.errors import UserError
 
 
@@ -66,11 +66,7 @@ class Partitions:
     def full(self, name: str) -> Tensor:
         parameter = self.parameters[name]
         if not parameter.requires_grad:
-            shard = self._shard(parameter)
-            whole = torch.zeros(shard.shape, device=shard.local.device)
-            whole.view(-1)[shard.start : shard.start + len(shard.local)] = shard.local
-            dist.all_reduce(whole)
-            return whole
+            return _whole(self._shard(parameter))
         if self.stage == 0:
             return self.places[parameter].master.detach().view(_shape(parameter)).clone()
         return self.deepspeed.utils.safe_get_full_fp32_param(parameter)
@@ -91,56 +87,60 @@ class Partitions:
         self._share(parameter)
         self._compute_with(parameter, whole)
 
-    def reset_state(self, name: str) -> None:
+    def change_state(self, name: str, change: Callable[[Tensor], Tensor]) -> None:
         parameter = self.parameters[name]
         if not self.optimizer.state:
             return  # there is none yet
-        keys, _ = self._state_keys()
         with self._sub_group_in_memory(self.places[parameter].sub_group, changed=True):
-            for key in keys:
-                self._shard(parameter, key).local.zero_()
-                self._share(parameter, key)
+            for key in self._state_keys(parameter):
+                shard = self._shard(parameter, key)
+                if shard.shape == _shape(parameter):
+                    changed = change(_whole(shard)).reshape(-1)
+                    shard.local.copy_(changed[shard.start :][: len(shard.local)])
+                    self._share(parameter, key)
 
     # What checkpoints hold.
 
     def state_dict(self) -> dict[str, Tensor | FlatShard]:
         if not self.optimizer.state:
             self._allocate_optimizer_state()
-        keys, counters = self._state_keys()
         state: dict[str, Tensor | FlatShard] = {
             f"model.{name}": buffer for name, buffer in persistent_buffers(self.model)
         }
         for name, parameter, swapped_in in self._in_memory():
-            for key in [None, *(keys if parameter.requires_grad else [])]:
+            for key in [None, *self._state_keys(parameter)]:
                 shard = self._shard(parameter, key)
                 if swapped_in:  # into a buffer, that others are swapped into next
                     shard = replace(shard, local=shard.local.clone())
                 state[_name(name, key)] = shard
-            for key, value in counters.items() if parameter.requires_grad else ():
+            for key, value in self._counters(parameter).items():
                 state[_name(name, key)] = value.detach().cpu().clone()
         return state
 
     def load_state_dict(self, state: Mapping[str, Tensor | FlatShard]) -> None:
-        keys, counters = self._state_keys()
-        trained = [name for name, _ in trainable(self.model)]
-        for key in counters:
-            values = {cast(Tensor, state[_name(name, key)]).item() for name in trained}
-            if len(values) > 1:
-                raise UserError(
-                    f"resume: the checkpoint's parameters differ in the optimizer's `{key}` "
-                    f"({', '.join(map(str, sorted(values)))}), of which ZeRO keeps one for all; "
-                    "resume it with engine=fsdp"
-                )
-            for of_master in self.optimizer.state.values():
-                of_master[key].fill_(values.copy().pop())
+        self._load_counters(state)
         for name, parameter, swapped_in in self._in_memory(changed=True):
-            for each in [None, *(keys if parameter.requires_grad else [])]:
+            for each in [None, *self._state_keys(parameter)]:
                 if swapped_in:  # else it was filled in place
                     filled = cast(FlatShard, state[_name(name, each)])
                     self._shard(parameter, each).local.copy_(filled.local)
                 self._share(parameter, each)
         for name, parameter in self.parameters.items():
             self._compute_with(parameter, self.full(name))
+
+    def _load_counters(self, state: Mapping[str, Tensor | FlatShard]) -> None:
+        for name, parameter in trainable(self.model):
+            for key, counter in self._counters(parameter).items():
+                counter.copy_(cast(Tensor, state[_name(name, key)]))
+        for name, parameter in trainable(self.model):
+            for key, counter in self._counters(parameter).items():
+                saved = cast(Tensor, state[_name(name, key)])
+                if not counter.cpu().equal(saved.cpu()):
+                    raise UserError(
+                        f"resume: the checkpoint's parameters differ in the optimizer's `{key}` "
+                        f"({counter.item()}, {saved.item()}), of which ZeRO keeps one for all; "
+                        "resume it with engine=fsdp"
+                    )
 
     # Where it all is.
 
@@ -182,8 +182,12 @@ class Partitions:
     def _shard(self, parameter: nn.Parameter, key: str | None = None) -> FlatShard:
         """This process's part of the fp32 weight, or of its state. Not a copy."""
         place = self.places[parameter]
-        flat = place.master if key is None else self.optimizer.state[place.master][key]
-        local = flat.detach().view(-1)[place.begin : place.begin + place.length]
+        tensor = place.master if key is None else self.optimizer.state[place.master][key]
+        flat = tensor.detach().view(-1)
+        if tensor.shape != place.master.shape:  # of stage 0, where it is whole
+            start, length = share_of(len(flat))
+            return FlatShard(tensor.shape, start, flat[start : start + length])
+        local = flat[place.begin : place.begin + place.length]
         return FlatShard(_shape(parameter), place.start, local)
 
     def _in_memory(self, changed: bool = False) -> Iterator[tuple[str, nn.Parameter, bool]]:
@@ -209,12 +213,9 @@ class Partitions:
     def _share(self, parameter: nn.Parameter, key: str | None = None) -> None:
         """Stage 0, where all processes hold the whole: give them this one's part."""
         if self.stage == 0 and parameter.requires_grad:
-            place = self.places[parameter]
-            whole = place.master if key is None else self.optimizer.state[place.master][key]
-            flat = whole.detach().view(-1)
-            flat[: place.begin] = 0
-            flat[place.begin + place.length :] = 0
-            dist.all_reduce(flat)
+            master, shard = self.places[parameter].master, self._shard(parameter, key)
+            whole = master if key is None else self.optimizer.state[master][key]
+            whole.detach().copy_(_whole(shard).view(whole.shape))
 
     def _compute_with(self, parameter: nn.Parameter, whole: Tensor) -> None:
         """Give the model this weight."""
@@ -222,25 +223,26 @@ class Partitions:
         with gathered([parameter], modifier_rank=0, enabled=self.stage == 3):
             parameter.data.copy_(whole)
 
-    def _state_keys(self) -> tuple[list[str], dict[str, Tensor]]:
-        """The optimizer's state: keys of what has the weights' shape, and its counters."""
-        master, state = next(iter(self.optimizer.state.items()))
-        tensors = {key: value for key, value in state.items() if isinstance(value, Tensor)}
-        keys = [key for key, value in tensors.items() if value.shape == master.shape]
-        counters = {key: value for key, value in tensors.items() if value.dim() == 0}
-        if others := tensors.keys() - set(keys) - counters.keys():
-            raise UserError(
-                f"engine: ZeRO cuts the optimizer's state without regard to rows, and "
-                f"`{min(others)}` has another shape than its weight; use engine=fsdp"
-            )
-        return keys, counters
+    def _state(self, parameter: nn.Parameter) -> dict[str, Tensor]:
+        """The optimizer's state of it, or of the master that it is a part of; none if frozen."""
+        if not parameter.requires_grad:
+            return {}
+        state = self.optimizer.state[self.places[parameter].master]
+        return {key: value for key, value in state.items() if isinstance(value, Tensor)}
+
+    def _state_keys(self, parameter: nn.Parameter) -> list[str]:
+        """Of a parameter's optimizer state, but for counters."""
+        return [key for key, value in self._state(parameter).items() if value.dim() > 0]
+
+    def _counters(self, parameter: nn.Parameter) -> dict[str, Tensor]:
+        return {key: v for key, v in self._state(parameter).items() if v.dim() == 0}
 
     def _allocate_optimizer_state(self) -> None:
         """A step of size zero makes the optimizer allocate its state, for a checkpoint to fill."""
         groups = self.optimizer.param_groups
         usual = [group["params"] for group in groups]
         for group in groups:
-            group["lr"], group["params"] = 0.0, []
+            group["params"] = []
         for group, params in zip(groups, usual, strict=True):
             self._allocate(group, params)
         if self.stage == 3:  # which gives the optimizer one sub-group at a time
@@ -251,15 +253,9 @@ class Partitions:
             group["params"] = params
 
     def _allocate(self, group: dict[str, Any], masters: list[Tensor]) -> None:
-        gradients = [master.grad for master in masters]  # with offload, buffers of DeepSpeed's
-        for master in masters:
-            master.grad = torch.zeros_like(master)
         group["params"] = masters
-        self.optimizer.step()
+        allocate_state(self.optimizer, masters)
         group["params"] = []
-        zero_state(self.optimizer, masters)
-        for master, gradient in zip(masters, gradients, strict=True):
-            master.grad = gradient
 
 
 def share_of(elements: int) -> tuple[int, int]:
@@ -267,6 +263,14 @@ def share_of(elements: int) -> tuple[int, int]:
     size = -(-elements // dist.get_world_size())
     start = min(dist.get_rank() * size, elements)
     return start, min(size, elements - start)
+
+
+def _whole(shard: FlatShard) -> Tensor:
+    """The tensor of which each process has a part."""
+    whole = torch.zeros(shard.shape, dtype=shard.dtype, device=shard.local.device)
+    whole.view(-1)[shard.start : shard.start + len(shard.local)] = shard.local
+    dist.all_reduce(whole)
+    return whole
 
 
 def _shape(parameter: nn.Parameter) -> torch.Size:

@@ -11,7 +11,7 @@ from cola_train import distributed
 from cola_train.checkpoint.flat_shard import FlatShard
 from cola_train.config.schema import Config
 from cola_train.data.loader import Batch
-from cola_train.engines.base import Engine, persistent_buffers, zero_state
+from cola_train.engines.base import Engine, allocate_state, persistent_buffers
 from cola_train.engines.fsdp.graph import CapturedStep
 from cola_train.engines.fsdp.masters import Masters, ShardedMasters, WholeMasters, takes_found_inf
 from cola_train.engines.fsdp.options import FSDPOptions
@@ -95,21 +95,11 @@ class FSDPEngine(Engine):
 
     def stored_state(self) -> dict[str, Tensor]:
         if not self.optimizer.state:
-            self._allocate_optimizer_state()
+            masters = self.masters
+            allocate_state(self.optimizer, [masters.optimized(name) for name in masters.trained])
         state = {f"model.{name}": weight for name, weight in self.masters.parameters.items()}
         state |= {f"model.{name}": buffer for name, buffer in persistent_buffers(self.model)}
         return state | {f"optimizer.{name}": value for name, value in self.masters.states()}
 
     def load_state_dict(self, state: Mapping[str, Tensor | FlatShard]) -> None:
         self.masters.refresh()  # the tensors are the masters' and the optimizer's own
-
-    def _allocate_optimizer_state(self) -> None:
-        """A step of size zero makes the optimizer allocate its state, for a checkpoint to fill."""
-        optimized = [self.masters.optimized(name) for name in self.masters.trained]
-        for tensor in optimized:
-            tensor.grad = torch.zeros_like(tensor)
-        self.set_learning_rate(0.0)
-        self.optimizer.step()
-        zero_state(self.optimizer, optimized)
-        for tensor in optimized:
-            tensor.grad = None

@@ -5,7 +5,7 @@ microseconds, and a step has hundreds of parameters.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import cast
 
 import torch
@@ -69,11 +69,14 @@ class Masters(ABC):
     def names(self) -> list[str]:
         return list(self.parameters)
 
-    def reset_state(self, name: str) -> None:
+    def change_state(self, name: str, change: Callable[[Tensor], Tensor]) -> None:
         optimized = self.optimized(name)
         for value in self.optimizer.state.get(optimized, {}).values():
             if isinstance(value, Tensor) and value.shape == optimized.shape:
-                value.zero_()
+                placed = self.placed(name, value)
+                whole = placed.full_tensor() if isinstance(placed, DTensor) else placed
+                rows, first = local_rows(placed, name)
+                rows.copy_(change(whole)[first : first + len(rows)])
 
     def states(self) -> Iterator[tuple[str, Tensor]]:
         """The optimizer's state, named and laid out as in a checkpoint."""
