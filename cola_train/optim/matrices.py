@@ -1,0 +1,306 @@
+"""What optimizers of whole matrices share: a weight as a process holds it, Adam on what it is
+projected to, and AdamW for every parameter that is no matrix of a block.
+
+W and G are (m, n), all of their rows or this process's; P and R as in `optim.sides`.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, cast
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor
+from torch.distributed import ProcessGroup
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.tensor import DTensor, Placement
+from torch.optim import Optimizer
+from torch.optim.adamw import adamw
+
+from cola_train.optim import AdamWOptions, sides
+from cola_train.optim.groups import Groups, is_block_matrix
+
+LIMIT = 1.01  # by which the norm of an update may grow from one step to the next
+
+
+def local(tensor: Tensor) -> Tensor:
+    """This process's part, a plain tensor on the same memory."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+@dataclass(frozen=True)
+class Spread:
+    """How the rows of a tensor are spread over processes: in equal chunks, of which the last ones
+    may be shorter or empty, as FSDP2 cuts them. State beside a parameter is spread like it.
+
+    mesh, placements: as a DTensor has them; without a mesh the tensor is whole.
+    """
+
+    mesh: DeviceMesh | None = None
+    placements: tuple[Placement, ...] = ()
+
+    @classmethod
+    def of(cls, parameter: Tensor) -> "Spread":
+        if isinstance(parameter, DTensor):
+            return cls(parameter.device_mesh, tuple(parameter.placements))
+        return cls()
+
+    @cached_property
+    def group(self) -> ProcessGroup | None:
+        """Of the processes that share the rows; None: this one has them all."""
+        group = None if self.mesh is None else self.mesh.get_group("shard")
+        return group if group is not None and group.size() > 1 else None
+
+    def chunk(self, rows: int) -> int:
+        """How many of so many rows the first process holds."""
+        return rows if self.group is None else -(-rows // self.group.size())
+
+    def held(self, rows: int) -> slice:
+        """Which of so many rows this process holds."""
+        chunk, index = self.chunk(rows), 0 if self.group is None else self.group.rank()
+        return slice(min(index * chunk, rows), min((index + 1) * chunk, rows))
+
+    def state(self, own: Tensor, rows: int) -> Tensor:
+        """Optimizer state of so many rows, of which `own` are this process's: a DTensor, or `own`
+        itself if it is whole."""
+        if self.mesh is None:
+            return own
+        shape = torch.Size([rows, *own.shape[1:]])
+        stride = torch.empty(shape, device="meta").stride()
+        return DTensor.from_local(
+            own, self.mesh, self.placements, run_check=False, shape=shape, stride=stride
+        )
+
+    def zeros(self, shape: tuple[int, ...], like: Tensor) -> Tensor:
+        """State of that whole shape, on the device of `like`."""
+        held = self.held(shape[0])
+        own = torch.zeros((held.stop - held.start, *shape[1:]), device=like.device)
+        return self.state(own, shape[0])
+
+    def gather(self, own: Tensor, rows: int) -> Tensor:
+        """All of so many rows, of which `own` are this process's. Collective."""
+        if self.group is None:
+            return own
+        padded = self.padded(own, rows)
+        whole = own.new_empty(len(padded) * self.group.size(), *own.shape[1:])
+        dist.all_gather_into_tensor(whole, padded, group=self.group)
+        return whole[:rows]
+
+    def padded(self, own: Tensor, rows: int) -> Tensor:
+        """This process's rows, as many as the first process holds: contiguous, with zeros after."""
+        missing = self.chunk(rows) - len(own)
+        return F.pad(own, (0, 0) * (own.dim() - 1) + (0, missing)) if missing else own.contiguous()
+
+    def sum(self, part: Tensor) -> Tensor:
+        """The sum of the processes' parts, in place. Collective."""
+        if self.group is not None:
+            dist.all_reduce(part, group=self.group)
+        return part
+
+    def sum_rows(self, part: Tensor) -> Tensor:
+        """This process's rows of the sum of the processes' parts. Collective."""
+        if self.group is None:
+            return part
+        rows, held = len(part), self.held(len(part))
+        chunk = self.chunk(rows)
+        missing = chunk * self.group.size() - rows
+        part = F.pad(part, (0, 0) * (part.dim() - 1) + (0, missing)) if missing else part
+        own = part.new_empty(chunk, *part.shape[1:])
+        dist.reduce_scatter_tensor(own, part.contiguous(), group=self.group)
+        return own[: held.stop - held.start]
+
+
+@dataclass(frozen=True)
+class Matrix:
+    """A matrix of a block in one step of its optimizer.
+
+    parameter: as the optimizer has it; state: of it, by key; group: its parameter group.
+    own_shape: of the whole matrix without the zeros that it is stored with; it decides the side.
+    """
+
+    name: str
+    parameter: Tensor
+    state: dict[str, Tensor]
+    group: Mapping[str, Any]
+    own_shape: torch.Size
+
+    @property
+    def shape(self) -> torch.Size:
+        """Of the whole matrix, (m, n), as it is stored."""
+        return self.parameter.shape
+
+    @property
+    def right(self) -> bool:
+        return sides.on_the_right(self.own_shape)
+
+    @cached_property
+    def spread(self) -> Spread:
+        return Spread.of(self.parameter)
+
+    @cached_property
+    def weight(self) -> Tensor:
+        """This process's rows, (rows, n) on the parameter's memory."""
+        return local(self.parameter.detach())
+
+    @cached_property
+    def gradient(self) -> Tensor:
+        """The gradient of these rows."""
+        return local(cast(Tensor, self.parameter.grad))
+
+    @property
+    def t(self) -> int:
+        """Good steps that it has taken: 0 in the first one."""
+        return int(self.state["step"])
+
+    def rank(self, r: int) -> int:
+        """A rank that is r, or less where the matrix has not so many rows or columns."""
+        return min(r, *self.own_shape)
+
+    def projected(self, r: int) -> tuple[int, int]:
+        """The shape of R, as it is stored."""
+        return sides.projected(self.shape, self.rank(r), self.right)
+
+    def projection(self, r: int) -> tuple[int, int]:
+        """The shape of P, as it is stored."""
+        return sides.projection(self.shape, self.rank(r), self.right)
+
+
+class MatrixOptimizer(Optimizer, ABC):
+    """Updates matrices of blocks one by one, as a subclass does it; by torch's AdamW what is none.
+
+    Each parameter counts its own steps in `step`. Only parameters with a gradient are updated.
+    Collective: processes have gradients of the same parameters.
+    """
+
+    def __init__(
+        self, groups: Groups, options: AdamWOptions, own_shapes: Mapping[str, torch.Size]
+    ) -> None:
+        """own_shapes: without zeros, of the parameters that are stored with some, by name."""
+        first, second = options.betas
+        defaults = {
+            "lr": options.lr,
+            "betas": (first, second),
+            "eps": options.eps,
+            "weight_decay": options.weight_decay,
+        }
+        super().__init__(groups, defaults)
+        self.own_shapes = own_shapes
+
+    @abstractmethod
+    def begin(self, matrix: Matrix) -> dict[str, Tensor]:
+        """The matrix's state before its first step, but for `step`."""
+
+    @abstractmethod
+    def update(self, matrix: Matrix) -> None:
+        """Change weight and state by the gradient; not `step`."""
+
+    def prepare(self, matrices: list[Matrix]) -> None:
+        """What comes before the updates of the matrices of one step, for all of them together."""
+
+    def allocate(self) -> None:
+        """Make all state, as it is before the first step."""
+        for group in self.param_groups:
+            for name, parameter in named(group):
+                self._state(name, parameter)
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        assert closure is None, "the gradients are there"
+        matrices: list[Matrix] = []
+        for group in self.param_groups:
+            others: list[Tensor] = []
+            for name, parameter in named(group):
+                if parameter.grad is None:
+                    continue
+                state = self._state(name, parameter)
+                if is_block_matrix(name, parameter.dim()):
+                    matrices.append(self._matrix(name, parameter, state, group))
+                else:
+                    others.append(parameter)
+            self._adamw(others, group)
+        self.prepare(matrices)
+        for matrix in matrices:
+            self.update(matrix)
+            matrix.state["step"] += 1
+
+    def _matrix(
+        self, name: str, parameter: Tensor, state: dict[str, Tensor], group: dict[str, Any]
+    ) -> Matrix:
+        own_shape = self.own_shapes.get(name, parameter.shape)
+        return Matrix(name, parameter, state, group, own_shape)
+
+    def _state(self, name: str, parameter: Tensor) -> dict[str, Tensor]:
+        """The parameter's, made if there is none."""
+        state = self.state[parameter]
+        if state:
+            return state
+        if is_block_matrix(name, parameter.dim()):
+            matrix = self._matrix(name, parameter, state, {})
+            # the count stays on the host, which decides by it
+            state |= {"step": torch.zeros(()), **self.begin(matrix)}
+        else:
+            weight = local(parameter.detach())
+            state |= {
+                "step": torch.zeros((), device=weight.device),
+                "exp_avg": torch.zeros_like(weight),
+                "exp_avg_sq": torch.zeros_like(weight),
+            }
+        return state
+
+    def _adamw(self, parameters: list[Tensor], group: dict[str, Any]) -> None:
+        """As `optim.adamw` does."""
+        states = [self.state[parameter] for parameter in parameters]
+        adamw(
+            [local(parameter.detach()) for parameter in parameters],
+            [local(cast(Tensor, parameter.grad)) for parameter in parameters],
+            [state["exp_avg"] for state in states],
+            [state["exp_avg_sq"] for state in states],
+            [],
+            [state["step"] for state in states],
+            fused=True,
+            amsgrad=False,
+            beta1=group["betas"][0],
+            beta2=group["betas"][1],
+            lr=group["lr"],
+            weight_decay=group["weight_decay"],
+            eps=group["eps"],
+            maximize=False,
+        )
+
+
+def named(group: Mapping[str, Any]) -> Iterator[tuple[str, Tensor]]:
+    """A group's parameters, with the names that torch keeps."""
+    return zip(group["param_names"], group["params"], strict=True)
+
+
+def adam(gradient: Tensor, matrix: Matrix) -> Tensor:
+    """Adam's direction, corrected for the moments' bias (arXiv 1412.6980): (m / (1 - b1^(t+1))) /
+    (sqrt(v / (1 - b2^(t+1))) + eps). The moments of the matrix, of the shape of the gradient that
+    is given, change in place."""
+    first, second = matrix.group["betas"]
+    m, v = local(matrix.state["exp_avg"]), local(matrix.state["exp_avg_sq"])
+    m.lerp_(gradient, 1 - first)
+    v.mul_(second).addcmul_(gradient, gradient, value=1 - second)
+    steps = matrix.t + 1
+    root = (v / (1 - second**steps)).sqrt_().add_(matrix.group["eps"])
+    return (m / (1 - first**steps)).div_(root)
+
+
+def decay(matrix: Matrix) -> None:
+    """Weight decay after the update, apart from it: W -= lr * weight_decay * W."""
+    matrix.weight.mul_(1 - matrix.group["lr"] * matrix.group["weight_decay"])
+
+
+def limited(norm: Tensor, last: Tensor) -> Tensor:
+    """By which factor an update of that norm is to be shortened, so that its norm is at most LIMIT
+    times that of the step before (Fira, arXiv 2410.01623, section 4.3; APOLLO has the same).
+
+    last: of the step before, changed in place to this step's; 0 is before the first one.
+    """
+    most = LIMIT * last
+    factor = torch.where((last > 0) & (norm > most), most / norm, torch.ones_like(norm))
+    last.copy_(factor * norm)
+    return factor
