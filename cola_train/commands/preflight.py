@@ -10,6 +10,7 @@ import argparse
 import os
 import shutil
 import sys
+from functools import partial
 from pathlib import Path
 
 from cola_train import __version__, costs, distributed
@@ -68,12 +69,12 @@ def disk_problems(config: Config) -> list[str]:
 
 def checkpoint_bytes(config: Config) -> int:
     """fp32 weights and the state of the optimizer."""
-    method = config.method
     weights = [
         *costs.root_weights(config),
         *costs.block_cost(config).weights * config.model.n_layers,
     ]
-    return 4 * sum(w.elements + method.optimizer_elements(config.optim, w) for w in weights)
+    state = partial(config.method.optimizer_elements, config.model, config.optim)
+    return 4 * sum(weight.elements + state(weight) for weight in weights)
 
 
 def main() -> None:

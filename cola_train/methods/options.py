@@ -65,7 +65,9 @@ class MethodOptions(ABC):
         cost = self.block_cost(model, work.length, work.policy, work.fused)
         yield from launches.of_weights(cost.weights, model, work)
 
-    def optimizer_elements(self, optim: OptimOptions, weight: Weight, shards: int = 1) -> int:
+    def optimizer_elements(
+        self, model: ModelConfig, optim: OptimOptions, weight: Weight, shards: int = 1
+    ) -> int:
         """Elements of optimizer state for a weight, as it is stored; of `shards` processes that cut
         it by rows, on the one that holds most."""
         if not weight.trainable:

@@ -58,7 +58,8 @@ class Run:
 
     def optimizer_elements(self, weight: Weight, shards: int = 1) -> int:
         """See `MethodOptions.optimizer_elements`."""
-        return self.config.method.optimizer_elements(self.config.optim, weight, shards)
+        config = self.config
+        return config.method.optimizer_elements(config.model, config.optim, weight, shards)
 
     @property
     def trainable(self) -> int:

@@ -92,7 +92,9 @@ def test_optimizer_elements_are_those_counted(saved, method, engine):
         *costs.root_weights(config),
         *costs.block_cost(config).weights * config.model.n_layers,
     ]
-    expected = sum(config.method.optimizer_elements(config.optim, weight) for weight in weights)
+    expected = sum(
+        config.method.optimizer_elements(config.model, config.optim, weight) for weight in weights
+    )
     assert saved[0][f"{method} fp32 {engine}"]["optimizer elements"] == expected
 
 
