@@ -90,7 +90,7 @@ def run(
         batches = loader.next()
         speed.data_is_there()
 
-        lr = config.method.learning_rate(config.optim, state.step + 1, config.train.steps)
+        lr = config.method.learning_rate(config, state.step + 1)
         max_loss = state.progress.max_loss(config.train.spike_deviations)
         result = engine.train_step(batches, lr, max_loss, stop_signal.received)
         state.count(result)

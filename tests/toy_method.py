@@ -48,8 +48,8 @@ class ToyOptions(MethodOptions):
 
     implementation = "toy_method:Toy"
 
-    def learning_rate(self, optim: OptimOptions, step: int, steps: int) -> float:
-        return optim.lr / 2
+    def learning_rate(self, run: Run, step: int) -> float:
+        return run.optim.lr / 2
 
     def problems(self, run: Run, topology: Topology) -> Iterator[str]:
         if self.rank > run.model.d_model:

@@ -68,7 +68,7 @@ def measure(given: Given, record: Record) -> None:
         )  # fmt: skip
         losses, start = [], time.perf_counter()
         for step in range(1, sizes.run_steps + 1):
-            lr = config.method.learning_rate(config.optim, step, sizes.run_steps)
+            lr = config.method.learning_rate(config, step)
             losses.append(engine.train_step(loader.next(), lr).loss)
             if step % 50 == 0 or step == sizes.run_steps:
                 seconds = time.perf_counter() - start

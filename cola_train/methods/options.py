@@ -75,6 +75,6 @@ class MethodOptions(ABC):
         rows, *others = weight.shape
         return optim.state_elements((-(-rows // shards), *others), weight.block_matrix)
 
-    def learning_rate(self, optim: OptimOptions, step: int, steps: int) -> float:
-        """The rate of step 1..steps."""
-        return learning_rate(optim, step, steps)
+    def learning_rate(self, run: Run, step: int) -> float:
+        """The rate of step 1..train.steps."""
+        return learning_rate(run.optim, step, run.train.steps)

@@ -181,7 +181,7 @@ def _jump(before: Config, config: Config, step: int) -> str | None:
         return None
 
     def rate(of: Config, step: int) -> float:
-        return of.method.learning_rate(of.optim, step, of.train.steps)
+        return of.method.learning_rate(of, step)
 
     if rate(before, step + 1) == rate(config, step + 1):
         return None
