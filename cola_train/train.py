@@ -94,11 +94,12 @@ def run(
         max_loss = state.progress.max_loss(config.train.spike_deviations)
         result = engine.train_step(batches, lr, max_loss, stop_signal.received)
         state.count(result)
-        engine.after_step(state.step)
+        changes = engine.after_step(state.step)
 
         at_end, stopping = state.step == last_step, result.stop
-        if due(state.step, config.train.log_every) or at_end or result.skipped:
-            tracker.training(step_metrics(state.progress, result, lr) | speed.metrics(result))
+        if due(state.step, config.train.log_every) or at_end or result.skipped or changes:
+            metrics = step_metrics(state.progress, result, lr, changes)
+            tracker.training(metrics | speed.metrics(result))
         tracker.advance(state.step)
         if result.skipped:
             tracker.say(skip_message(state.progress, result, max_loss))
@@ -227,10 +228,14 @@ def validate(config: Config, data: PreparedData, state: RunState, tracker: Track
     return validation
 
 
-def step_metrics(progress: Progress, result: StepResult, lr: float) -> dict[str, float | None]:
-    """What a training line says of the step, the method's own numbers included."""
+def step_metrics(
+    progress: Progress, result: StepResult, lr: float, changes: dict[str, float]
+) -> dict[str, float | None]:
+    """What a training line says of the step, the method's own numbers included; changes: of what
+    it did after the step."""
     return {
         **result.metrics,  # first: it may not take the name of another
+        **changes,
         "step": progress.step,
         "tokens": progress.tokens,
         "loss": result.loss,

@@ -131,11 +131,13 @@ class Toy(Method):
     def metrics(self) -> dict[str, Tensor]:
         return {"toy_rank": torch.tensor(float(distributed.rank()), device=self.device)}
 
-    def after_step(self, weights: Weights, step: int) -> None:
-        if step % MERGE_EVERY == 0:
+    def after_step(self, weights: Weights, step: int) -> dict[str, float]:
+        merges = step % MERGE_EVERY == 0
+        if merges:
             self.merge(weights)
         for linears in self.linears:
             linears.index.copy_(linears.index.roll(1))
+        return {"toy_merge": step / MERGE_EVERY} if merges else {}
 
     def merge(self, weights: Weights) -> None:
         index = self.linears[0].index

@@ -179,9 +179,9 @@ class Engine(ABC):
         for group in self.optimizer.param_groups:
             group["lr"] = lr * group.get("lr_scale", 1.0)
 
-    def after_step(self, step: int) -> None:
-        """What the method does between steps."""
-        self.method.after_step(self.weights(), step)
+    def after_step(self, step: int) -> dict[str, float]:
+        """What the method does between steps; numbers worth logging of it."""
+        return self.method.after_step(self.weights(), step)
 
     def eval_model(self) -> nn.Module:
         """What maps tokens (B, T) on this device to logits (B, T, V), under torch.no_grad(). All

@@ -92,8 +92,15 @@ class Method(ABC):
         (scalars on the device, the same names everywhere): their mean is logged."""
         return {}
 
-    def after_step(self, weights: Weights, step: int) -> None:  # noqa: B027, a method need not
-        """What the method does between steps (merging, resampling, ...); often nothing."""
+    def after_step(self, weights: Weights, step: int) -> dict[str, float]:
+        """What the method does after step 1, 2, ... (merging, resampling, ...), be it a skipped
+        one; often nothing.
+
+        Returns:
+            Numbers worth logging of it, by name, the same on every process: the step's line has
+            them, whatever `train.log_every` is.
+        """
+        return {}
 
 
 def build_method(config: Config, device: torch.device) -> Method:

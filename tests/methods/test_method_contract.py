@@ -147,16 +147,17 @@ def test_options_stand_on_their_own(method):
 def test_the_loop_asks_the_method(tmp_path, corpus):
     """Its learning rate, its metrics and what it does between steps, in a run of the trainer."""
     config = values_config(
-        method={"name": "toy"}, run_dir=str(tmp_path / "run"), train={"steps": 2},
+        method={"name": "toy"}, run_dir=str(tmp_path / "run"), train={"steps": 4, "log_every": 4},
         data={"source": "text", "files": [f"{corpus}/*.txt"], "vocab_size": 300, "workers": 1,
               "cache_dir": str(tmp_path / "cache")},
         evaluation={"sample_tokens": 0}, tracking={"wandb": "disabled", "progress": False},
     )  # fmt: skip
     assert train(config) == 0
     lines = (tmp_path / "run/metrics.jsonl").read_text().splitlines()
-    for line in map(json.loads, lines[:2]):
+    for line in map(json.loads, lines[:2]):  # of the merges, though few steps are logged
         assert line["toy_rank"] == 0.0 and line["lr"] == config.optim.lr / 2
-    (saved,) = (tmp_path / "run/checkpoints").glob("step-00000002/*.safetensors")
+        assert line["step"] == 2 * line["toy_merge"]
+    (saved,) = (tmp_path / "run/checkpoints").glob("step-00000004/*.safetensors")
     with safe_open(saved, "pt") as tensors:
         merged = {name: tensors.get_tensor(name) for name in tensors.keys() if "_B" in name}  # noqa: SIM118
     assert merged and all(not t.any() for n, t in merged.items() if n.startswith("model."))
