@@ -36,7 +36,8 @@ CPU_ATTENTION = {
 
 @dataclass(frozen=True)
 class Count:
-    """Of one block, for one position: FLOPs, and bytes alive between forward and backward.
+    """Of one block, for one position: FLOPs, and bytes alive between forward and backward. Of the
+    whole block, bytes of its buffers.
 
     Saved-tensor hooks see all of them without recomputation, and a checkpointed region's inputs.
     """
@@ -45,6 +46,7 @@ class Count:
     backward_flops: float
     saved_bytes: float
     hooked_bytes: float  # of them, what saved-tensor hooks see
+    buffer_bytes: int
 
 
 class LiveStorages(TorchDispatchMode):
@@ -117,7 +119,8 @@ def count_block(
         with flops() as backward:
             y.backward(torch.empty_like(y))
     totals = (forward.get_total_flops(), backward.get_total_flops(), saved, hooked)
-    return Count(*(total / (B * T) for total in totals))
+    buffers = sum(buffer.nbytes for buffer in block.buffers())
+    return Count(*(total / (B * T) for total in totals), buffer_bytes=buffers)
 
 
 @contextmanager

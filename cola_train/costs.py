@@ -30,7 +30,7 @@ def parameters(config: Config) -> int:
 def forward_flops_per_token(config: Config) -> int:
     """FLOPs of a forward pass for one position of a sequence of `train.sequence_length`.
 
-    Norms, activations and the loss are left out.
+    Norms, activations and the loss are left out, and so is what comes once a micro-batch.
     """
     model = config.model
     head = 2 * model.vocab_size * model.d_model
@@ -39,7 +39,9 @@ def forward_flops_per_token(config: Config) -> int:
 
 def training_flops_per_token(config: Config) -> int:
     """Forward and backward, as MFU counts them: nothing that is computed a second time, neither
-    by a recompute policy nor by attention's kernel, whose backward pass is four matmuls here."""
+    by a recompute policy nor by attention's kernel, whose backward pass is four matmuls here; and
+    nothing that comes once a micro-batch (`BlockCost.pass_flops`), which larger ones need less
+    of."""
     model, block = config.model, block_cost(config)
     scores = 2 * config.train.sequence_length * model.d_model
     head = 4 * model.vocab_size * model.d_model

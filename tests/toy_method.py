@@ -77,6 +77,7 @@ class ToyOptions(MethodOptions):
             saved=8 * d + 3 * f + 7 * r if keeps_all else d,
             saved_fp32=NORMS_FP32 + attention_fp32(model) if keeps_all else 0,
             workspace=3 * f + d,
+            buffer_bytes=4 * 8 * r,  # of qkv, o, gate_up and down
         )
 
 

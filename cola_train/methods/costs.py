@@ -40,8 +40,22 @@ class Weight:
 
 
 @dataclass(frozen=True)
+class PassFlops:
+    """Of products of weights alone, which come once a micro-batch, however many its positions."""
+
+    forward: int = 0
+    backward: int = 0
+    recomputed: int = 0
+
+    @property
+    def total(self) -> int:
+        return self.forward + self.backward + self.recomputed
+
+
+@dataclass(frozen=True)
 class BlockCost:
-    """One block's weights, and for one position of a sequence what its step costs.
+    """One block's weights, and for one position of a sequence what its step costs; beside that,
+    what comes once a micro-batch.
 
     Products count, norms and activations do not. A block's output counts to the next block, as
     that one's input.
@@ -51,6 +65,8 @@ class BlockCost:
     recomputed_flops: what the backward pass computes again.
     saved, saved_fp32: elements kept for the backward pass, in the compute dtype and in fp32.
     workspace: most elements that the backward pass holds beside them, in the compute dtype.
+    pass_flops, pass_workspace: FLOPs and such elements of a micro-batch, not of each position.
+    buffer_bytes: of buffers, which every process holds whole.
     """
 
     weights: tuple[Weight, ...]
@@ -60,6 +76,9 @@ class BlockCost:
     saved: int
     saved_fp32: int
     workspace: int
+    pass_flops: PassFlops = PassFlops()  # noqa: RUF009, frozen
+    pass_workspace: int = 0
+    buffer_bytes: int = 0
 
     def saved_bytes(self, element: int) -> int:
         """Bytes kept for one position; `element`: of the compute dtype."""

@@ -120,7 +120,7 @@ def moments_alone(run: Run) -> Iterator[Moment]:
     (block, root), L, e = groups(run), run.config.model.n_layers, run.element
     elements = L * block.elements + root.elements
     fixed = {
-        "weights": (FP32 if e == FP32 else FP32 + e) * elements,
+        "weights": (FP32 if e == FP32 else FP32 + e) * elements + run.buffer_bytes,
         "optimizer": FP32 * sum(map(run.optimizer_elements, run.weights)),
     }
     trained = FP32 * (L * block.trainable.elements + root.trainable.elements)
@@ -163,7 +163,7 @@ def moments_sharded(run: Run) -> Iterator[Moment]:
     state = [sum(run.optimizer_elements(w, S) for w in group.weights) for group in (block, root)]
     shards = FP32 * (L * block.trainable.chunks + root.trainable.chunks)
     fixed = {
-        "weights": FP32 * (L * block.chunks + root.chunks),
+        "weights": FP32 * (L * block.chunks + root.chunks) + run.buffer_bytes,
         "optimizer": FP32 * (L * state[0] + state[1]),
     }
     reshard = engine.reshard_after_forward

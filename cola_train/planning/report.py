@@ -19,6 +19,11 @@ def figures(number: float) -> str:
     return f"{number:,.0f}" if number >= 100 else f"{number:.3g}"
 
 
+def once_a_micro_batch(flops: int) -> list[str]:
+    """What is not of any token, if there is any."""
+    return [f"FLOPs a micro-batch, beside: {flops / 1e12:.4f} T, of weights alone"] if flops else []
+
+
 def text(answer: dict[str, Any], explain: bool = False) -> str:
     """The plan for people. explain: with the step's time by part."""
     variant = f", {answer['variant']}" if answer["variant"] else ""
@@ -35,6 +40,7 @@ def text(answer: dict[str, Any], explain: bool = False) -> str:
         "",
         f"FLOPs a token: forward {flops['forward'] / 1e9:.4f} G, training "
         f"{flops['training'] / 1e9:.4f} G, recomputed {flops['recomputed'] / 1e9:.4f} G",
+        *once_a_micro_batch(answer["flops_per_micro_batch"]),
         "",
         f"{'memory of one GPU':22}{'at the peak':>14}{'at most':>14}",
     ]

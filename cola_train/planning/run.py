@@ -95,7 +95,12 @@ class Run:
     @property
     def workspace_bytes(self) -> int:
         """Most that one block's backward pass holds beside what it kept."""
-        return self.element * self.tokens * self.cost.workspace
+        return self.element * (self.tokens * self.cost.workspace + self.cost.pass_workspace)
+
+    @property
+    def buffer_bytes(self) -> int:
+        """Of all blocks' buffers."""
+        return self.config.model.n_layers * self.cost.buffer_bytes
 
     @cached_property
     def root(self) -> tuple[Weight, ...]:

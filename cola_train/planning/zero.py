@@ -158,6 +158,7 @@ def moments(run: Run) -> Iterator[Moment]:
     weights += FP32 * -(-zero.frozen // D) if mixed or stage == 3 else 0
     if stage == 3:
         weights += e * zero.persistent(run.weights)
+    weights += run.buffer_bytes
     of_state = run.weights if stage == 0 else [Weight((shard,))]
     state = FP32 * sum(map(run.optimizer_elements, of_state))
     fixed = {"weights": weights, "optimizer": state if state_here else 0}

@@ -129,8 +129,13 @@ def test_parameters_flops_and_bytes_are_those_counted(method):
             kept = count_block(config, library)
             counted = count_block(config, library, padded=False)
             cost = costs.block_cost(config, fused=library == "triton")
-            assert counted.forward_flops == cost.forward_flops, policy
-            assert counted.backward_flops == cost.backward_flops + cost.recomputed_flops, policy
+            once, positions = cost.pass_flops, config.train.sequence_length
+            forward = cost.forward_flops + once.forward / positions
+            assert counted.forward_flops == forward, policy
+            backward = cost.backward_flops + cost.recomputed_flops
+            backward += (once.backward + once.recomputed) / positions
+            assert counted.backward_flops == backward, policy
+            assert counted.buffer_bytes == cost.buffer_bytes
             assert kept.saved_bytes == cost.saved_bytes(4), policy
 
 
