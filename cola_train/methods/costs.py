@@ -76,7 +76,7 @@ class BlockCost:
     saved: int
     saved_fp32: int
     workspace: int
-    pass_flops: PassFlops = PassFlops()  # noqa: RUF009, frozen
+    pass_flops: PassFlops = PassFlops()
     pass_workspace: int = 0
     buffer_bytes: int = 0
 
