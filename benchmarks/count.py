@@ -118,9 +118,14 @@ def count_block(
         packed.clear()
         with flops() as backward:
             y.backward(torch.empty_like(y))
-    totals = (forward.get_total_flops(), backward.get_total_flops(), saved, hooked)
-    buffers = sum(buffer.nbytes for buffer in block.buffers())
-    return Count(*(total / (B * T) for total in totals), buffer_bytes=buffers)
+    positions = B * T
+    return Count(
+        forward_flops=forward.get_total_flops() / positions,
+        backward_flops=backward.get_total_flops() / positions,
+        saved_bytes=saved / positions,
+        hooked_bytes=hooked / positions,
+        buffer_bytes=sum(buffer.nbytes for buffer in block.buffers()),
+    )
 
 
 @contextmanager
