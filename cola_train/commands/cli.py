@@ -227,8 +227,9 @@ def _plain(
 
 
 def _one_line(error: BaseException) -> str:
-    """Hydra's message without the repetition of the full configuration."""
-    return str(error).strip().split("\n")[0]
+    """Hydra's message without the repetition of the full configuration; a resolver's own."""
+    line = str(error).strip().split("\n")[0]
+    return line.removeprefix("UserError raised while resolving interpolation: ")
 
 
 def print_problems(error: Exception, line: CommandLine) -> None:

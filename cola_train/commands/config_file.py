@@ -22,6 +22,7 @@ from cola_train.config.fields import defaults, unknown
 from cola_train.errors import UserError
 
 SUFFIXES = (".yaml", ".yml")
+OTHER = r"\$\{([\w.]+)\}"  # in a value: that of another option
 BATCH = {"train.batch_size", "train.batch_tokens"}  # two ways to say one thing
 
 
@@ -249,14 +250,14 @@ def says(group: str, choice: str, groups: Choices) -> set[str]:
             if other in groups:
                 found |= says(other, str(member), groups)
     said = flat(values, {}, {}, prefix_of(file, group))
-    return found | {name for name, value in said if "${" not in str(value)}
+    return found | {name for name, value in said if not re.search(OTHER, str(value))}
 
 
 def taken(group: str, choice: str, groups: Choices) -> dict[str, str]:
     """Option -> the other one that it takes its value from, by a choice's file."""
     file = groups[group].get(choice)
     said = {} if file is None else dict(flat(load_yaml(file), {}, {}, prefix_of(file, group)))
-    named = {name: re.fullmatch(r"\$\{([\w.]+)\}", str(value)) for name, value in said.items()}
+    named = {name: re.fullmatch(OTHER, str(value)) for name, value in said.items()}
     return {name: source[1] for name, source in named.items() if source}
 
 

@@ -5,10 +5,13 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from hydra.core.config_store import ConfigStore
+from omegaconf import DictConfig, OmegaConf
 
-from cola_train.config.fields import defaults, field_types, union_of
+from cola_train.config.fields import defaults, field_types, union_of, unknown
 from cola_train.config.schema import Config
 from cola_train.errors import UserError
+from cola_train.methods import METHODS
+from cola_train.methods.recipe import SIZES, Recipe
 
 UNIONS = {
     field.name: union
@@ -54,9 +57,30 @@ def choices(more: Iterable[Path] = ()) -> Choices:
 
 def register_options() -> None:
     """Give Hydra the options' defaults, which stand in the dataclasses: configs/ says only what
-    differs from them, and which member a union begins with."""
+    differs from them, and which member a union begins with; and the resolver of recipes."""
+    OmegaConf.register_new_resolver("recipe", of_recipe, replace=True)
     store = ConfigStore.instance()
     store.store(name="options", node=defaults(Config))
     for group, union in UNIONS.items():
         for tag, member in union.members.items():
             store.store(group=f"options/{group}", name=tag, node=defaults(member))
+
+
+def of_recipe(size: str, field: str, *, _root_: DictConfig) -> float | None:
+    """`${recipe:60m,lr}`: a field of the recipe that the chosen method was published with for a
+    size, in a run of train.steps. The size is the experiment's: another model changes nothing.
+
+    Raises:
+        UserError: there is no such size, field or method.
+    """
+    method = str(_root_.method.name)
+    fields = [field.name for field in dataclasses.fields(Recipe)]
+    for what, name, known in (
+        ("recipe: size", size, SIZES),
+        ("recipe: field", field, fields),
+        ("method:", method, METHODS),
+    ):
+        if name not in known:
+            raise UserError(unknown(name, list(known), what))
+    value: float | None = getattr(METHODS[method].recipe(size, int(_root_.train.steps)), field)
+    return value

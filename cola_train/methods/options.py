@@ -10,6 +10,7 @@ from cola_train.config.groups import ModelConfig, RecomputeConfig, TrainConfig
 from cola_train.engines.options import EngineOptions
 from cola_train.methods import launches
 from cola_train.methods.costs import BlockCost, Weight
+from cola_train.methods.recipe import Recipe, by_size
 from cola_train.optim import OptimOptions
 from cola_train.parallel.topology import Topology
 from cola_train.schedule import learning_rate
@@ -40,6 +41,17 @@ class MethodOptions(ABC):
     policies: ClassVar[tuple[str, ...]] = ("none", "full")  # of recomputation, that it has
     fused_kernels: ClassVar[bool] = False  # whether Triton kernels exist for its layers
     needs_matrices: ClassVar[bool] = False  # its optimizer's update is not element by element
+
+    @classmethod
+    def recipe(cls, size: str, steps: int) -> Recipe:
+        """Published for a model of that size and a run of so many steps; here that of CoLA's
+        official code (arXiv 2502.10940), which trains its full-rank baseline with the same."""
+        return Recipe(
+            lr=by_size((6e-3, 3e-3, 3e-3, 2e-3, 1e-3), size),
+            warmup_steps=by_size((2000, 2000, 6000, 10_000, 15_000), size),
+            weight_decay=0.01,
+            clip=0.5,
+        )
 
     def problems(self, run: Run, topology: Topology) -> Iterator[str]:
         """What is wrong with the options in such a run on such a cluster."""

@@ -8,11 +8,14 @@ import pytest
 from helpers import exit_code_of, make_config
 
 from cola_train.commands.cli import compose
+from cola_train.commands.config_file import read_command_line
 from cola_train.commands.groups import UNIONS, config_dir
 from cola_train.commands.overrides import check_overrides, without_replaced
 from cola_train.config.checks import OF_THE_CONFIG, load
 from cola_train.data.options import TokensOptions
 from cola_train.errors import UserError
+from cola_train.methods.full.options import FullOptions
+from cola_train.methods.recipe import Recipe, by_size
 
 # (overrides after the tiny defaults, what the message must name)
 BAD_OPTIONS = [
@@ -174,6 +177,30 @@ def test_every_config_group_and_experiment_loads(corpus):
     assert rank_of("method.rank=7", "method.rank_ratio=0.5") == 7
     config = make_config("model=350m")
     assert config.method.placement(config.model) == "low_rank"
+
+
+def test_a_method_brings_its_own_recipe(monkeypatch, capsys, tmp_path):
+    """To the paper's experiments, at their size whatever the model; what is typed wins over it."""
+
+    def recipe(cls, size, steps):
+        return Recipe(by_size((1e-2, 1e-2, 1e-2, 1e-2, 5e-3), size), steps // 10, 0.0, None)
+
+    monkeypatch.setattr(FullOptions, "recipe", classmethod(recipe))
+    optim = make_config("experiment=paper_60m", "method=full", "train.steps=70").optim
+    assert (optim.lr, optim.warmup_steps, optim.weight_decay, optim.clip) == (1e-2, 7, 0.0, None)
+    assert make_config("experiment=paper_7b", "method=full", "model=small").optim.lr == 5e-3
+    assert make_config("experiment=paper_7b", "method=cola").optim.lr == 1e-3
+    typed = make_config("experiment=paper_7b", "method=full", "optim.lr=0.5", "optim.clip=2").optim
+    assert (typed.lr, typed.clip, typed.weight_decay) == (0.5, 2.0, 0.0)
+    mine = tmp_path / "mine.yaml"
+    mine.write_text("optim: {lr: '${recipe:1b,lr}'}\n")
+    assert read_command_line([str(mine), "experiment=paper_60m"]).overrides == [
+        "experiment=paper_60m"  # which says the rate, too
+    ]
+    for wrong, said in (("mine,lr", "known: 60m, 130m"), ("1b,rate", "field `rate`")):
+        mine.write_text(f"optim: {{lr: '${{recipe:{wrong}}}'}}\n")
+        assert exit_code_of([str(mine)]) == 2
+        assert said in (error := capsys.readouterr().err) and error.startswith("error: recipe: ")
 
 
 def test_a_batch_in_tokens_is_enough():
