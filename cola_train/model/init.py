@@ -30,7 +30,9 @@ class Rows:
 
 Fill = Callable[[Rows, str], None]  # fills rows in place; what is random is seeded by the key
 
-INIT_ROWS = 256  # rows drawn from one seed: a process draws only the blocks it holds a part of
+# Rows drawn from one seed: a process draws only the blocks it holds a part of. A vector's rows are
+# single numbers.
+INIT_ROWS, INIT_NUMBERS = 256, 2**16
 
 
 def constant(value: float) -> Fill:
@@ -52,20 +54,27 @@ def uniform(bound: float) -> Fill:
     return _drawn(lambda rows, generator: rows.uniform_(-bound, bound, generator=generator))
 
 
+def seed_of(key: str) -> int:
+    """The seed of a generator, of 63 bits."""
+    digest = hashlib.blake2b(key.encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little") >> 1
+
+
 def _drawn(draw: Callable[[Tensor, torch.Generator], Tensor]) -> Fill:
-    """Block i of INIT_ROWS rows of the whole tensor is drawn from a generator seeded by key and i,
-    so the values do not depend on how the rows are sharded, nor on padding."""
+    """Block i of INIT_ROWS rows of the whole tensor (of a vector INIT_NUMBERS) is drawn from a
+    generator seeded by key and i, so the values do not depend on how the rows are sharded, nor on
+    padding."""
 
     def fill(rows: Rows, key: str) -> None:
         local, first = rows.local, rows.first
         if not len(local):
             return
         generator = torch.Generator(device=local.device)
-        for block in range(first // INIT_ROWS, -(-(first + len(local)) // INIT_ROWS)):
-            digest = hashlib.blake2b(f"{key}/{block}".encode(), digest_size=8).digest()
-            generator.manual_seed(int.from_bytes(digest, "little") >> 1)
-            start = block * INIT_ROWS
-            shape = (min(INIT_ROWS, rows.shape[0] - start), *rows.shape[1:])
+        size = INIT_NUMBERS if len(rows.shape) == 1 else INIT_ROWS
+        for block in range(first // size, -(-(first + len(local)) // size)):
+            generator.manual_seed(seed_of(f"{key}/{block}"))
+            start = block * size
+            shape = (min(size, rows.shape[0] - start), *rows.shape[1:])
             drawn = draw(torch.empty(shape, device=local.device), generator)
             low, high = max(start, first), min(start + len(drawn), first + len(local))
             local[low - first : high - first] = drawn[low - start : high - start]
