@@ -20,18 +20,25 @@ PRODUCT = sorted((REPOSITORY / "cola_train").rglob("*.py"))
 PLANNERS = ("planning/fsdp.py", "planning/zero.py")
 RECOMPUTE = Path(recompute.__file__).relative_to(REPOSITORY / "cola_train").as_posix()
 POLICIES = {policy for options in METHODS.values() for policy in options.policies}
+
+
+def rooms_of(policy: str) -> set[str]:
+    """The folders of those classes of options that say that they have it."""
+    bases = {base for options in METHODS.values() for base in options.__mro__}
+    saying = [of for of in bases if policy in vars(of).get("policies", ())]
+    return {"/".join(of.__module__.split(".")[1:-1]) + "/" for of in saying}
+
+
 ROOMS: dict[str, set[str]] = {}  # a name: where it may stand
 for name in METHODS:
     ROOMS.setdefault(name, set()).add("methods/")
 for name in ENGINES:
     ROOMS.setdefault(name, set()).update({"engines/", *PLANNERS})
 for name in POLICIES:
-    owners = [method for method, options in METHODS.items() if name in options.policies]
     # what every method has is recomputation's own; a sharding is called full too
-    everyones = len(owners) == len(METHODS)
+    everyones = all(name in options.policies for options in METHODS.values())
     shared = {"methods/", "engines/", RECOMPUTE, *PLANNERS}
-    rooms = shared if everyones else {f"methods/{owners[0]}/"}
-    ROOMS.setdefault(name, set()).update(rooms)
+    ROOMS.setdefault(name, set()).update(shared if everyones else rooms_of(name))
 EVERYONES = {name for name in POLICIES if all(name in of.policies for of in METHODS.values())}
 
 

@@ -6,6 +6,7 @@ residual is added to; all other matmuls are cuBLAS's. Triton's ops keep no SiLU 
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from cola_train.config.groups import ModelConfig
 from cola_train.methods.launches import (
@@ -29,19 +30,22 @@ from cola_train.methods.launches import (
 )
 
 
+class Silus(NamedTuple):
+    """Where a block has SiLUs: on its rank-r vectors, on SwiGLU's gate."""
+
+    rank_r: bool
+    gate: bool
+
+
 @dataclass(frozen=True)
 class AutoEncoderBlock:
-    """low_rank_silu: SiLU on the rank-r vectors; gate_silu: on the gate.
-
-    keeps_rank_r: the policy keeps the rank-r vectors and the residual stream, and nothing else but,
-        with keeps_attention, attention's output.
-    """
+    """keeps_rank_r: the policy keeps the rank-r vectors and the residual stream, and nothing else
+    but, with keeps_attention, attention's output."""
 
     model: ModelConfig
     work: Work
     rank: int
-    low_rank_silu: bool
-    gate_silu: bool
+    silus: Silus
     keeps_rank_r: bool
     keeps_attention: bool
 
@@ -90,7 +94,7 @@ class AutoEncoderBlock:
             yield FusedGemm(n, f, r, products=2, moved=written * n * f)
         else:
             yield from [linear(n, r, f)] * 2
-            yield from gated(self.work, f, self.gate_silu)
+            yield from gated(self.work, f, self.silus.gate)
 
     def again(self) -> Iterator[Launch]:
         """What the backward pass repeats where the rank-r vectors are kept."""
@@ -112,7 +116,7 @@ class AutoEncoderBlock:
         yield from self.silu_backward(1)
         if not self.work.fused:
             yield input_gradient(n, f, r)
-            yield from gated_backward(self.work, f, self.gate_silu)
+            yield from gated_backward(self.work, f, self.silus.gate)
         elif self.keeps_rank_r:  # g, u and dp of a tile; dg, du and p are written
             yield FusedGemm(n, f, r, products=3, moved=3 * n * f)
         else:  # dp, whose epilogue reads g and u and writes dg and du
@@ -139,7 +143,7 @@ class AutoEncoderBlock:
         yield from norm_backward(self.work, d)
 
     def silu(self, projections: int) -> Iterator[Launch]:
-        if self.low_rank_silu:
+        if self.silus.rank_r:
             yield Pass(2 * projections * self.work.tokens * self.rank)
 
     def silu_backward(self, projections: int) -> Iterator[Launch]:
@@ -149,5 +153,5 @@ class AutoEncoderBlock:
             yield from self.silu(projections)
         if not self.work.compiled and projections > 1:
             yield Pass(2 * one)
-        if self.low_rank_silu:
+        if self.silus.rank_r:
             yield Pass(3 * one)

@@ -1,4 +1,4 @@
-"""CoLA: every linear of a block becomes an auto-encoder `B silu(A x)` (arXiv 2502.10940)."""
+"""Auto-encoders B s(A x) in place of every linear of a block."""
 
 from collections.abc import Mapping
 from functools import partial
@@ -12,13 +12,13 @@ from cola_train import distributed
 from cola_train.config.schema import Config
 from cola_train.hardware import compute_dtype
 from cola_train.methods.base import Method
-from cola_train.methods.cola.options import ColaOptions
+from cola_train.methods.bottleneck.options import BottleneckOptions
 from cola_train.model.context import ATTENTION_OPS
 from cola_train.model.linear import AutoEncoders
 from cola_train.model.mlp import AutoEncoderMLP
 
 
-class Cola(Method):
+class Bottlenecks(Method):
     """Auto-encoders of rank r, on the ops that `kernels` selects."""
 
     # CoLA-M (arXiv 2502.10940, section 4) keeps the rank-r vectors; light attention's output too,
@@ -30,11 +30,9 @@ class Cola(Method):
 
     def __init__(self, config: Config, device: torch.device) -> None:
         super().__init__(config, device)
-        assert isinstance(config.method, ColaOptions)
-        placement = config.method.placement(config.model)
+        assert isinstance(config.method, BottleneckOptions)
         self.rank = config.method.bottleneck(config.model)
-        self.low_rank_silu = placement in ("low_rank", "both")
-        self.gate_silu = placement in ("full_rank", "both")
+        self.silus = config.method.silus(config.model)
 
     def warm_up(self, config: Config, device: torch.device) -> None:
         if self.kernels == "torch":
@@ -56,9 +54,7 @@ class Cola(Method):
             warm_up(partial(half_blocks, rows), device)
 
     def projections(self, d_in: int, d_outs: dict[str, int]) -> nn.Module:
-        return AutoEncoders(d_in, d_outs, self.rank, self.low_rank_silu, self.ops)
+        return AutoEncoders(d_in, d_outs, self.rank, self.silus.rank_r, self.ops)
 
     def mlp(self, d_model: int, d_ff: int) -> nn.Module:
-        return AutoEncoderMLP(
-            d_model, d_ff, self.rank, self.low_rank_silu, self.gate_silu, self.ops
-        )
+        return AutoEncoderMLP(d_model, d_ff, self.rank, *self.silus, self.ops)

@@ -1,0 +1,84 @@
+"""The options of such methods, and what their blocks cost."""
+
+from abc import abstractmethod
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from cola_train.config.groups import ModelConfig
+from cola_train.methods import launches
+from cola_train.methods.bottleneck.launches import AutoEncoderBlock, Silus
+from cola_train.methods.costs import (
+    NORMS_FP32,
+    BlockCost,
+    Weight,
+    attention_backward_flops,
+    attention_flops,
+    attention_fp32,
+    norm_weights,
+)
+from cola_train.methods.rank import RankOptions
+
+
+@dataclass(frozen=True)
+class BottleneckOptions(RankOptions):
+    """Every linear of a block as B s(A x) of rank r, s the SiLU or the identity."""
+
+    implementation = "cola_train.methods.bottleneck.layers:Bottlenecks"
+    policies = ("none", "light", "cola_m", "full")
+    fused_kernels = True
+
+    @abstractmethod
+    def silus(self, model: ModelConfig) -> Silus:
+        """Where a model has them."""
+
+    def block_cost(self, model: ModelConfig, length: int, policy: str, fused: bool) -> BlockCost:
+        d, f, r = model.d_model, model.d_ff, self.bottleneck(model)
+        F, R = model.inner.stored, r.stored  # with their zeros, as they are kept
+        weights = tuple(
+            Weight(shape)
+            for d_in, d_out in model.linear_shapes
+            for shape in ((r, d_in), (d_out, r))
+        )
+        linears = sum(weight.elements for weight in weights)
+        attention = attention_flops(model, length)
+        forward = 2 * linears + attention
+        kept = 2 * d + 7 * R  # the residual stream before each half, the seven rank-r vectors
+        if policy == "full":
+            # on torch's ops the recomputation ends with what the last product needs
+            again, saved, saved_fp32 = forward if fused else forward - 2 * d * r, d, 0
+            workspace = 5 * F + 8 * d + (9 if fused else 12) * R
+        elif policy == "none":
+            again = 0
+            saved = kept + 6 * d + 3 * F  # both norms' outputs, q, k, v, attention's output
+            if not fused and self.silus(model).rank_r:
+                saved += 7 * R  # the SiLU of the rank-r vectors; Triton's ops make it anew
+            saved_fp32 = NORMS_FP32 + attention_fp32(model)
+            workspace = 2 * F + d + (2 * R if fused else 0)
+        else:
+            again = 6 * d * r + 4 * f * r  # q, k, v; gate and up
+            saved, saved_fp32 = kept, 0
+            workspace = (3 if fused else 5) * F + 2 * d + (4 if fused else 1) * R
+            if policy == "cola_m":
+                again += attention
+            else:  # light keeps attention's output too
+                saved, saved_fp32 = saved + d, attention_fp32(model)
+        return BlockCost(
+            weights=weights + norm_weights(model),
+            forward_flops=forward,
+            backward_flops=4 * linears + attention_backward_flops(model, length),
+            recomputed_flops=again,
+            saved=saved,
+            saved_fp32=saved_fp32,
+            workspace=workspace,
+        )
+
+    def block_launches(self, model: ModelConfig, work: launches.Work) -> Iterator[launches.Launch]:
+        block = AutoEncoderBlock(
+            model,
+            work,
+            self.bottleneck(model).stored,
+            self.silus(model),
+            keeps_rank_r=work.policy in ("cola_m", "light"),
+            keeps_attention=work.policy == "light",
+        )
+        yield from block.launches()
