@@ -56,14 +56,10 @@ def optim_problems(config: Config, topology: Topology) -> Iterator[str]:
 
 
 def matrix_problems(config: Config, topology: Topology) -> Iterator[str]:
-    if config.engine.whole_matrices:
-        return
+    reason = config.engine.cuts_matrices
     for group, options in (("method", config.method), ("optim", config.optim)):
-        if options.needs_matrices:
-            yield (
-                f"{group}: {options.name} updates whole matrices, which ZeRO cuts without regard "
-                "to rows; use engine=fsdp, which shards the same state, or engine.zero_stage=0"
-            )
+        if reason and options.needs_matrices:
+            yield f"{group}: {options.name} updates whole matrices, which {reason}"
 
 
 def source_problems(config: Config, topology: Topology) -> Iterator[str]:

@@ -20,9 +20,9 @@ class EngineOptions:
     planner: ClassVar[str]  # the module of planning/ that knows its memory and traffic
 
     @property
-    def whole_matrices(self) -> bool:
-        """Whether the optimizer gets parameters whole, or cut by rows: as matrices."""
-        return True
+    def cuts_matrices(self) -> str | None:
+        """Why the optimizer gets no matrices, neither whole nor cut by rows, and what to use."""
+        return None
 
     @property
     def compiles(self) -> bool:

@@ -55,8 +55,13 @@ class DeepSpeedOptions(EngineOptions):
     planner = "cola_train.planning.zero"
 
     @property
-    def whole_matrices(self) -> bool:
-        return self.zero_stage == 0
+    def cuts_matrices(self) -> str | None:
+        if self.zero_stage == 0:
+            return None
+        return (
+            "ZeRO cuts without regard to rows; use engine=fsdp, which shards the same state, or "
+            "engine.zero_stage=0"
+        )
 
     @property
     def compiles(self) -> bool:
