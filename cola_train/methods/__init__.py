@@ -8,6 +8,7 @@ from cola_train.methods.cola.options import ColaOptions
 from cola_train.methods.full.options import FullOptions
 from cola_train.methods.lora.options import LoraOptions
 from cola_train.methods.options import MethodOptions
+from cola_train.methods.relora.options import ReloraOptions
 
 __all__ = ["METHODS", "MethodOptions"]
 
@@ -15,4 +16,5 @@ METHODS: dict[str, type[MethodOptions]] = {
     "full": FullOptions,
     "cola": ColaOptions,
     "lora": LoraOptions,
+    "relora": ReloraOptions,
 }
