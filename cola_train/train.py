@@ -70,7 +70,7 @@ def run(
     )
     of_run = about(config, document_mask=uses_documents(config))
     state = RunState(engine, loader, checkpointer, owner, watchdog, of_run)
-    resumed = state.begin(config.resume)
+    resumed = state.begin(config.resume, config.method)
     last_step = min(config.train.steps, config.train.stop_after or config.train.steps)
     record_config(config, owner, finished=state.step >= last_step)
     record_tokenizer(data.train.folder, owner)

@@ -30,6 +30,7 @@ from cola_train.checkpoint.files import (
     read_state,
     remove,
     remove_unfinished,
+    tensor_names,
     verify,
 )
 from cola_train.checkpoint.flat_shard import FlatShard, share_of_replica
@@ -154,11 +155,12 @@ class Checkpointer:
             if self._thread is not None:
                 self._thread.shutdown()
 
-    def find(self, resume: str) -> Path | None:
+    def find(self, resume: str, option: str = "resume") -> Path | None:
         """The checkpoint folder to resume from, verified by all processes together.
 
         resume: "never" (None), "auto" (the newest good one here, or None), or a path to a
         checkpoint or to a folder of them. Damaged ones are named on stderr and passed over.
+        option: that it is the value of.
         Raises UserError if `resume` is a path with no good checkpoint.
         """
         self.wait()
@@ -176,7 +178,10 @@ class Checkpointer:
             damaged.append(f"{path}: {first_few(problems, '; ')}")
         if good is None and not auto:
             what = first_few(damaged, "\n") if damaged else f"{start}: no checkpoint in this folder"
-            raise UserError(f"resume={resume} names no good checkpoint.", what, "Use resume=auto.")
+            raise UserError(
+                f"{option}={resume} names no good checkpoint.", what,
+                "Use resume=auto." if option == "resume" else "Give another, or leave it out.",
+            )  # fmt: skip
         if self._rank == 0:
             for line in damaged:
                 say(f"Damaged checkpoint passed over: {line}")
@@ -187,15 +192,23 @@ class Checkpointer:
         if it is damaged."""
         return self._on_every_rank(partial(read_state, path))[0]
 
-    def load(self, path: Path, tensors: Mapping[str, Tensor | FlatShard]) -> None:
+    def names(self, path: Path) -> list[str]:
+        """Of the tensors that checkpoint folder `path` holds. Raises UserError if that is
+        damaged."""
+        return self._on_every_rank(partial(tensor_names, path))[0]
+
+    def load(
+        self, path: Path, tensors: Mapping[str, Tensor | FlatShard], whole: bool = True
+    ) -> None:
         """Fill `tensors` in place from checkpoint folder `path`, whatever the number of processes
         that saved it.
 
+        whole: the checkpoint holds nothing else.
         Raises UserError if names, shapes or dtypes differ, or if a file is damaged.
         """
         self.wait()
         reader = CheckpointReader(path)
-        self._on_every_rank(partial(reader.open, tensors))
+        self._on_every_rank(partial(reader.open, tensors, whole))
         _fill(tensors, reader, self._group)
 
     def _save(

@@ -127,6 +127,11 @@ def read_state(path: Path) -> dict[str, Any]:
     return dict(read_json(path / STATE))
 
 
+def tensor_names(path: Path) -> list[str]:
+    """Of the tensors of checkpoint folder `path`. Raises UserError."""
+    return list(read_json(path / TENSORS))
+
+
 def newest_first(folder: Path) -> list[tuple[Path, Manifest | None]]:
     """The checkpoints in `folder`, the one saved last first.
 

@@ -245,6 +245,19 @@ def resume_problems(config: Config, topology: Topology) -> Iterator[str]:
         )
 
 
+def warm_start_problems(config: Config, topology: Topology) -> Iterator[str]:
+    path = config.method.warm_start
+    if path is None or any(Path(config.run_dir).glob("checkpoints/step-*")):
+        return  # the run goes on from its own
+    if config.resume not in ("auto", "never"):
+        yield (
+            f"method.warm_start: has no effect with resume={config.resume}, where this run's "
+            "weights are from; leave one of them out"
+        )
+    if not os.path.isdir(path):
+        yield f"method.warm_start: must be the folder of a run or checkpoint; {path!r} is no folder"
+
+
 def data_problems(config: Config, topology: Topology) -> list[str]:
     from cola_train.data import preparation
 
@@ -270,6 +283,7 @@ OF_THE_CONFIG: tuple[Check, ...] = (
 )
 OF_THE_FILES: tuple[Check, ...] = (
     resume_problems,
+    warm_start_problems,
     data_problems,
 )
 OF_THIS_MACHINE: tuple[Check, ...] = (

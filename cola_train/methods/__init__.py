@@ -6,8 +6,15 @@ entry in METHODS, one YAML file, one test.
 
 from cola_train.methods.cola.options import ColaOptions
 from cola_train.methods.full.options import FullOptions
+from cola_train.methods.lora.options import LoraOptions
 from cola_train.methods.options import MethodOptions
+from cola_train.methods.relora.options import ReloraOptions
 
 __all__ = ["METHODS", "MethodOptions"]
 
-METHODS: dict[str, type[MethodOptions]] = {"full": FullOptions, "cola": ColaOptions}
+METHODS: dict[str, type[MethodOptions]] = {
+    "full": FullOptions,
+    "cola": ColaOptions,
+    "lora": LoraOptions,
+    "relora": ReloraOptions,
+}

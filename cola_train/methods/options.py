@@ -41,6 +41,13 @@ class MethodOptions(ABC):
     policies: ClassVar[tuple[str, ...]] = ("none", "full")  # of recomputation, that it has
     fused_kernels: ClassVar[bool] = False  # whether Triton kernels exist for its layers
     needs_matrices: ClassVar[bool] = False  # its optimizer's update is not element by element
+    warm_starts: ClassVar[tuple[str, ...]] = ()  # methods all of whose weights it has; `warm_start`
+
+    @property
+    def warm_start(self) -> str | None:
+        """A run or checkpoint of one of the methods `warm_starts`, with whose weights a new run
+        begins; nothing else of it is used."""
+        return None
 
     @classmethod
     def recipe(cls, size: str, steps: int) -> Recipe:

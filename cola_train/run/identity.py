@@ -2,7 +2,7 @@
 
 import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -55,18 +55,41 @@ def recorded_identity(checkpoint: Path) -> dict[str, Any]:
 
 def refuse_another(saved: Mapping[str, Any], here: Mapping[str, Any], checkpoint: Path) -> None:
     """Raises UserError, naming each option, if a checkpoint's identity is not this run's."""
-    different = [
-        f"{name}: {_shown(saved.get(name))} in the checkpoint, {_shown(here.get(name))} here"
-        for name in saved
-        if saved[name] != here.get(name)
-    ]
-    if different:
+    if different := _differences(saved, here):
         raise UserError(
             f"resume: {checkpoint} holds a model that computes something else.",
             *different,
             "Set these as they were, or begin a new run: choose another run_name (run_dir, where "
             "that is given).",
         )
+
+
+def refuse_warm_start(
+    saved: Mapping[str, Any], here: Mapping[str, Any], methods: Sequence[str], checkpoint: Path
+) -> None:
+    """Raises UserError if the checkpoint's weights, by its identity, are not those of one of the
+    methods for a model of this run's shape."""
+    method = saved.get("method", "unknown")
+    if method not in methods:
+        raise UserError(
+            f"method.warm_start: {checkpoint} is of method={method}; give one of "
+            f"method={' or '.join(methods)}"
+        )
+    shape = {name: value for name, value in saved.items() if name.startswith("model.")}
+    if different := _differences(shape, here):
+        raise UserError(
+            f"method.warm_start: {checkpoint} holds weights of another model.",
+            *different,
+            "Set these as they were there, or give another checkpoint.",
+        )
+
+
+def _differences(saved: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:
+    return [
+        f"{name}: {_shown(saved[name])} in the checkpoint, {_shown(here.get(name))} here"
+        for name in saved
+        if saved[name] != here.get(name)
+    ]
 
 
 def _shown(value: Any) -> str:

@@ -2,6 +2,7 @@
 
 import base64
 import math
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from statistics import fmean, stdev
@@ -14,9 +15,10 @@ from cola_train.checkpoint.checkpointer import Checkpointer
 from cola_train.data.loader import BatchLoader
 from cola_train.engines.base import Engine, StepResult
 from cola_train.errors import TrainingError
+from cola_train.methods import MethodOptions
 from cola_train.progress import say
 from cola_train.run.folder import refuse_to_begin_again
-from cola_train.run.identity import recorded_identity, refuse_another
+from cola_train.run.identity import recorded_identity, refuse_another, refuse_warm_start
 from cola_train.run.owner import Owner
 from cola_train.run.watchdog import Watchdog
 
@@ -76,11 +78,11 @@ class RunState:
     def step(self) -> int:
         return self.progress.step
 
-    def begin(self, resume: str) -> Path | None:
+    def begin(self, resume: str, method: MethodOptions) -> Path | None:
         """Go on from the checkpoint that the option `resume` names, if there is one; returns it.
 
         A path is where a new run begins: once the run has a good checkpoint of its own, a restart
-        goes on from that.
+        goes on from that. Without any, begin with the weights that the method's options name.
 
         Raises:
             UserError: the run had a checkpoint and has none that can be read, or the checkpoint
@@ -97,7 +99,25 @@ class RunState:
                 say(f"{where}; it goes on from {path}")
         if path is not None:
             self._go_on_from(self._load(path))
+        elif method.warm_start is not None:
+            self._warm_start(method.warm_start, method.warm_starts)
         return path
+
+    def _warm_start(self, start: str, methods: Sequence[str]) -> None:
+        """Take the weights of a checkpoint of one of these methods, and nothing else of it: all
+        that it has. What the model has beside them begins as it does without."""
+        option = "method.warm_start"
+        path = self.checkpointer.find(start, option)
+        assert path is not None
+        saved = self.checkpointer.state(path)
+        known = saved.get("identity") or recorded_identity(path)
+        refuse_warm_start(known, self.about["identity"], methods, path)
+        tensors = self.engine.state_dict()
+        names = [name for name in self.checkpointer.names(path) if name.startswith("model.")]
+        self.checkpointer.load(path, {name: tensors[name] for name in names}, whole=False)
+        self.engine.load_state_dict(tensors)
+        if distributed.is_main():
+            say(f"{option}={start}: it begins with the weights of {path}")
 
     def count(self, result: StepResult) -> None:
         """A step was done."""

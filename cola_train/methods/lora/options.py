@@ -1,0 +1,75 @@
+"""LoRA's options, and what its blocks cost."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from cola_train.config.fields import PathText, PositiveFloat
+from cola_train.config.groups import ModelConfig
+from cola_train.methods import launches
+from cola_train.methods.costs import (
+    NORMS_FP32,
+    BlockCost,
+    Weight,
+    attention_backward_flops,
+    attention_flops,
+    attention_fp32,
+    norm_weights,
+)
+from cola_train.methods.lora.launches import LoraBlock
+from cola_train.methods.rank import RankOptions
+from cola_train.methods.recipe import Recipe
+
+
+@dataclass(frozen=True)
+class LoraOptions(RankOptions):
+    """Every linear of a block as W x + alpha / r B A x, W frozen (arXiv 2106.09685)."""
+
+    alpha: PositiveFloat = 32.0  # the factors' product is multiplied by alpha / r
+    # a run or checkpoint of method=full, with whose weights a new run begins; null: random ones
+    warm_start: PathText | None = None
+
+    implementation = "cola_train.methods.lora.layers:Lora"
+    warm_starts = ("full",)
+
+    @classmethod
+    def recipe(cls, size: str, steps: int) -> Recipe:
+        """Of GaLore's LoRA row (arXiv 2403.03507), but for its rate, which is published as a grid
+        from 1e-4 to 1e-2: the middle of that."""
+        return Recipe(lr=1e-3, warmup_steps=steps // 10, weight_decay=0.0, clip=None)
+
+    def scale(self, model: ModelConfig) -> float:
+        return self.alpha / self.bottleneck(model)
+
+    def identity(self, model: ModelConfig) -> dict[str, Any]:
+        return {"rank": int(self.bottleneck(model)), "alpha": self.alpha}
+
+    def block_cost(self, model: ModelConfig, length: int, policy: str, fused: bool) -> BlockCost:
+        d, f, r = model.d_model, model.d_ff, self.bottleneck(model)
+        F, R = model.inner.stored, r.stored
+        frozen = [Weight((d_out, d_in), trainable=False) for d_in, d_out in model.linear_shapes]
+        factors = [
+            Weight(shape)
+            for d_in, d_out in model.linear_shapes
+            for shape in ((r, d_in), (d_out, r))
+        ]
+        whole = sum(weight.elements for weight in frozen)
+        low = sum(weight.elements for weight in factors)
+        forward = 2 * (whole + low) + attention_flops(model, length)
+        keeps_all = policy == "none"
+        return BlockCost(
+            weights=(*frozen, *factors, *norm_weights(model)),
+            forward_flops=forward,
+            # no gradient of W
+            backward_flops=2 * whole + 4 * low + attention_backward_flops(model, length),
+            # the recomputation ends with what the last product needs: that is not run
+            recomputed_flops=0 if keeps_all else forward - 2 * d * f,
+            # x, norm(x), v, rotated q and k, attention's output twice (x + attention), its norm;
+            # gate and up, and their gated product; the seven rank-r vectors
+            saved=8 * d + 3 * F + 7 * R if keeps_all else d,
+            saved_fp32=NORMS_FP32 + attention_fp32(model) if keeps_all else 0,
+            workspace=3 * F + d if keeps_all else 5 * F + 10 * d,
+        )
+
+    def block_launches(self, model: ModelConfig, work: launches.Work) -> Iterator[launches.Launch]:
+        yield from LoraBlock(model, work, self.bottleneck(model).stored).launches()

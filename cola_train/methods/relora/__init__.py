@@ -1,0 +1,1 @@
+"""ReLoRA (arXiv 2307.05695): LoRA whose factors are merged into the weight again and again."""
