@@ -9,6 +9,7 @@ from cola_train import costs
 from cola_train.config.schema import Config
 from cola_train.gpus import Gpu
 from cola_train.methods.costs import BlockCost, Weight
+from cola_train.optim import UpdateCost
 from cola_train.parallel.topology import Topology
 
 FP32 = 4  # bytes
@@ -59,6 +60,12 @@ class Run:
     def optimizer_elements(self, weight: Weight, shards: int = 1) -> int:
         """See `MethodOptions.optimizer_elements`."""
         return self.config.method.optimizer_elements(self.config.optim, weight, shards)
+
+    @cached_property
+    def update_cost(self) -> UpdateCost:
+        """See `MethodOptions.update_cost`."""
+        config, shards = self.config, self.planner.copy_size(self)
+        return config.method.update_cost(config.optim, self.weights, shards)
 
     @property
     def trainable(self) -> int:
