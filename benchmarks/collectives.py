@@ -17,6 +17,7 @@ KINDS = {
     "_reduce_scatter_base_": ("reduce_scatter", 1),
     "reduce_scatter_": ("reduce_scatter", 1),
     "allreduce_": ("all_reduce", 0),
+    "alltoall_base_": ("all_to_all", 0),
     "reduce_": ("reduce", 0),
     "broadcast_": ("broadcast", 0),
     "all_reduce": ("all_reduce", 0),

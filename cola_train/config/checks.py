@@ -201,6 +201,12 @@ def cuda_graph_problems(config: Config, topology: Topology) -> Iterator[str]:
             f"train.cuda_graph: engine={config.engine.name} decides on the host between kernels; "
             f"use {able}, or train.cuda_graph=false"
         )
+    for group, options in (("method", config.method), ("optim", config.optim)):
+        if options.needs_matrices:
+            yield (
+                f"train.cuda_graph: the host decides whether the optimizer of {group}="
+                f"{options.name} steps; use train.cuda_graph=false"
+            )
     if topology.world > 1:
         yield (
             f"train.cuda_graph: is for one process, and there are {topology.world}; use "

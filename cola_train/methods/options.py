@@ -2,7 +2,7 @@
 
 import dataclasses
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol
 
@@ -11,7 +11,7 @@ from cola_train.engines.options import EngineOptions
 from cola_train.methods import launches
 from cola_train.methods.costs import BlockCost, Weight
 from cola_train.methods.recipe import Recipe, by_size
-from cola_train.optim import OptimOptions
+from cola_train.optim import OptimOptions, UpdateCost
 from cola_train.parallel.topology import Topology
 from cola_train.schedule import learning_rate
 
@@ -93,6 +93,13 @@ class MethodOptions(ABC):
             return 0
         rows, *others = weight.shape
         return optim.state_elements((-(-rows // shards), *others), weight.block_matrix)
+
+    def update_cost(
+        self, model: ModelConfig, optim: OptimOptions, weights: Sequence[Weight], shards: int = 1
+    ) -> UpdateCost:
+        """Of all weights, as they are stored; processes as for `optimizer_elements`."""
+        matrices = [(w.shape[0], w.shape[1]) for w in weights if w.trainable and w.block_matrix]
+        return optim.update_cost(matrices, shards)
 
     def learning_rate(self, run: Run, step: int) -> float:
         """The rate of step 1..train.steps."""

@@ -4,12 +4,25 @@ Importing this package imports no torch. A new optimizer is a module here with i
 they build, one entry in OPTIMIZERS, one YAML file, one test.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import prod
-from typing import ClassVar
+from typing import Annotated, ClassVar, Literal
 
-from cola_train.config.fields import Fraction, NaturalFloat, NaturalInt, PositiveFloat
+from cola_train.config.fields import Fraction, NaturalFloat, NaturalInt, PositiveFloat, Range
+
+
+@dataclass(frozen=True)
+class UpdateCost:
+    """What an update costs a process beyond reading and writing weights, gradients and state.
+
+    flops: of matmuls. workspace: bytes held beside. traffic: bytes by kind of collective, see
+    `planning.traffic`.
+    """
+
+    flops: int = 0
+    workspace: int = 0
+    traffic: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -31,6 +44,11 @@ class OptimOptions:
         """Elements of state of a parameter of that shape; block_matrix: a matrix of a block."""
         raise NotImplementedError
 
+    def update_cost(self, matrices: Sequence[tuple[int, int]], shards: int) -> UpdateCost:
+        """Of the trained matrices of all blocks, cut by rows among `shards` processes, on the one
+        that holds most."""
+        return UpdateCost()
+
     def problems(self, steps: int) -> Iterator[str]:
         """What is wrong with the options in a run of so many steps."""
         if self.warmup_steps is not None and self.warmup_steps > steps:
@@ -41,13 +59,11 @@ class OptimOptions:
 
 
 @dataclass(frozen=True)
-class AdamWOptions(OptimOptions):
-    """AdamW."""
+class AdamOptions(OptimOptions):
+    """What AdamW takes, wherever it is used."""
 
     betas: list[Fraction] = field(default_factory=lambda: [0.9, 0.95])  # of the two averages
     eps: PositiveFloat = 1e-8  # beside the root of the second one
-
-    implementation = "cola_train.optim.adamw:adamw"
 
     def state_elements(self, shape: tuple[int, ...], block_matrix: bool) -> int:
         return 2 * prod(shape)
@@ -58,4 +74,55 @@ class AdamWOptions(OptimOptions):
         yield from super().problems(steps)
 
 
-OPTIMIZERS: dict[str, type[OptimOptions]] = {"adamw": AdamWOptions}
+@dataclass(frozen=True)
+class AdamWOptions(AdamOptions):
+    """AdamW."""
+
+    implementation = "cola_train.optim.adamw:adamw"
+
+
+@dataclass(frozen=True)
+class MuonOptions(AdamOptions):
+    """Muon on the matrices of the blocks, AdamW on all else; `lr` is Muon's."""
+
+    momentum: Fraction = 0.95  # of the average of gradients
+    nesterov: bool = True  # the update looks ahead, as Nesterov's momentum does
+    ns_steps: Annotated[int, Range(1, 99)] = 5  # Newton-Schulz iterations
+    # match_rms_adamw: updates as large as AdamW's, so its lr fits; original: Keller Jordan's
+    adjust_lr_fn: Literal["match_rms_adamw", "original"] = "match_rms_adamw"
+    adamw_lr_ratio: PositiveFloat = 1.0  # of AdamW's learning rate to `lr`
+
+    implementation = "cola_train.optim.muon:muon"
+    needs_matrices = True
+
+    def state_elements(self, shape: tuple[int, ...], block_matrix: bool) -> int:
+        return prod(shape) if block_matrix else super().state_elements(shape, block_matrix)
+
+    def update_cost(self, matrices: Sequence[tuple[int, int]], shards: int) -> UpdateCost:
+        """As optim/muon.py orthogonalises them, in bf16: as many at a time as there are processes
+        in a shard group, each on one of them, which gets all rows and sends them back."""
+        shapes = sorted(matrices, key=prod, reverse=True)
+        flops = workspace = gathered = 0
+        for m, n in shapes[::shards]:  # the first process's
+            s = min(m, n)
+            # of s x s: X X^T, then its square; times X
+            flops += self.ns_steps * (4 * s * m * n + 2 * s**3)
+            # X as it came, before and after an iteration; two of s x s; and the rows sent
+            workspace = max(workspace, 2 * ((3 + (shards > 1)) * m * n + 2 * s * s))
+            gathered += 2 * m * n
+        returned = sum(2 * -(-m // shards) * n for m, n in shapes)
+        traffic = {"all_to_all": gathered + returned} if shards > 1 else {}
+        return UpdateCost(flops, workspace, traffic)
+
+    def problems(self, steps: int) -> Iterator[str]:
+        if self.momentum >= 1:
+            yield f"optim.momentum: a number from 0 to below 1 is expected, got {self.momentum}"
+        if self.nesterov and self.momentum == 0:
+            yield (
+                "optim.nesterov: has no effect with optim.momentum=0; use optim.nesterov=false, "
+                "or another momentum"
+            )
+        yield from super().problems(steps)
+
+
+OPTIMIZERS: dict[str, type[OptimOptions]] = {"adamw": AdamWOptions, "muon": MuonOptions}

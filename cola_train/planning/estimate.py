@@ -113,7 +113,8 @@ def step_time(run: Run, given: Assumptions) -> StepTime:
     """The estimate that `Assumptions.describe` describes."""
     chip = given.chip(run)
     parts, python = step_parts(run, chip)
-    time = StepTime(parts, collective_seconds(run, given), python, 0.0, 0.0)
+    parts[UPDATE] += collective_seconds(run, given, of_update=True)
+    time = StepTime(parts, collective_seconds(run, given, of_update=False), python, 0.0, 0.0)
     tokens = run.accumulation * run.tokens  # of one process
     model_flops = tokens * costs.training_flops_per_token(run.config)
     return replace(
@@ -123,10 +124,12 @@ def step_time(run: Run, given: Assumptions) -> StepTime:
     )
 
 
-def collective_seconds(run: Run, given: Assumptions) -> float:
-    """Of all of a step's collectives, one after the other."""
+def collective_seconds(run: Run, given: Assumptions, of_update: bool) -> float:
+    """Of a step's collectives before its update, or in it, one after the other."""
     gpu, topology, seconds = given.gpu, run.topology, 0.0
     for collective in traffic(run):
+        if collective.of_update is not of_update:
+            continue
         # neighbours lie in one node if it has room for them all
         inside = topology.world <= topology.local_world or (
             collective.processes <= topology.local_world and not collective.strided

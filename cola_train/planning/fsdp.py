@@ -153,7 +153,7 @@ def moments_alone(run: Run) -> Iterator[Moment]:
         gradients=gradients(L, root.trainable.elements) + coming(embedding.elements),
         workspace=e * run.tokens * run.config.model.d_model,
     )
-    yield moment("optimizer step", fixed, gradients=trained)
+    yield moment("optimizer step", fixed, gradients=trained, workspace=run.update_cost.workspace)
 
 
 def moments_sharded(run: Run) -> Iterator[Moment]:
@@ -216,7 +216,7 @@ def moments_sharded(run: Run) -> Iterator[Moment]:
         gradients=gradients(L, root_reduced=run.accumulation > 1),
         workspace=reduction(run, root.trainable),
     )
-    yield moment("optimizer step", fixed, gradients=shards)
+    yield moment("optimizer step", fixed, gradients=shards, workspace=run.update_cost.workspace)
 
 
 def reduction(run: Run, group: Group) -> int:
@@ -249,6 +249,8 @@ def traffic(run: Run) -> list[Collective]:
         ]
     if R > 1:
         found.append(Collective("all_reduce", "gradients", syncs * FP32 * reduced // S, R, S > 1))
+    for kind, size in run.update_cost.traffic.items():
+        found.append(Collective(kind, "update", size, S, of_update=True))
     return found
 
 

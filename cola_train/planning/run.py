@@ -9,6 +9,7 @@ from cola_train import costs
 from cola_train.config.schema import Config
 from cola_train.gpus import Gpu
 from cola_train.methods.costs import BlockCost, Weight
+from cola_train.optim import UpdateCost
 from cola_train.parallel.topology import Topology
 
 FP32 = 4  # bytes
@@ -60,6 +61,12 @@ class Run:
         """See `MethodOptions.optimizer_elements`."""
         config = self.config
         return config.method.optimizer_elements(config.model, config.optim, weight, shards)
+
+    @cached_property
+    def update_cost(self) -> UpdateCost:
+        """See `MethodOptions.update_cost`."""
+        config, shards = self.config, self.planner.copy_size(self)
+        return config.method.update_cost(config.model, config.optim, self.weights, shards)
 
     @property
     def trainable(self) -> int:

@@ -97,7 +97,8 @@ def step_parts(run: Run, chip: Chip) -> tuple[dict[str, float], float]:
     host_update = constants.optimizer_us * US
     if config.train.cuda_graph:  # one launch, the update's kernels among what it launches
         host, host_update = constants.eager_launch_us * US, 0.0
-    parts[UPDATE] += max(chip.passed(update_bytes(run)), host_update)
+    products = run.update_cost.flops / (chip.gpu.bf16_flops * constants.gemm_peak)
+    parts[UPDATE] += max(chip.passed(update_bytes(run)) + products, host_update)
     return {part: parts[part] for part in PARTS}, host
 
 

@@ -1,7 +1,8 @@
 """Bytes that collectives move in one optimizer step of one process.
 
-Bytes are those of the whole message: what an all-gather returns, what a reduce-scatter or an
-all-reduce takes. Each engine's planner lists them; tests hold them to those of real runs.
+Bytes are those of the whole message: what an all-gather or an all-to-all returns, what a
+reduce-scatter or an all-reduce takes. Each engine's planner lists them; tests hold them to those of
+real runs.
 """
 
 from dataclasses import dataclass
@@ -13,11 +14,12 @@ from cola_train.planning.run import Run
 class Collective:
     """All collectives of one kind in a step; `processes` take part in each."""
 
-    kind: str  # all_gather | reduce_scatter | all_reduce
+    kind: str  # all_gather | reduce_scatter | all_reduce | all_to_all
     what: str
     bytes: int
     processes: int
     strided: bool = False  # among processes a shard group apart, rather than neighbours
+    of_update: bool = False  # the optimizer's, which no kernels of the model hide
 
     @property
     def sent(self) -> float:

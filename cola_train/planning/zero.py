@@ -219,7 +219,7 @@ def moments(run: Run) -> Iterator[Moment]:
         "optimizer step",
         fixed,
         gradients=max(between, e * P if stage == 0 else FP32 * shard),
-        workspace=buffer + (FP32 * P if stage == 0 and mixed else 0),
+        workspace=buffer + (FP32 * P if stage == 0 and mixed else 0) + run.update_cost.workspace,
     )
 
 

@@ -50,6 +50,21 @@ def test_memory_is_within_a_tenth_of_measured_peaks(processes, tmp_path):
         assert found["between"] == pytest.approx(weights + moments, rel=0.02), about
 
 
+@pytest.mark.parametrize("processes", [1, pytest.param(2, marks=pytest.mark.slow)])
+def test_memory_of_muons_step_is_within_a_tenth_of_measured_peaks(processes, tmp_path):
+    shape = [
+        "model.n_layers=2", "model.d_model=256", "model.d_ff=688", "model.n_heads=4",
+        "model.vocab_size=512", "data.vocab_size=512", "train.sequence_length=16",
+        "data.document_mask=false", "tracking=local", "train.precision=fp32", "optim=muon",
+        "train.batch_size=4", "train.micro_batch_size=1",
+    ]  # fmt: skip
+    cases = ["method=full", "method=cola"] + ["engine.sharding=replicate"] * (processes > 1)
+    for found in measure("memory", processes, shape, cases, tmp_path):
+        about = json.dumps(found)
+        assert found["moment"] == "optimizer step", about
+        assert found["planned"] == pytest.approx(found["peak"], rel=0.1), about
+
+
 def test_the_planners_constants_are_the_models():
     from cola_train.model import cpu, loss
 
