@@ -7,20 +7,22 @@ they build, one entry in OPTIMIZERS, one YAML file, one test.
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from math import prod
-from typing import ClassVar
+from typing import ClassVar, Literal
 
-from cola_train.config.fields import Fraction, NaturalFloat, NaturalInt, PositiveFloat
+from cola_train.config.fields import Fraction, NaturalFloat, NaturalInt, PositiveFloat, PositiveInt
 
 
 @dataclass(frozen=True)
 class OptimOptions:
-    """The schedule: linear warm-up, then a cosine to `final_lr_ratio` of the peak."""
+    """The optimizer, and the learning rate over the run."""
 
     name: str
     lr: PositiveFloat = 3e-3  # the peak of the learning rate
     weight_decay: NaturalFloat = 0.01  # decoupled from the gradient
+    schedule: Literal["cosine", "wsd", "linear", "constant"] = "cosine"  # after a linear warm-up
     warmup_steps: NaturalInt | None = None  # null: a twentieth of train.steps
-    final_lr_ratio: Fraction = 0.1  # the last rate / lr
+    decay_steps: PositiveInt | None = None  # the last ones, of wsd; null: a fifth of train.steps
+    final_lr_ratio: Fraction = 0.1  # the last rate / lr; constant has none
     clip: PositiveFloat | None = 0.5  # of the global gradient norm; null: none
 
     # "module:function" of (groups, options) -> torch Optimizer; see `groups.parameter_groups`
@@ -31,12 +33,35 @@ class OptimOptions:
         """Elements of state of a parameter of that shape; block_matrix: a matrix of a block."""
         raise NotImplementedError
 
+    def warmup(self, steps: int) -> int:
+        """Steps of warm-up in a run of so many."""
+        return steps // 20 if self.warmup_steps is None else self.warmup_steps
+
+    def decay(self, steps: int) -> int:
+        """The steps of wsd's decay in a run of so many (a fifth: arXiv 2405.18392)."""
+        return max(1, steps // 5) if self.decay_steps is None else self.decay_steps
+
     def problems(self, steps: int) -> Iterator[str]:
         """What is wrong with the options in a run of so many steps."""
         if self.warmup_steps is not None and self.warmup_steps > steps:
             yield (
                 f"optim.warmup_steps: {self.warmup_steps} is more than train.steps ({steps}); "
                 "lower it, or use optim.warmup_steps=null for a twentieth"
+            )
+        elif self.schedule == "wsd" and self.warmup(steps) + self.decay(steps) > steps:
+            yield (
+                f"optim.decay_steps: {self.decay(steps)} of decay after {self.warmup(steps)} of "
+                f"warm-up are more than train.steps ({steps}); lower it or optim.warmup_steps"
+            )
+        if self.decay_steps is not None and self.schedule != "wsd":
+            yield (
+                f"optim.decay_steps: {self.decay_steps} has no effect, optim.schedule="
+                f"{self.schedule} has no stable phase; use optim.schedule=wsd, or leave it out"
+            )
+        if self.schedule == "constant" and self.final_lr_ratio != OptimOptions.final_lr_ratio:
+            yield (
+                f"optim.final_lr_ratio: {self.final_lr_ratio:g} has no effect, optim.schedule="
+                "constant never falls; use optim.schedule=linear, or leave it out"
             )
 
 
