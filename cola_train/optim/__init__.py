@@ -13,6 +13,14 @@ from cola_train.config.fields import Fraction, NaturalFloat, NaturalInt, Positiv
 
 
 @dataclass(frozen=True)
+class GroupOptions:
+    """What is another for the parameters that a pattern matches."""
+
+    weight_decay: NaturalFloat | None = None  # null: optim's
+    lr: PositiveFloat | None = None  # the peak; null: optim's
+
+
+@dataclass(frozen=True)
 class OptimOptions:
     """The optimizer, and the learning rate over the run."""
 
@@ -24,6 +32,9 @@ class OptimOptions:
     decay_steps: PositiveInt | None = None  # the last ones, of wsd; null: a fifth of train.steps
     final_lr_ratio: Fraction = 0.1  # the last rate / lr; constant has none
     clip: PositiveFloat | None = 0.5  # of the global gradient norm; null: none
+    # weight_decay, lr (its peak) or both for parameters by shell-style patterns of their names, of
+    # which the first to match counts: {*norm*:{weight_decay:0},embedding*:{lr:1e-3}}
+    groups: dict[str, GroupOptions] = field(default_factory=dict)
 
     # "module:function" of (groups, options) -> torch Optimizer; see `groups.parameter_groups`
     implementation: ClassVar[str]
@@ -53,6 +64,12 @@ class OptimOptions:
                 f"optim.decay_steps: {self.decay(steps)} of decay after {self.warmup(steps)} of "
                 f"warm-up are more than train.steps ({steps}); lower it or optim.warmup_steps"
             )
+        for pattern, group in self.groups.items():
+            if group == GroupOptions():
+                yield (
+                    f"optim.groups: `{pattern}` changes nothing; give it weight_decay or lr, as in "
+                    f"{{{pattern}:{{weight_decay:0}}}}"
+                )
         if self.decay_steps is not None and self.schedule != "wsd":
             yield (
                 f"optim.decay_steps: {self.decay_steps} has no effect, optim.schedule="
