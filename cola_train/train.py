@@ -22,6 +22,7 @@ from cola_train.inference.generate import sample
 from cola_train.methods.base import build_method
 from cola_train.model.llama import build_model
 from cola_train.model.sdpa import sdpa_kernels
+from cola_train.optim.groups import parameter_groups
 from cola_train.parallel.compile import compile_blocks
 from cola_train.parallel.recompute import apply_recompute
 from cola_train.run.folder import record_config, record_tokenizer, refuse_to_mix_runs
@@ -53,6 +54,8 @@ def run(
     config: Config, device: torch.device, owner: Owner, watchdog: Watchdog, on_exit: ExitStack
 ) -> int:
     """The run itself, in a folder that is its own and on processes that have joined."""
+    check_groups(config, device)
+
     # The pipeline.
     data = open_data(config.data, config.model.vocab_size)
     stop_signal = StopSignal()  # until here a signal ends the process at once
@@ -142,6 +145,13 @@ def build(config: Config, device: torch.device) -> Engine:
     if hardware.compiled_on(device, config):
         compile_blocks(model)
     return build_engine(config, model, method, device)
+
+
+def check_groups(config: Config, device: torch.device) -> None:
+    """Raises UserError for a pattern of `optim.groups` without a parameter: before data are
+    prepared, which may take hours."""
+    if config.optim.groups:
+        parameter_groups(build_model(config, build_method(config, device), device), config.optim)
 
 
 def set_determinism(config: Config) -> None:

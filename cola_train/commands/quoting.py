@@ -64,7 +64,7 @@ def write(value: Any) -> str:
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]
     if isinstance(value, Mapping):
-        return f"{{{','.join(f'{key}:{write(item)}' for key, item in value.items())}}}"
+        return f"{{{','.join(f'{_key(key)}:{write(item)}' for key, item in value.items())}}}"
     if isinstance(value, list):
         return f"[{','.join(map(write, value))}]"
     if not isinstance(value, str):
@@ -72,6 +72,11 @@ def write(value: Any) -> str:
     plain = re.fullmatch(r"[\w./${}-]+", value, re.ASCII) is not None
     read = getattr(parse(f"x={value}"), "_value", None) if plain else None
     return value if read == value and isinstance(read, str) else _in_quotes(value)
+
+
+def _key(text: Any) -> str:
+    """A mapping's key, which has no quotes in the grammar."""
+    return re.sub(r"([()\[\]{}:=,\s\\])", r"\\\1", str(text))
 
 
 def in_a_shell(text: str, kind: Any) -> str:

@@ -199,8 +199,17 @@ def build(cls: type, values: Any, path: str, problems: list[str]) -> Any:
             arguments[field.name] = build(kind, group, f"{name}.", problems)
         else:
             value = _default(field, "???") if value == "???" else value
-            arguments[field.name] = _build_value(value, field.type, name, problems)
+            built = _build_value(value, field.type, name, problems)
+            if (each := _group_by_key(field.type)) is not None and built is not INVALID:
+                built = {k: build(each, v, f"{name}.{k}.", problems) for k, v in built.items()}
+            arguments[field.name] = built
     return cls(**arguments)
+
+
+def _group_by_key(kind: Any) -> type | None:
+    """The dataclass of `dict[str, dataclass]`: a group for each key that a user thinks of."""
+    value: Any = get_args(kind)[1] if get_origin(kind) is dict else None
+    return typing.cast(type, value) if dataclasses.is_dataclass(value) else None
 
 
 def _build_member(union: OneOf, values: Any, group: str, problems: list[str]) -> Any:

@@ -30,8 +30,10 @@ SYNONYMS = {
     "optim.betas": "beta1 beta2 beta adam_beta1 adam_beta2 adam_betas b1 b2",
     "optim.clip": "grad_clip gradient_clip gradient_clipping grad_clipping clip_grad clip_norm "
     "grad_norm_clip max_grad_norm max_norm gradient_clip_val clip_grad_norm",
+    "optim.decay_steps": "cooldown_steps cooldown_iters wsd_decay_steps lr_wsd_decay_iters",
     "optim.eps": "epsilon adam_epsilon adam_eps",
     "optim.lr": "learning_rate base_lr max_lr peak_lr max_learning_rate peak_learning_rate",
+    "optim.schedule": "scheduler lr_scheduler lr_scheduler_type lr_decay_style decay_lr lr_decay",
     "optim.weight_decay": "wd decay l2",
     "recompute": "gradient_checkpointing activation_checkpointing activation_checkpoint "
     "grad_checkpoint checkpoint_activations recompute_activations recomputation remat",
@@ -83,8 +85,7 @@ ADVICE = {
         "warmup warmup_ratio warmup_steps num_warmup_steps warmup_iters warmup_fraction "
         "lr_warmup_steps warmup_epochs"
     ),
-    "it is a warm-up of optim.warmup_steps, then a cosine to optim.final_lr_ratio of optim.lr": (
-        "scheduler lr_scheduler lr_scheduler_type schedule lr_decay_style decay_lr lr_decay "
+    "it spans train.steps; of optim.schedule=wsd, set optim.decay_steps": (
         "lr_decay_iters lr_decay_steps"
     ),
     "pre-training here has none; leave it out": (

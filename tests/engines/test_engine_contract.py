@@ -24,7 +24,7 @@ def worker(modes, place, tiny, tmp_path, processes):
 def results(tiny, tmp_path_factory):
     """What two processes did, each with two micro-batches a step."""
     folder = tmp_path_factory.mktemp("results")
-    return worker("curves,skips", folder, tiny, folder, 2)
+    return worker("curves,skips,groups", folder, tiny, folder, 2)
 
 
 @pytest.mark.slow
@@ -63,6 +63,17 @@ def test_a_skipped_step_changes_nothing_on_any_process(results):
     assert counted == [[[0.0], [1.0]]] * (len(ENGINES) + 1) * 2
     following = [result["next"] for case, result in skips.items() if "fp32 loss" in case]
     assert following == pytest.approx([following[0]] * (len(ENGINES) + 1), abs=1e-5)
+
+
+@pytest.mark.slow
+def test_groups_of_parameters_train_as_in_plain_torch(results):
+    """Also from a checkpoint of a run without, saved by another engine, and the other way round."""
+    plain = results["groups"].pop("plain")
+    assert abs(plain[0][2] - plain[1][2]) > 1e-3  # they matter
+    assert set(results["groups"]) == set(ENGINES)
+    for engine, curves in results["groups"].items():
+        for curve, truth in zip(curves, plain, strict=True):
+            assert curve == pytest.approx(truth, rel=0, abs=1e-5), engine
 
 
 @pytest.mark.slow

@@ -2,7 +2,8 @@
 
 Arguments: the JSON file to write, modes with commas between them, a folder for checkpoints, the
 overrides of a tiny run. `curves`: losses of a few steps. `skips`: what a step that is not finite
-changes. `norms`: the gradient norm under each sharding. `save` and `resume`: checkpoints of every
+changes. `groups`: losses with groups of parameters, and with checkpoints of runs that had none.
+`norms`: the gradient norm under each sharding. `save` and `resume`: checkpoints of every
 engine, loaded into every engine.
 """
 
@@ -173,6 +174,77 @@ def skips(_: str, overrides: list[str]) -> dict[str, Any]:
     return results
 
 
+GROUPS = [
+    "optim.groups={*norm*:{weight_decay:0},embedding*:{lr:1.5e-3},layers.1*:{lr:6e-3,weight_decay:2}}"
+]
+
+
+def by_hand(name: str, with_groups: bool) -> dict[str, float]:
+    """What GROUPS say of a parameter, at the default optim.lr of 3e-3."""
+    usual = {"lr": LR, "weight_decay": 0.5}
+    if not with_groups:
+        return usual
+    if "norm" in name:
+        return usual | {"weight_decay": 0.0}
+    if name == "embedding.weight":
+        return usual | {"lr": LR / 2}
+    return {"lr": 2 * LR, "weight_decay": 2.0} if name.startswith("layers.1.") else usual
+
+
+def grouped_by_hand(config: Config, with_groups: list[bool]) -> list[float]:
+    """Losses by plain torch, of as many steps, with groups or without."""
+    model, optim, losses = real_model(config), config.optim, []
+    assert optim.clip is not None
+    named = dict(model.named_parameters())
+    each = [{"params": [parameter]} for parameter in named.values()]
+    optimizer = torch.optim.AdamW(each, betas=tuple(optim.betas), eps=optim.eps)
+    for step, grouped in enumerate(with_groups):
+        tokens = rows(step)
+        for name, group in zip(named, optimizer.param_groups, strict=True):
+            group.update(by_hand(name, grouped))
+        loss = model(tokens[:, :-1], tokens[:, 1:]) / tokens[:, 1:].numel()
+        optimizer.zero_grad()
+        loss.backward()
+        losses.append(loss.item())
+        torch.nn.utils.clip_grad_norm_(list(named.values()), optim.clip)
+        optimizer.step()
+    return losses
+
+
+def groups(folder: str, overrides: list[str]) -> dict[str, Any]:
+    """Engine -> losses with groups, then of an engine without that goes on from its checkpoint;
+    and the other way round. "plain": both by plain torch."""
+    overrides = [*overrides, "optim.weight_decay=0.5"]
+    results: dict[str, Any] = {}
+    changes = [(True, False), (False, True)]
+    results["plain"] = [
+        grouped_by_hand(make_config(*overrides), [first] * SAVED_AT + [then] * 2)
+        for first, then in changes
+    ]
+    names = list(ENGINES)
+    for i, name in enumerate(names):
+        results[name] = []
+        for first, then in changes:
+            engine = engine_of(make_config(*overrides, *ENGINES[name], *(GROUPS if first else [])))
+            losses = [engine.train_step(micro_batches(k), LR).loss for k in range(SAVED_AT)]
+            path = Path(folder) / f"{name}, groups {first}"
+            store = checkpointer(path)
+            store.save(SAVED_AT, engine.state_dict(), {"step": SAVED_AT})
+            engine.close()
+            other = ENGINES[names[(i + 1) % len(names)]]
+            engine = engine_of(make_config(*overrides, *other, *(GROUPS if then else [])))
+            tensors = engine.state_dict()
+            store.load(path / f"step-{SAVED_AT:08d}", tensors)
+            engine.load_state_dict(tensors)
+            store.close()
+            losses += [
+                engine.train_step(micro_batches(k), LR).loss for k in (SAVED_AT, SAVED_AT + 1)
+            ]
+            engine.close()
+            results[name].append(losses)
+    return results
+
+
 def norms(_: str, overrides: list[str]) -> dict[str, float]:
     """Sharding -> gradient norm of the first step; "plain": of the unsharded model."""
     config = make_config(*overrides)
@@ -263,7 +335,10 @@ def main() -> None:
     result, modes, folder, *overrides = sys.argv[1:]
     torch.set_num_threads(1)
     distributed.start()
-    tasks = {"curves": curves, "skips": skips, "norms": norms, "save": save, "resume": resume}
+    tasks = {
+        "curves": curves, "skips": skips, "groups": groups,
+        "norms": norms, "save": save, "resume": resume,
+    }  # fmt: skip
     results = {mode: tasks[mode](folder, overrides) for mode in modes.split(",")}
     if distributed.is_main():
         Path(result).write_text(json.dumps(results))

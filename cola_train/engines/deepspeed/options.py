@@ -17,7 +17,7 @@ OWNED = {
     "managed_gradient_accumulation": "the trainer, which says itself when a step is complete",
     "gradient_clipping": "optim.clip",
     "optimizer": "optim",
-    "scheduler": "optim.warmup_steps and optim.final_lr_ratio",
+    "scheduler": "optim.schedule",
     "bf16": "train.precision",
     "bfloat16": "train.precision",
     "fp16": "train.precision",
