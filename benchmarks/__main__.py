@@ -14,6 +14,7 @@ from cola_train.errors import EXIT_DONE, EXIT_USER_ERROR, UserError
 # Name to module, which holds a `BENCHMARK`; a new one is one line here.
 REGISTRY = {
     "train_step": "benchmarks.train_step",
+    "methods": "benchmarks.methods",
     "peers": "benchmarks.peers",
     "python_time": "benchmarks.python_time",
     "official": "benchmarks.official",

@@ -1,12 +1,13 @@
 """What the tests share: a tiny corpus, a tiny run's overrides, the `gpu` marker."""
 
 import random
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Generator
 from pathlib import Path
 
 import pytest
 import torch
-from helpers import make_config
+from helpers import REPOSITORY, make_config
 
 from cola_train.config.schema import Config
 
@@ -19,6 +20,22 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         for item in items:
             if "gpu" in item.keywords:
                 item.add_marker(pytest.mark.skip(reason="needs a CUDA GPU, and there is none"))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """What a failed test said, its processes' output in it, stays in build/failed/: one that fails
+    once in many runs must not be lost with the terminal."""
+    report = yield
+    if report.failed:
+        folder = REPOSITORY / "build" / "failed"
+        folder.mkdir(parents=True, exist_ok=True)
+        name = re.sub(r"\W+", "-", item.nodeid)[-120:]
+        parts = [report.longreprtext, *(f"--- {name}\n{text}" for name, text in report.sections)]
+        (folder / f"{name}-{call.when}.txt").write_text("\n".join(parts))
+    return report
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

@@ -25,6 +25,7 @@ from cola_train.config.checks import OF_THE_CONFIG, load
 from cola_train.config.schema import Config
 from cola_train.data.loader import Batch
 from cola_train.engines.base import Engine
+from cola_train.errors import UserError
 from cola_train.methods.base import build_method
 from cola_train.model.init import initialise
 from cola_train.model.llama import Llama, build_model
@@ -61,6 +62,8 @@ ENGINES: dict[str, dict[str, Any]] = {"fsdp": {"name": "fsdp"}} | {
     }
     for stage in range(4)
 }
+# method -> its options that are numbers of steps: between merges, or between projections
+PERIODS: dict[str, tuple[str, ...]] = {}
 TINY_VALUES: dict[str, dict[str, Any]] = {
     "model": {
         "name": "tiny", "d_model": 32, "d_ff": 37, "n_layers": 2, "n_heads": 4, "vocab_size": 300,
@@ -84,6 +87,20 @@ def values_config(**groups: Any) -> Config:
     for name, value in groups.items():
         values[name] = {**values.get(name, {}), **value} if isinstance(value, dict) else value
     return load(values, checks=OF_THE_CONFIG)
+
+
+def method_values(method: str, every: int) -> dict[str, Any]:
+    """Its group of options, with what it does now and then done after every so many steps."""
+    return {"name": method, **dict.fromkeys(PERIODS.get(method, ()), every)}
+
+
+def refusal(**groups: Any) -> tuple[str, ...]:
+    """What the config's own checks say against a `values_config`; nothing, if it may run."""
+    try:
+        values_config(**groups)
+    except UserError as error:
+        return error.problems
+    return ()
 
 
 def make_config(*overrides: str) -> Config:
@@ -132,7 +149,8 @@ def whole_state(engine: Engine) -> dict[str, Tensor]:
             torch.distributed.all_reduce(full)
             tensors[name] = full
         else:
-            tensors[name] = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor.clone()
+            whole = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+            tensors[name] = whole.clone()
     return tensors
 
 

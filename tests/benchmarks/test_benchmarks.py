@@ -56,6 +56,19 @@ def test_train_step(tmp_path: Path, config_of: Callable[..., Config]) -> None:
     assert figures["command"][:4] == ["python", "-m", "benchmarks", "train_step"]
 
 
+def test_methods(tmp_path: Path, config_of: Callable[..., Config]) -> None:
+    """Two of them side by side; the plan within a tenth of what is measured."""
+    methods = ["--methods", "full", "cola"]
+    figures = run(tmp_path, "methods", *OPTIONS, "train.precision=fp32", *methods)
+    full, cola = figures["methods"]["full"], figures["methods"]["cola"]
+    assert cola["time_ratio"] == pytest.approx(paired_ratio(cola, full))
+    assert cola["parameters"] == costs.parameters(config_of("method=cola", *SHAPE))
+    for of in (full, cola):
+        assert of["trained_parameters"] == of["parameters"]
+        assert of["optimizer_bytes"] >= 2 * 4 * of["parameters"]
+        assert of["planned_bytes"] == pytest.approx(of["measured_bytes"], rel=0.1)
+
+
 def test_fp8(tmp_path: Path) -> None:
     """Two steps of each precision, emulated here: seed by seed, and not the same."""
     arguments = ["model=small", *SHAPE, "method.rank=16", "train.steps=2", "train.batch_size=2"]

@@ -6,8 +6,9 @@ from dataclasses import fields
 import pytest
 import torch
 import toy_method
-from helpers import ENGINES, meta_model, result_of_worker, values_config
+from helpers import exit_code_of, meta_model, refusal, result_of_worker, values_config
 from safetensors import safe_open
+from workers.method_worker import ENGINES, engines_of, groups_of
 
 from benchmarks.count import count_block
 from cola_train import costs
@@ -21,7 +22,8 @@ from cola_train.planning.traffic import traffic
 from cola_train.train import train
 
 toy_method.register()
-EACH = [(method, engine) for method in METHODS for engine in ENGINES]
+EACH = [(method, engine) for method in METHODS for engine in engines_of(method)]
+REFUSED = [(m, e) for m in METHODS for e in ENGINES if (m, e) not in EACH]
 LAYERS, LINEARS = 2, 7
 
 
@@ -37,6 +39,21 @@ def saved(tmp_path_factory):
 
 def test_every_engine_is_among_those_tried():
     assert {choice["name"] for choice in ENGINES.values()} == set(REGISTERED)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_method_is_refused_only_where_matrices_are_cut(method, capsys):
+    """With a message that says why and what to use; by the command line too, which exits with 2."""
+    refused = [engine for of, engine in REFUSED if of == method]
+    assert refused == (["ZeRO-1", "ZeRO-2", "ZeRO-3"] if refused else [])
+    for engine in refused:
+        (problem,) = refusal(**groups_of(method, engine))
+        assert problem.startswith(f"method: {method} updates whole matrices, which ZeRO cuts")
+        assert "use engine=fsdp" in problem and "or engine.zero_stage=0" in problem
+    if refused:
+        overrides = [f"method={method}", "engine=deepspeed", "engine.zero_stage=1"]
+        assert exit_code_of([*overrides, "data=stdlib"]) == 2
+        assert f"method: {method} updates whole matrices" in capsys.readouterr().err
 
 
 @pytest.mark.slow
@@ -77,7 +94,7 @@ def test_what_is_frozen_stays_and_a_merge_is_not_undone(saved, engine, precision
 @pytest.mark.parametrize(("method", "engine"), EACH)
 def test_counted_traffic_is_the_plans(saved, method, engine):
     """Frozen weights are gathered, and not reduced."""
-    config = values_config(method={"name": method}, engine=ENGINES[engine])
+    config = values_config(**groups_of(method, engine))
     planned = {}
     for of in traffic(Run(config, Topology(2, 2), on_cpu=True)):
         planned[of.kind] = planned.get(of.kind, 0) + of.bytes
@@ -87,7 +104,7 @@ def test_counted_traffic_is_the_plans(saved, method, engine):
 @pytest.mark.slow
 @pytest.mark.parametrize(("method", "engine"), EACH)
 def test_optimizer_elements_are_those_counted(saved, method, engine):
-    config = values_config(method={"name": method})
+    config = values_config(**groups_of(method, engine))
     weights = [
         *costs.root_weights(config),
         *costs.block_cost(config).weights * config.model.n_layers,

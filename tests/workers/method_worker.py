@@ -1,4 +1,5 @@
-"""Run by methods/test_method_contract.py: every method, and the toy, under every engine.
+"""Run by methods/test_method_contract.py: every method, and the toy, under every engine that the
+config's checks do not refuse it.
 
 Arguments: the JSON file to write, `save` or `resume`, a folder for checkpoints. `save`: builds,
 trains and saves; `resume`: goes on from there on this number of processes. Writes what it saw.
@@ -12,7 +13,8 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 import toy_method
-from helpers import ENGINES, micro_batches, values_config, whole_state
+from helpers import ENGINES as WAYS
+from helpers import method_values, micro_batches, refusal, values_config, whole_state
 from torch import Tensor
 
 from benchmarks.collectives import Collectives
@@ -24,12 +26,23 @@ from cola_train.methods import METHODS
 from cola_train.train import build
 
 STEPS, LR = 3, 1e-2
+ENGINES = WAYS | {"replicate": {"name": "fsdp", "sharding": "replicate"}}
 
 
-def config_of(method: str, engine: dict[str, Any], folder: Path, precision: str) -> Config:
+def groups_of(method: str, engine: str) -> dict[str, dict[str, Any]]:
+    """What of a run's values is the pair's. What a method does now and then comes after STEPS
+    steps: before the checkpoint, or in the first step after it."""
+    return {"method": method_values(method, STEPS), "engine": ENGINES[engine]}
+
+
+def engines_of(method: str) -> list[str]:
+    """Those that the config's checks do not refuse the method."""
+    return [engine for engine in ENGINES if not refusal(**groups_of(method, engine))]
+
+
+def config_of(method: str, engine: str, folder: Path, precision: str) -> Config:
     return values_config(
-        train={"precision": precision},
-        method={"name": method}, engine=engine, run_dir=str(folder / "run"),
+        **groups_of(method, engine), train={"precision": precision}, run_dir=str(folder / "run"),
         optim={"name": "adamw", "eps": 1e-3},  # rounding of gradients near zero stays small
     )  # fmt: skip
 
@@ -81,7 +94,7 @@ def moments(engine: Engine, ending: str) -> list[float]:
 
 
 def save(method: str, name: str, folder: Path, precision: str) -> dict[str, Any]:
-    config, linear = config_of(method, ENGINES[name], folder, precision), F.linear
+    config, linear = config_of(method, name, folder, precision), F.linear
     engine = build(config, distributed.device())
     buffers = dict(engine.model.named_buffers())
     found: dict[str, Any] = {
@@ -124,7 +137,7 @@ def save(method: str, name: str, folder: Path, precision: str) -> dict[str, Any]
 
 
 def resume(method: str, name: str, folder: Path, precision: str) -> dict[str, Any]:
-    config = config_of(method, ENGINES[name], folder, precision)
+    config = config_of(method, name, folder, precision)
     engine = build(config, distributed.device())
     source = Checkpointer(
         folder / method / precision / name, keep=1, keep_best=False, asynchronous=False
@@ -152,7 +165,7 @@ def main() -> None:
     found = {
         f"{method} {precision} {engine}": task(method, engine, Path(folder), precision)
         for method, precision in cases
-        for engine in ENGINES
+        for engine in engines_of(method)
     }
     if distributed.is_main():
         Path(result).write_text(json.dumps(found))

@@ -195,7 +195,9 @@ class ShardedMasters(Masters):
             module.reshard()
 
     def full(self, name: str) -> Tensor:
-        return cast(DTensor, self.parameters[name]).full_tensor()
+        whole = cast(DTensor, self.parameters[name]).full_tensor()
+        # where nothing is sharded it is the master itself, which the next step changes
+        return whole.clone() if self.group.size() == 1 else whole
 
     def assign(self, name: str, whole: Tensor) -> None:
         self.refresh()

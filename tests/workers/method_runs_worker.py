@@ -1,0 +1,146 @@
+"""Run by methods/test_method_runs.py: 20 steps of every method on this number of processes, one of
+them skipped, and what resumes them around an event.
+
+Arguments: the JSON file to write, a folder for checkpoints. Two processes come first: theirs are
+the checkpoints that others take. Writes what it saw: method -> figures.
+"""
+
+import hashlib
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+import toy_method
+from helpers import method_values, micro_batches, refusal, values_config, whole_state
+from torch import Tensor
+
+from cola_train import distributed
+from cola_train.checkpoint.checkpointer import Checkpointer
+from cola_train.config.schema import Config
+from cola_train.engines.base import Engine, StepResult
+from cola_train.methods import METHODS
+from cola_train.train import build
+
+STEPS, ROWS, EVERY = 20, 4, 5  # EVERY: steps between merges or refreshes
+SKIPPED = 8
+# A merge comes after step 10; a refresh in step 12, of 10 good steps before it.
+SAVED = (9, 10, 11, 12)
+MOVED, LAST = 11, 14  # the step of the checkpoint that moves; the last one of a resumed run
+Values = dict[str, Any]
+SHARDINGS: dict[str, Values] = {
+    "full": {"name": "fsdp"},
+    "replicate": {"name": "fsdp", "sharding": "replicate"},
+    "hybrid": {"name": "fsdp", "sharding": "hybrid", "shard_size": 2},
+}
+PLACES = {1: ["full"], 2: ["full", "replicate"], 4: ["full", "hybrid"]}
+ZERO: Values = {"name": "deepspeed", "zero_stage": 2}
+
+
+def config_of(method: str, engine: Values) -> Config:
+    return values_config(
+        method=method_values(method, EVERY), engine=engine,
+        model={"n_layers": 1}, train={"steps": STEPS, "batch_size": ROWS, "micro_batch_size": None},
+        optim={"name": "adamw", "lr": 1e-2, "eps": 1e-3},  # as in method_worker.py
+    )  # fmt: skip
+
+
+def zero(method: str) -> Values:
+    """DeepSpeed's stage 2; stage 0, where the checks refuse that."""
+    refused = refusal(method={"name": method}, engine=ZERO)
+    return {**ZERO, "zero_stage": 0} if refused else ZERO
+
+
+def train(engine: Engine, config: Config, number: int) -> StepResult:
+    """Step `number`, from 1, without what comes after it. Two batches, to be learnt by heart."""
+    lr = config.method.learning_rate(config, number)
+    limit = 0.0 if number == SKIPPED else torch.inf
+    return engine.train_step(micro_batches(number % 2, ROWS), lr, max_loss=limit)
+
+
+def digest(state: dict[str, Tensor]) -> str:
+    of_all = hashlib.sha256()
+    for name, tensor in sorted(state.items()):
+        of_all.update(name.encode() + tensor.contiguous().numpy().tobytes())
+    return of_all.hexdigest()
+
+
+def checkpoints(folder: Path, processes: int, method: str, number: int) -> Checkpointer:
+    place = folder / str(processes) / method / str(number)
+    return Checkpointer(place, keep=1, keep_best=False, asynchronous=False)
+
+
+def undisturbed(method: str, sharding: str, folder: Path | None) -> dict[str, Any]:
+    """All steps; with checkpoints, if there is a folder for them."""
+    config = config_of(method, SHARDINGS[sharding])
+    engine = build(config, distributed.device())
+    losses, found = [], {}
+    for number in range(1, STEPS + 1):
+        before = whole_state(engine) if number == SKIPPED else {}
+        result = train(engine, config, number)
+        if number == SKIPPED:
+            after = whole_state(engine)
+            found["changed"] = [n for n in before if not torch.equal(before[n], after[n])]
+        assert result.skipped == (number == SKIPPED)
+        engine.after_step(number)
+        losses.append(result.loss)
+        if folder and number in SAVED:
+            target = checkpoints(folder, distributed.world_size(), method, number)
+            target.save(number, engine.state_dict(), {})
+            target.close()
+        if number == LAST:
+            found["state"] = digest(whole_state(engine))
+    engine.close()
+    return {"losses": losses, **found}
+
+
+def resumed(method: str, engine_values: Values, folder: Path, processes: int, number: int):
+    """Losses of the steps up to LAST, from step `number`'s checkpoint of so many processes; and
+    their state."""
+    config = config_of(method, engine_values)
+    engine = build(config, distributed.device())
+    source = checkpoints(folder, processes, method, number)
+    path, state = source.find("auto"), engine.state_dict()
+    assert path is not None
+    source.load(path, state)
+    engine.load_state_dict(state)
+    source.close()
+    losses = []
+    for following in range(number + 1, LAST + 1):
+        losses.append(train(engine, config, following).loss)
+        engine.after_step(following)
+    found = {"losses": losses, "state": digest(whole_state(engine))}
+    engine.close()
+    return found
+
+
+def runs(method: str, folder: Path) -> dict[str, Any]:
+    processes = distributed.world_size()
+    first, *others = PLACES[processes]
+    saves = processes == 2
+    found = {first: undisturbed(method, first, folder if saves else None)}
+    found |= {sharding: undisturbed(method, sharding, None) for sharding in others}
+    if saves:
+        of_full = SHARDINGS["full"]
+        found["resumed"] = {n: resumed(method, of_full, folder, 2, n) for n in SAVED}
+        found["moved"] = resumed(method, zero(method), folder, 2, MOVED)
+    else:
+        found["moved"] = resumed(method, SHARDINGS[PLACES[processes][-1]], folder, 2, MOVED)
+    return found
+
+
+def main() -> None:
+    result, folder = sys.argv[1:]
+    torch.set_num_threads(1)
+    torch.use_deterministic_algorithms(True)  # fills fresh memory with NaN
+    toy_method.register()
+    distributed.start()
+    found = {method: runs(method, Path(folder)) for method in METHODS}
+    if distributed.is_main():
+        Path(result).write_text(json.dumps(found))
+    distributed.stop()
+
+
+if __name__ == "__main__":
+    main()
