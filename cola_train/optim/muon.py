@@ -98,12 +98,20 @@ class Muon(Optimizer):
         processes = shard_group(trained[0][0]) if trained else None
         at_a_time = 1 if processes is None else processes.size()
         for i in range(0, len(trained), at_a_time):
-            some = trained[i : i + at_a_time]
-            updates = self._orthogonal([p for p, _ in some], processes)
-            for (parameter, shape), update in zip(some, updates, strict=True):
-                lr, weights = group["lr"], local(parameter)
-                weights.mul_(1 - lr * group["weight_decay"])
-                weights.add_(update, alpha=-_adjust_lr(lr, self.options.adjust_lr_fn, shape))
+            self._update(trained[i : i + at_a_time], group, processes)
+
+    def _update(
+        self,
+        matrices: list[tuple[Tensor, torch.Size]],
+        group: dict[str, Any],
+        processes: ProcessGroup | None,
+    ) -> None:
+        """Of these with their own shapes, P or fewer."""
+        updates = self._orthogonal([matrix for matrix, _ in matrices], processes)
+        for (matrix, shape), update in zip(matrices, updates, strict=True):
+            lr, rows = group["lr"], local(matrix)
+            rows.mul_(1 - lr * group["weight_decay"])
+            rows.add_(update, alpha=-_adjust_lr(lr, self.options.adjust_lr_fn, shape))
 
     def _orthogonal(self, matrices: list[Tensor], processes: ProcessGroup | None) -> list[Tensor]:
         """The updates of these, P or fewer: this process's rows of each, bf16."""

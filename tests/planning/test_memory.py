@@ -50,19 +50,24 @@ def test_memory_is_within_a_tenth_of_measured_peaks(processes, tmp_path):
         assert found["between"] == pytest.approx(weights + moments, rel=0.02), about
 
 
-@pytest.mark.parametrize("processes", [1, pytest.param(2, marks=pytest.mark.slow)])
-def test_memory_of_muons_step_is_within_a_tenth_of_measured_peaks(processes, tmp_path):
+def test_muons_step_holds_what_is_planned(tmp_path):
+    """In a model whose peak it is: one wide block, few tokens, gradients of two micro-batches."""
     shape = [
-        "model.n_layers=2", "model.d_model=256", "model.d_ff=688", "model.n_heads=4",
-        "model.vocab_size=512", "data.vocab_size=512", "train.sequence_length=16",
-        "data.document_mask=false", "tracking=local", "train.precision=fp32", "optim=muon",
-        "train.batch_size=4", "train.micro_batch_size=1",
+        *SHAPE, "model.n_layers=1", "model.d_model=512", "model.d_ff=2048", "model.vocab_size=512",
+        "data.vocab_size=512", "train.sequence_length=16", "train.precision=fp32",
     ]  # fmt: skip
-    cases = ["method=full", "method=cola"] + ["engine.sharding=replicate"] * (processes > 1)
-    for found in measure("memory", processes, shape, cases, tmp_path):
-        about = json.dumps(found)
-        assert found["moment"] == "optimizer step", about
-        assert found["planned"] == pytest.approx(found["peak"], rel=0.1), about
+    case = "method=full optim=muon train.batch_size=2 train.micro_batch_size=1"
+    (found,) = measure("memory", 1, shape, [case], tmp_path)
+    about = json.dumps(found)
+    assert found["moment"] == "optimizer step", about
+    assert found["planned"] == pytest.approx(found["peak"], rel=0.03), about
+
+
+@pytest.mark.slow
+def test_memory_with_muon_is_within_a_tenth_of_measured_peaks(tmp_path):
+    cases = ["method=full train.batch_size=8", "engine.sharding=replicate train.batch_size=16"]
+    for found in measure("memory", 2, [*SHAPE, "optim=muon"], cases, tmp_path):
+        assert found["planned"] == pytest.approx(found["peak"], rel=0.1), json.dumps(found)
 
 
 def test_the_planners_constants_are_the_models():
