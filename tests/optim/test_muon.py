@@ -163,7 +163,6 @@ def test_two_processes_train_as_one_which_resumes(tmp_path):
     several = result_of_worker("muon_worker.py", "engines", tmp_path, processes=2)
     alone = result_of_worker("muon_worker.py", "engines", tmp_path)
     for case, of in several.items():
-        print(case, of, alone[case])
         assert of["losses"] == pytest.approx(alone[case]["losses"], abs=2e-3), case
         assert alone[case]["resumed"][0] == pytest.approx(of["losses"][10], abs=1e-6), case
         assert of["elements"] == alone[case]["elements"] == of["planned"], case

@@ -104,8 +104,9 @@ def engines(folder: Path) -> dict[str, Any]:
             states = [t for n, t in whole_state(engine).items() if n.startswith("optimizer.")]
             of["elements"] = sum(t.numel() for t in states if t.dim() > 0)
             blocks = costs.block_cost(config).weights * config.model.n_layers
+            counted = config.method.optimizer_elements
             own = [*costs.root_weights(config), *blocks]
-            of["planned"] = sum(config.method.optimizer_elements(config.optim, w) for w in own)
+            of["planned"] = sum(counted(config.model, config.optim, w) for w in own)
             target.close()
             engine.close()
             found[f"{method}{kind}"] = of
