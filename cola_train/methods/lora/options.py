@@ -68,7 +68,7 @@ class LoraOptions(RankOptions):
             # gate and up, and their gated product; the seven rank-r vectors
             saved=8 * d + 3 * F + 7 * R if keeps_all else d,
             saved_fp32=NORMS_FP32 + attention_fp32(model) if keeps_all else 0,
-            workspace=3 * F + d if keeps_all else 5 * F + 10 * d,
+            workspace=2 * (F + d) if keeps_all else 5 * F + 10 * d + 7 * R,
         )
 
     def block_launches(self, model: ModelConfig, work: launches.Work) -> Iterator[launches.Launch]:
