@@ -7,6 +7,7 @@ entry in METHODS, one YAML file, one test.
 from cola_train.methods.cola.options import ColaOptions
 from cola_train.methods.full.options import FullOptions
 from cola_train.methods.lora.options import LoraOptions
+from cola_train.methods.low_rank.options import LowRankOptions
 from cola_train.methods.options import MethodOptions
 from cola_train.methods.relora.options import ReloraOptions
 
@@ -15,6 +16,7 @@ __all__ = ["METHODS", "MethodOptions"]
 METHODS: dict[str, type[MethodOptions]] = {
     "full": FullOptions,
     "cola": ColaOptions,
+    "low_rank": LowRankOptions,
     "lora": LoraOptions,
     "relora": ReloraOptions,
 }

@@ -102,6 +102,14 @@ class Method(ABC):
         """
         return {}
 
+    def fold(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Weights for `config.method.folded`, of these, with which its model computes the same.
+
+        Args:
+            weights: all that a checkpoint has of the model, by its names, in its shapes.
+        """
+        return dict(weights)
+
 
 def build_method(config: Config, device: torch.device) -> Method:
     method: Method = implementation(config.method.implementation)(config, device)

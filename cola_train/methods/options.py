@@ -64,6 +64,11 @@ class MethodOptions(ABC):
         """What is wrong with the options in such a run on such a cluster."""
         yield from ()
 
+    @property
+    def folded(self) -> "MethodOptions":
+        """Of the plainest model that `Method.fold` makes weights for, as exports have it."""
+        return self
+
     def label(self, model: ModelConfig) -> str:
         """What people call this variant of the method; empty if there is only one."""
         return ""

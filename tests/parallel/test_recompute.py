@@ -14,7 +14,11 @@ from cola_train import costs
 SIZES = ("60m", "1b")  # 1b: a padded d_ff; the contract of methods has a tiny one
 POLICIES = ("none", "full", "cola_m", "light")
 FP8_CASES = [*(("cola", policy) for policy in POLICIES), ("full", "none"), ("full", "full")]
-PLACEMENTS = ("low_rank", "both", "full_rank")
+DLR = "method=low_rank method.dlr=0.5"
+VARIANTS = {  # the paper's two placements at each size
+    "60m": [*(f"method.activation={name}" for name in ("low_rank", "both", "full_rank")), DLR],
+    "1b": ["method.activation=low_rank", "method.activation=both", DLR],
+}
 
 
 def assert_counted(config, fused: bool) -> None:
@@ -31,16 +35,14 @@ def assert_counted(config, fused: bool) -> None:
 
 
 @pytest.mark.parametrize("kernels", ["torch", "triton"])
-@pytest.mark.parametrize("size", SIZES)
-def test_flops_and_bytes_of_cola(size, kernels):
-    """Each policy and placement at the paper's shapes, on fake tensors, to the digit."""
+@pytest.mark.parametrize("size", VARIANTS)
+def test_flops_and_bytes_of_auto_encoders(size, kernels):
+    """Each policy and variant at the paper's shapes, on fake tensors, to the digit."""
     pytest.importorskip("triton")
-    placements = PLACEMENTS if size == "60m" else PLACEMENTS[:2]  # the paper's two
-    for policy, placement in itertools.product(POLICIES, placements):
+    for policy, variant in itertools.product(POLICIES, VARIANTS[size]):
         config = make_config(
-            f"model={size}", f"recompute={policy}", f"method.activation={placement}",
-            "model.n_layers=1",
-        )  # fmt: skip
+            f"model={size}", f"recompute={policy}", *variant.split(), "model.n_layers=1"
+        )
         assert_counted(config, fused=kernels == "triton")
 
 

@@ -49,6 +49,11 @@ class AutoEncoderBlock:
     keeps_rank_r: bool
     keeps_attention: bool
 
+    @property
+    def fused_middle(self) -> bool:
+        """Whether one kernel goes from the bottlenecks of gate and up to that of down."""
+        return self.work.fused
+
     def launches(self) -> Iterator[Launch]:
         n, d, r = self.work.tokens, self.model.d_model, self.rank
         attend, feed = list(self.attend()), list(self.feed_forward())
@@ -89,7 +94,7 @@ class AutoEncoderBlock:
     def middle(self) -> Iterator[Launch]:
         """p (n, f) of the rank-r vectors; g and u beside it, if they are kept."""
         n, f, r = self.work.tokens, self.model.inner.stored, self.rank
-        if self.work.fused:
+        if self.fused_middle:
             written = 1 if self.keeps_rank_r else 3
             yield FusedGemm(n, f, r, products=2, moved=written * n * f)
         else:
@@ -106,7 +111,7 @@ class AutoEncoderBlock:
         yield from self.silu(1)
         yield from norm(self.work, d)
         yield from self.silu(2)
-        if not self.work.fused:  # whose backward kernel has the middle's matmuls itself
+        if not self.fused_middle:  # whose backward kernel has the middle's matmuls itself
             yield from self.middle()
         yield from self.silu(1)
 
@@ -114,7 +119,7 @@ class AutoEncoderBlock:
         n, d, f, r = self.work.tokens, self.model.d_model, self.model.inner.stored, self.rank
         yield from gradients(n, r, d)
         yield from self.silu_backward(1)
-        if not self.work.fused:
+        if not self.fused_middle:
             yield input_gradient(n, f, r)
             yield from gated_backward(self.work, f, self.silus.gate)
         elif self.keeps_rank_r:  # g, u and dp of a tile; dg, du and p are written

@@ -72,8 +72,13 @@ class BottleneckOptions(RankOptions):
             workspace=workspace,
         )
 
+    @property
+    def block_kind(self) -> type[AutoEncoderBlock]:
+        """What lists a block's kernels."""
+        return AutoEncoderBlock
+
     def block_launches(self, model: ModelConfig, work: launches.Work) -> Iterator[launches.Launch]:
-        block = AutoEncoderBlock(
+        block = self.block_kind(
             model,
             work,
             self.bottleneck(model).stored,

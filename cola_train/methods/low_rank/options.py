@@ -1,0 +1,45 @@
+"""Low rank's options, and what DLR's expansion adds to a block's cost."""
+
+from dataclasses import dataclass, replace
+
+from cola_train.config.fields import PositiveFloat
+from cola_train.config.groups import ModelConfig
+from cola_train.methods.bottleneck.launches import AutoEncoderBlock, Silus
+from cola_train.methods.bottleneck.options import BottleneckOptions
+from cola_train.methods.costs import BlockCost
+from cola_train.methods.low_rank.launches import ExpandingBlock
+from cola_train.methods.options import MethodOptions
+
+
+@dataclass(frozen=True)
+class LowRankOptions(BottleneckOptions):
+    """Every linear of a block as B A x of rank r, begun as CoLA's; SwiGLU keeps its SiLU."""
+
+    # alpha of DLR (arXiv 2606.28932): copies of z = A x side by side, as many as make up the width,
+    # by alpha / sqrt(their number), are added to B z; needs no parameter; null: none
+    dlr: PositiveFloat | None = None
+
+    implementation = "cola_train.methods.low_rank.layers:LowRank"
+
+    def silus(self, model: ModelConfig) -> Silus:
+        return Silus(rank_r=False, gate=True)
+
+    def label(self, model: ModelConfig) -> str:
+        return super().label(model) + (f", DLR {self.dlr:g}" if self.dlr else "")
+
+    @property
+    def folded(self) -> MethodOptions:
+        return replace(self, dlr=None)
+
+    def block_cost(self, model: ModelConfig, length: int, policy: str, fused: bool) -> BlockCost:
+        """DLR adds no product and keeps nothing more, but the MLP's middle is made of torch's ops
+        on Triton's kernels too."""
+        cost = super().block_cost(model, length, policy, fused)
+        if self.dlr is None:
+            return cost
+        composed = super().block_cost(model, length, policy, fused=False)
+        return replace(cost, workspace=max(cost.workspace, composed.workspace))
+
+    @property
+    def block_kind(self) -> type[AutoEncoderBlock]:
+        return AutoEncoderBlock if self.dlr is None else ExpandingBlock
