@@ -5,7 +5,7 @@ import math
 
 import pytest
 import torch
-from helpers import make_config, real_model, whole_state
+from helpers import METHOD_NAMES, make_config, real_model, whole_state
 
 from benchmarks.fp8 import in_fp8
 from cola_train import distributed
@@ -64,7 +64,7 @@ def test_accumulation_is_one_large_batch(tiny, sync):
     assert parts_norms == pytest.approx(whole_norms, rel=1e-4)
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", METHOD_NAMES)
 def test_recomputation_changes_nothing(tiny, method):
     """Each policy of each method; on several processes: test_recompute.py."""
     found = {}
@@ -78,7 +78,7 @@ def test_recomputation_changes_nothing(tiny, method):
         assert all(state_again[name].equal(tensor) for name, tensor in state.items()), policy
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", METHOD_NAMES)
 def test_every_methods_block_is_one_graph(tiny, monkeypatch, method):
     """Without recomputation, and under the last policy; without Inductor, whose C++ takes time."""
     compiled = functools.partial(torch.compile, backend="aot_eager")
