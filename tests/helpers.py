@@ -26,6 +26,7 @@ from cola_train.config.schema import Config
 from cola_train.data.loader import Batch
 from cola_train.engines.base import Engine
 from cola_train.errors import UserError
+from cola_train.methods import METHODS
 from cola_train.methods.base import build_method
 from cola_train.model.init import initialise
 from cola_train.model.llama import Llama, build_model
@@ -62,8 +63,9 @@ ENGINES: dict[str, dict[str, Any]] = {"fsdp": {"name": "fsdp"}} | {
     }
     for stage in range(4)
 }
-# method -> its options that are numbers of steps: between merges, or between projections
-PERIODS: dict[str, tuple[str, ...]] = {}
+METHOD_NAMES = tuple(METHODS)  # of the product: some tests add a toy to them
+# method -> the option that is a number of steps, between merges or between projections
+PERIODS = {"relora": "merge_every"}
 TINY_VALUES: dict[str, dict[str, Any]] = {
     "model": {
         "name": "tiny", "d_model": 32, "d_ff": 37, "n_layers": 2, "n_heads": 4, "vocab_size": 300,
@@ -91,7 +93,7 @@ def values_config(**groups: Any) -> Config:
 
 def method_values(method: str, every: int) -> dict[str, Any]:
     """Its group of options, with what it does now and then done after every so many steps."""
-    return {"name": method, **dict.fromkeys(PERIODS.get(method, ()), every)}
+    return {"name": method} | ({PERIODS[method]: every} if method in PERIODS else {})
 
 
 def refusal(**groups: Any) -> tuple[str, ...]:

@@ -1,14 +1,16 @@
 """The engine on one process: accumulation, precision, recomputation, steps that must not count."""
 
+import functools
 import math
 
 import pytest
 import torch
-from helpers import make_config, real_model, whole_state
+from helpers import METHOD_NAMES, make_config, real_model, whole_state
 
 from benchmarks.fp8 import in_fp8
 from cola_train import distributed
 from cola_train.data.loader import Batch
+from cola_train.methods import METHODS
 from cola_train.model.loss import IGNORE_INDEX
 from cola_train.model.padding import remove_padding
 from cola_train.optim import AdamWOptions
@@ -62,12 +64,34 @@ def test_accumulation_is_one_large_batch(tiny, sync):
     assert parts_norms == pytest.approx(whole_norms, rel=1e-4)
 
 
-def test_recomputation_changes_nothing_at_full_rank(tiny):
-    """CoLA's policies: test_recompute.py."""
-    common = [*tiny, "method=full"]
-    losses, norms, _ = trained(common, count=1, rows=4)
-    again = trained([*common, "recompute=full"], count=1, rows=4)
-    assert (losses, norms) == again[:2]
+@pytest.mark.parametrize("method", METHOD_NAMES)
+def test_recomputation_changes_nothing(tiny, method):
+    """Each policy of each method; on several processes: test_recompute.py."""
+    found = {}
+    for policy in METHODS[method].policies:
+        overrides = [*tiny, "model.n_layers=1", f"method={method}", f"recompute={policy}"]
+        losses, norms, engine = trained(overrides, steps=3, count=1, rows=4)
+        found[policy] = losses, norms, whole_state(engine)
+    losses, norms, state = found["none"]
+    for policy, (again, norms_again, state_again) in found.items():
+        assert (again, norms_again) == (losses, norms), policy
+        assert all(state_again[name].equal(tensor) for name, tensor in state.items()), policy
+
+
+@pytest.mark.parametrize("method", METHOD_NAMES)
+def test_every_methods_block_is_one_graph(tiny, monkeypatch, method):
+    """Without recomputation, and under the last policy; without Inductor, whose C++ takes time."""
+    compiled = functools.partial(torch.compile, backend="aot_eager")
+    tiny = [*tiny, "model.n_layers=1", f"method={method}"]
+    losses, norms, _ = trained(tiny, steps=2, count=1, rows=4)
+    monkeypatch.setattr(torch, "compile", compiled)
+    policies = METHODS[method].policies
+    for policy in (policies[0], policies[-1]):
+        torch.compiler.reset()
+        overrides = [*tiny, f"recompute={policy}", "train.compile=true"]
+        again, norms_again, _ = trained(overrides, steps=2, count=1, rows=4)
+        assert again == pytest.approx(losses, rel=1e-5), policy
+        assert norms_again == pytest.approx(norms, rel=1e-4), policy
 
 
 SLOW = pytest.mark.slow
