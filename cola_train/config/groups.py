@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
 from cola_train.config.fields import (
+    NaturalFloat,
     NaturalInt,
     PositiveFloat,
     PositiveFraction,
@@ -75,6 +76,8 @@ class TrainConfig:
     cuda_graph: bool = False
     deterministic: bool = False  # the same losses again, bit for bit, on the same machine
     threads: Workers | None = None  # CPU threads of each process; null: its share of the cores
+    # c: what is minimised is the loss + c logsumexp(logits)^2, 1e-4 where it is used; 0: none
+    z_loss: NaturalFloat = 0.0
     non_finite: Literal["skip", "stop"] = "skip"  # what to do with a step whose loss is no number
     max_skipped_in_a_row: PositiveInt = 10  # steps; with more the run has failed
     spike_deviations: PositiveFloat | None = None  # a loss so far above is skipped

@@ -64,6 +64,7 @@ SYNONYMS = {
     "max_position_embeddings",
     "train.steps": "max_steps num_steps n_steps num_training_steps total_steps training_steps "
     "train_steps max_iters iterations num_iterations train_iters iters max_train_steps",
+    "train.z_loss": "zloss z_loss_weight z_loss_coefficient z_loss_multiplier z_loss_coeff",
     "train.threads": "num_threads omp_num_threads cpu_threads",
 }
 

@@ -160,7 +160,7 @@ class Engine(ABC):
             loss = self.loss(batch)
             loss_sum += loss.detach()
             if i == len(batches) - 1:
-                sums, names = self._sums(loss_sum, asked)
+                sums, names = self._sums(loss_sum, asked, scale)
                 mean = sums[0] / tokens
                 accept = mean.isfinite() & (mean <= max_loss)
             self.backward(loss * scale, accept)
@@ -168,9 +168,11 @@ class Engine(ABC):
         figures = torch.stack([accept.double(), mean, tokens, *sums[1:]])
         return self.update(lr, figures), names
 
-    def _sums(self, loss_sum: Tensor, asked: Tensor) -> tuple[Tensor, list[str]]:
-        """Over processes: the loss, who asks for the end, the method's metrics; their names."""
-        metrics = self.method.metrics()
+    def _sums(self, loss_sum: Tensor, asked: Tensor, scale: Tensor) -> tuple[Tensor, list[str]]:
+        """Over processes: the loss, who asks for the end, the method's metrics and the model's,
+        which `scale` makes means over tokens once they are divided by processes; their names."""
+        of_model = {name: total * scale for name, total in self.model.sums().items()}
+        metrics = self.method.metrics() | of_model
         names = sorted(metrics)
         values = [loss_sum.double(), asked, *(metrics[name].double() for name in names)]
         return all_reduce(torch.stack(values)), names

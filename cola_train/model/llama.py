@@ -84,12 +84,19 @@ class Head(nn.Module):
         super().__init__()
         self.weight = nn.Parameter(torch.empty(vocab_size, d_model))
         self.cross_entropy: CrossEntropy = cross_entropy_  # build_model may choose another
+        self.z_loss = 0.0
+        self.z_sum: Tensor | None = None  # of z-loss's terms, until `Llama.sums` takes it
 
     def forward(self, h_BTD: Tensor, targets_BT: Tensor | None) -> Tensor:
         """Logits (B, T, V), or with targets the summed cross-entropy (fp32 scalar)."""
         if targets_BT is None:
             return F.linear(h_BTD, self.weight)
-        return linear_cross_entropy(h_BTD, self.weight, targets_BT, self.cross_entropy)
+        loss = linear_cross_entropy(h_BTD, self.weight, targets_BT, self.cross_entropy, self.z_loss)
+        if loss.dim() == 0:
+            return loss
+        loss, z = loss.unbind()
+        self.z_sum = z.detach() if self.z_sum is None else self.z_sum + z.detach()
+        return loss
 
     def init(self, name: str) -> Fill:
         return normal(INIT_STD)
@@ -137,6 +144,11 @@ class Llama(nn.Module):
             x_BTD = layer(x_BTD, context)
         return self.head(self.norm(x_BTD), targets_BT)
 
+    def sums(self) -> dict[str, Tensor]:
+        """What else forward passes have summed over tokens since the last call (fp32 scalars)."""
+        z_sum, self.head.z_sum = self.head.z_sum, None
+        return {} if z_sum is None else {"z_loss": z_sum}
+
     def init(self, name: str) -> Fill:
         length, config = self.max_length, self.config
         return computed(partial(rotary_table, length, config.head_dim, config.rope_theta))
@@ -146,6 +158,7 @@ def build_model(config: Config, layers: Layers, device: torch.device) -> Llama:
     """The model on the meta device, shapes without memory, as it will run on `device`."""
     with torch.device("meta"):
         model = Llama(config.model, layers, config.train.sequence_length)
+    model.head.z_loss = config.train.z_loss
     if device.type == "cpu":
         dtype = compute_dtype(config.train.precision, device)
         cpu.specialise(model, dtype, compiled=compiled_on(device, config))
@@ -154,5 +167,5 @@ def build_model(config: Config, layers: Layers, device: torch.device) -> Llama:
 
         model.head.cross_entropy = cross_entropy.cross_entropy_
         dtype = compute_dtype(config.train.precision, device)
-        cross_entropy.warm_up(config.model.vocab_size, dtype, device)
+        cross_entropy.warm_up(config.model.vocab_size, dtype, device, config.train.z_loss)
     return model

@@ -19,14 +19,25 @@ CHUNK_BYTES = 128 * 2**20  # logits held at a time, in the inputs' dtype: rows e
 class CrossEntropy(Protocol):
     """The loss of a chunk of logits, and in their place its gradient."""
 
-    def __call__(self, logits: Tensor, targets: Tensor, gradients: bool) -> Tensor:
+    def __call__(
+        self, logits: Tensor, targets: Tensor, gradients: bool, *, z_loss: float
+    ) -> Tensor:
         """The summed loss of logits (n, V) against targets (n,), an fp32 scalar computed in fp32;
-        with `gradients` the logits are overwritten with its gradient."""
+        with `gradients` the logits are overwritten with its gradient.
+
+        z_loss: a coefficient c. If it is not 0, two numbers: the summed loss and the sum of
+            c logsumexp(logits)^2 (arXiv 2204.02311, section 5); the gradient is of both.
+        """
         ...
 
 
 def cross_entropy_(
-    logits: Tensor, targets: Tensor, gradients: bool, softmax_bytes: int | None = None
+    logits: Tensor,
+    targets: Tensor,
+    gradients: bool,
+    *,
+    z_loss: float = 0.0,
+    softmax_bytes: int | None = None,
 ) -> Tensor:
     """`CrossEntropy` of torch's own kernels.
 
@@ -43,10 +54,13 @@ def cross_entropy_(
         # log-sum-exp from the largest logit, whose probability is far from 0
         log_sum = part.amax(-1).float() - probability.amax(-1).log()
         losses.append(((log_sum - part[row, column].float()) * valid).sum())
+        if z_loss:
+            losses[-1] = torch.stack([losses[-1], (z_loss * log_sum.square() * valid).sum()])
+            probability *= (1 + 2 * z_loss * log_sum)[:, None]
         if gradients:  # softmax - onehot, zero in ignored rows
             probability[row, column] -= 1
             torch.mul(probability, valid[:, None], out=part)
-    return torch.stack(losses).sum()
+    return torch.stack(losses).sum(0)
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
@@ -60,6 +74,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         targets_N: Tensor,
         gradients: bool,
         cross_entropy: CrossEntropy,
+        z_loss: float,
     ) -> Tensor:
         losses = []
         dh_ND = torch.empty_like(h_ND if gradients else h_ND[:0])
@@ -67,7 +82,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         rows = max(1, CHUNK_BYTES // (h_ND.element_size() * w_VD.shape[0]))
         for h, target in zip(h_ND.split(rows), targets_N.split(rows), strict=True):
             logits = F.linear(h, w_VD)
-            losses.append(cross_entropy(logits, target, gradients))
+            losses.append(cross_entropy(logits, target, gradients, z_loss=z_loss))
             if gradients:  # logits now hold their gradient
                 first = rows * (len(losses) - 1)
                 torch.mm(logits, w_VD, out=dh_ND[first : first + rows])
@@ -75,14 +90,16 @@ class _LinearCrossEntropy(torch.autograd.Function):
         if dw_VD is not None:
             ctx.save_for_backward(dh_ND, dw_VD)
             ctx.dtype = w_VD.dtype  # type: ignore[attr-defined]
-        return torch.stack(losses).sum()
+        return torch.stack(losses).sum(0)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: FunctionCtx, dloss: Tensor) -> tuple[Tensor | None, ...]:
         dh_ND, dw_VD = ctx.saved_tensors  # type: ignore[attr-defined]
+        dloss = dloss.view(-1)[0]  # of z-loss's two the first
         dw = torch.empty_like(dw_VD, dtype=ctx.dtype)  # type: ignore[attr-defined]
-        return dh_ND * dloss.to(dh_ND.dtype), torch.mul(dw_VD, dloss, out=dw), None, None, None
+        torch.mul(dw_VD, dloss, out=dw)
+        return dh_ND * dloss.to(dh_ND.dtype), dw, None, None, None, None
 
 
 def _add_product(total: Tensor | None, a: Tensor, b: Tensor, last: bool) -> Tensor:
@@ -111,7 +128,11 @@ def _gemm_adds_in_fp32(x: Tensor) -> bool:
 
 
 def linear_cross_entropy(
-    h: Tensor, weight: Tensor, targets: Tensor, cross_entropy: CrossEntropy = cross_entropy_
+    h: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    cross_entropy: CrossEntropy = cross_entropy_,
+    z_loss: float = 0.0,
 ) -> Tensor:
     """Summed cross-entropy of `softmax(h @ weight.T)` against `targets`.
 
@@ -120,11 +141,19 @@ def linear_cross_entropy(
         weight: (V, D), of h's dtype.
         targets: (...), int64 in [0, V) or IGNORE_INDEX.
         cross_entropy: what computes the loss of a chunk.
+        z_loss: a coefficient c.
 
     Returns:
-        The fp32 sum over the targets that are not ignored, in nats.
+        The fp32 sum over the targets that are not ignored, in nats. With `z_loss`, and where there
+        are gradients, (2,): this sum and that of c logsumexp(logits)^2. The first one's gradient is
+        that of both: a loss that is reported says no more than how well the model predicts.
     """
     gradients = torch.is_grad_enabled() and (h.requires_grad or weight.requires_grad)
     return _LinearCrossEntropy.apply(
-        h.flatten(0, -2), weight, targets.flatten(), gradients, cross_entropy
+        h.flatten(0, -2),
+        weight,
+        targets.flatten(),
+        gradients,
+        cross_entropy,
+        z_loss if gradients else 0.0,
     )

@@ -28,15 +28,19 @@ CONFIG = Config(block_m=1, block_n=8192, block_k=1, warps=16, stages=1)
 @triton.jit
 def cross_entropy_kernel(
     logits_ptr, targets_ptr, losses_ptr, V, stride_logits, ignore_index,
-    GRADIENTS: tl.constexpr, BLOCK_N: tl.constexpr,
+    GRADIENTS: tl.constexpr, Z_LOSS: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
     row = tl.program_id(0)
     logits = logits_ptr + row.to(tl.int64) * stride_logits
     dtype = logits_ptr.dtype.element_ty
     columns = tl.arange(0, BLOCK_N)
     target = tl.load(targets_ptr + row)
+    # the other term's, behind those of the cross-entropy
+    z_ptr = losses_ptr + tl.num_programs(0)
     if target == ignore_index:  # nothing of the row is read
         tl.store(losses_ptr + row, 0.0)
+        if Z_LOSS != 0:
+            tl.store(z_ptr + row, 0.0)
         if GRADIENTS:
             for at in range(0, V, BLOCK_N):
                 zeros = tl.zeros((BLOCK_N,), dtype)
@@ -55,9 +59,14 @@ def cross_entropy_kernel(
             total *= tl.exp2((before - largest) * LOG2_E)
             total += tl.sum(tl.exp2((x - largest) * LOG2_E), 0)
         tl.store(losses_ptr + row, tl.log(total) + (largest - right))
+        log_sum = tl.log(total) + largest
+        if Z_LOSS != 0:
+            tl.store(z_ptr + row, Z_LOSS * log_sum * log_sum)
         if GRADIENTS:
             column = target.to(tl.int32)
             scale = 1.0 / total
+            if Z_LOSS != 0:
+                scale *= 1.0 + 2.0 * Z_LOSS * log_sum
             for at in range(0, V, BLOCK_N):
                 mask = at + columns < V
                 x = tl.load(logits + (at + columns), mask=mask, other=float("-inf")).to(tl.float32)
@@ -67,15 +76,30 @@ def cross_entropy_kernel(
 
 
 def cross_entropy_launch(
-    logits: Tensor, targets: Tensor, losses: Tensor, gradients: bool, ignore_index: int
+    logits: Tensor,
+    targets: Tensor,
+    losses: Tensor,
+    gradients: bool,
+    ignore_index: int,
+    z_loss: float = 0.0,
 ) -> Launch:
     """losses (n,), fp32, of logits (n, V), contiguous along V, against targets (n,), int64; with
-    `gradients` the logits become softmax - onehot, zero in the rows that are ignored."""
+    `gradients` the logits become softmax - onehot, zero in the rows that are ignored.
+
+    z_loss: losses are (2, n), its term the second row; softmax (1 + 2 z_loss lse) - onehot.
+    """
     return Launch(
         kernel=cross_entropy_kernel,
         grid=(logits.shape[0],),
         tensors=(logits, targets, losses),
-        numbers=(logits.shape[1], logits.stride(0), ignore_index, gradients, CONFIG.block_n),
+        numbers=(
+            logits.shape[1],
+            logits.stride(0),
+            ignore_index,
+            gradients,
+            z_loss,
+            CONFIG.block_n,
+        ),
         config=CONFIG,
     )
 
@@ -90,3 +114,6 @@ def example_launches(dtype: torch.dtype, device: str = "meta") -> Iterator[tuple
         for gradients in (True, False):
             variant = f"cross_entropy{', gradient' if gradients else ''}, V = {V}"
             yield variant, cross_entropy_launch(logits, targets, losses, gradients, -100)
+        losses = torch.empty(2, 2048, device=device)
+        variant = f"cross_entropy, gradient with z-loss, V = {V}"
+        yield variant, cross_entropy_launch(logits, targets, losses, True, -100, 1e-4)

@@ -11,7 +11,7 @@ from torch import Tensor
 from cola_kernels.support import interpreting
 from cola_kernels.tiles import Config
 
-Argument = Tensor | int
+Argument = Tensor | int | float
 
 _recorded: list["Launch"] | None = None  # what `gathered` gets instead of launching
 _compiled: dict[tuple[Any, ...], Any] = {}
@@ -25,7 +25,7 @@ class Launch:
     kernel: Any
     grid: tuple[int, ...]
     tensors: tuple[Tensor, ...]
-    numbers: tuple[int, ...]
+    numbers: tuple[int | float, ...]
     config: Config
 
     @property

@@ -132,9 +132,16 @@ def _silu_derivative(x: Tensor) -> Tensor:
 
 
 def cross_entropy_(
-    logits: Tensor, targets: Tensor, gradients: bool, ignore_index: int = -100
+    logits: Tensor,
+    targets: Tensor,
+    gradients: bool,
+    ignore_index: int = -100,
+    z_loss: float = 0.0,
 ) -> Tensor:
     """The cross-entropy of softmax(logits), summed over the rows, and its gradient.
+
+    z_loss: a coefficient c; the gradient is that of the cross-entropy and c logsumexp(logits)^2
+        (arXiv 2204.02311, section 5), which draws the softmax's normaliser to 1.
 
     Args:
         logits: (n, V); with `gradients` overwritten with softmax - onehot, which is zero in
@@ -142,12 +149,16 @@ def cross_entropy_(
         targets: (n,), int64 in [0, V) or `ignore_index`.
 
     Returns:
-        A scalar in nats, fp32 or, of fp64 logits, fp64; computed in that dtype.
+        A scalar in nats, fp32 or, of fp64 logits, fp64; computed in that dtype. With `z_loss` two,
+        the cross-entropy and the other term.
     """
     x = logits.double() if logits.dtype == torch.float64 else logits.float()
     losses = F.cross_entropy(x, targets, ignore_index=ignore_index, reduction="none")
+    valid, log_sum = targets != ignore_index, x.logsumexp(-1)
     if gradients:
-        valid = targets != ignore_index
         onehot = F.one_hot(targets.where(valid, 0), x.shape[1])
-        logits.copy_(torch.where(valid[:, None], x.softmax(-1) - onehot, 0))
-    return losses.sum()
+        pull = (1 + 2 * z_loss * log_sum)[:, None]
+        logits.copy_(torch.where(valid[:, None], x.softmax(-1) * pull - onehot, 0))
+    if not z_loss:
+        return losses.sum()
+    return torch.stack([losses.sum(), (z_loss * log_sum.square().where(valid, 0)).sum()])

@@ -54,6 +54,24 @@ def trained_by(engine, steps=4, **batches):
     return [r.loss for r in results], [r.grad_norm for r in results], engine
 
 
+def test_z_loss_is_reported_beside_a_loss_that_has_none(tiny):
+    """A mean over predicted tokens of all micro-batches, as the loss is."""
+    c, batches = 0.1, batches_of(count=4, rows=2, pad=True)
+    config = make_config(*tiny, f"train.z_loss={c}")
+    model, total, tokens = real_model(config), 0.0, 0
+    with torch.no_grad():
+        for batch in batches:
+            seen = batch.targets != IGNORE_INDEX
+            log_sum = model(batch.inputs, None, batch.documents).logsumexp(-1)[seen]
+            total, tokens = total + (c * log_sum**2).sum().item(), tokens + len(log_sum)
+    engine, usual = build(config, distributed.start()), engine_of(tiny)
+    validation = engine.evaluate(batches[0])[0]
+    assert validation == usual.evaluate(batches[0])[0]
+    with_z, without = (each.train_step(batches, 1e-2) for each in (engine, usual))
+    assert with_z.metrics == {"z_loss": pytest.approx(total / tokens)} and without.metrics == {}
+    assert with_z.loss == pytest.approx(without.loss) and with_z.grad_norm > 1.05 * without.grad_norm
+
+
 @pytest.mark.parametrize("sync", ["true", "false"])
 def test_accumulation_is_one_large_batch(tiny, sync):
     """Also with padding: each token counts the same, whichever micro-batch it is in."""

@@ -7,6 +7,7 @@ Shapes: n rows, V columns.
 
 import pytest
 import torch
+import torch.nn.functional as F
 from cola_kernels import UnsupportedError, reference, support
 from cola_kernels.cross_entropy import CONFIG
 from cola_kernels.launch import gathered
@@ -59,6 +60,33 @@ def test_loss_and_gradient(V: int, scale: float, dtype: torch.dtype) -> None:
     assert (logits[1::3] == 0).all()
 
 
+@pytest.mark.parametrize("V", [5, BLOCK + 33])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_z_loss(V: int, dtype: torch.dtype) -> None:
+    """Against autograd of its formula in fp64, and the reference against it too."""
+    c = 0.03
+    logits, targets = case(6, V, dtype, 3.0)
+    exact = logits.double().requires_grad_()
+    valid = targets != IGNORE
+    terms = torch.stack(
+        [
+            F.cross_entropy(exact, targets, ignore_index=IGNORE, reduction="sum"),
+            (c * exact.logsumexp(-1)[valid] ** 2).sum(),
+        ]
+    )
+    (gradient,) = torch.autograd.grad(terms.sum(), exact)
+    in_fp64 = logits.double()
+    assert torch.allclose(reference.cross_entropy_(in_fp64, targets, True, z_loss=c), terms)
+    assert torch.allclose(in_fp64, gradient, rtol=1e-12, atol=1e-15)
+    read = cross_entropy_(logits.clone(), targets, False, z_loss=c)
+    ours = cross_entropy_(logits, targets, True, z_loss=c)
+    assert ours.shape == (2,) and torch.equal(ours, read)
+    assert torch.allclose(ours.double(), terms, rtol=1e-6)
+    bound = torch.finfo(dtype).eps * gradient.abs() + 1e-6  # p - 1 cancels in fp32
+    assert ((logits.double() - gradient).abs() <= bound).all()
+    assert (logits[1::3] == 0).all()
+
+
 def test_rows_of_a_wider_matrix_and_nothing_else_is_written() -> None:
     logits, targets = case(4, 21, torch.float32, 1.0)
     wide = torch.full((4, 40), 7.0, device=DEVICE)
@@ -86,7 +114,8 @@ def test_registration_and_mistakes() -> None:
     logits, targets = case(4, 21, torch.float32, 1.0)
     for gradients in (False, True):
         op = torch.ops.cola_kernels.cross_entropy_
-        torch.library.opcheck(op, (logits.clone(), targets, gradients, IGNORE))
+        for z_loss in (0.0, 0.1):
+            torch.library.opcheck(op, (logits.clone(), targets, gradients, IGNORE, z_loss))
     for x, t, message in [
         (logits.t(), targets, "rows are contiguous"),
         (logits[0], targets, "must be a matrix"),
@@ -105,11 +134,11 @@ def test_what_is_prepared_is_what_is_launched(monkeypatch: pytest.MonkeyPatch) -
         "cola_kernels.recording.warm_up",
         lambda function, _: prepared.extend(record(function, target("test", DEVICE))),
     )
-    warm_up(21, torch.float32, DEVICE)
+    warm_up(21, torch.float32, DEVICE, z_loss=1e-4)
     logits, targets = case(4, 21, torch.float32, 1.0)
     with gathered() as launched:
-        for gradients in (True, False):
-            cross_entropy_(logits, targets, gradients)
+        cross_entropy_(logits, targets, True, z_loss=1e-4)
+        cross_entropy_(logits, targets, False)
     assert [(x.kernel, x.numbers, x.config) for x in prepared] == [
         (x.kernel, x.numbers, x.config) for x in launched
     ]

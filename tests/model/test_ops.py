@@ -161,6 +161,31 @@ def test_linear_cross_entropy(monkeypatch, chunks, dtype):
         assert (got.double() - true).abs().max() <= allowed
 
 
+@pytest.mark.parametrize("chunks", ["one", "many"])
+def test_z_loss_is_in_the_gradient_and_beside_the_loss(monkeypatch, chunks):
+    """Against autograd of its formula in fp64; without gradients there is none."""
+    if chunks == "many":
+        monkeypatch.setattr(loss, "CHUNK_BYTES", 7 * 50 * 4)
+    torch.manual_seed(0)
+    h, w = torch.randn(39, 16).requires_grad_(), torch.randn(50, 16).requires_grad_()
+    targets = torch.randint(0, 50, (39,))
+    targets[4:9] = IGNORE_INDEX
+    cross_entropy = functools.partial(loss.cross_entropy_, softmax_bytes=3 * 50 * 4)
+    value, z = loss.linear_cross_entropy(h, w, targets, cross_entropy, 0.1)
+    ours = torch.autograd.grad(value * 0.25, (h, w))
+    assert torch.allclose(value, loss.linear_cross_entropy(h, w, targets, cross_entropy))
+
+    h64, w64 = (t.detach().double().requires_grad_() for t in (h, w))
+    logits = F.linear(h64, w64)
+    truth = F.cross_entropy(logits, targets, ignore_index=IGNORE_INDEX, reduction="sum")
+    z_truth = (0.1 * logits.logsumexp(-1)[targets != IGNORE_INDEX] ** 2).sum()
+    gradients = torch.autograd.grad((truth + z_truth) * 0.25, (h64, w64))
+    for got, true in zip((z, value, *ours), (z_truth, truth, *gradients), strict=True):
+        assert torch.allclose(got.double(), true, rtol=2e-5, atol=1e-5)
+    with torch.no_grad():
+        assert loss.linear_cross_entropy(h, w, targets, cross_entropy, 0.1).shape == ()
+
+
 def test_linear_cross_entropy_in_evaluation_and_with_nothing_to_predict():
     h, w = torch.randn(4, 8), torch.randn(10, 8, requires_grad=True)
     targets = torch.full((4,), IGNORE_INDEX)

@@ -16,30 +16,39 @@ from cola_kernels.support import UnsupportedError, check, target
 
 
 def cross_entropy_(
-    logits: Tensor, targets: Tensor, gradients: bool, ignore_index: int = -100
+    logits: Tensor,
+    targets: Tensor,
+    gradients: bool,
+    ignore_index: int = -100,
+    z_loss: float = 0.0,
 ) -> Tensor:
-    """`reference.cross_entropy_`, summed: logits (n, V) and targets (n,) -> an fp32 scalar.
+    """`reference.cross_entropy_`: logits (n, V) and targets (n,) -> an fp32 scalar, with `z_loss`
+    two.
 
     Raises:
         UnsupportedError: a shape, dtype or device that the kernel does not take.
     """
-    losses = torch.ops.cola_kernels.cross_entropy_(logits, targets, gradients, ignore_index)
-    total: Tensor = losses.sum()
+    losses = torch.ops.cola_kernels.cross_entropy_(logits, targets, gradients, ignore_index, z_loss)
+    total: Tensor = losses.sum(-1)
     return total
 
 
-def warm_up(columns: int, dtype: torch.dtype, device: torch.device) -> None:
-    """Compile ahead the kernel for logits of so many columns, in training and in evaluation."""
+def warm_up(columns: int, dtype: torch.dtype, device: torch.device, z_loss: float = 0.0) -> None:
+    """Compile ahead the kernel for logits of so many columns, in training and, which has no
+    `z_loss`, in evaluation."""
     logits = torch.empty(1, columns, dtype=dtype, device="meta")
     targets = torch.empty(1, dtype=torch.int64, device="meta")
     for gradients in (True, False):
-        recording.warm_up(partial(cross_entropy_, logits, targets, gradients), device)
+        loss = partial(cross_entropy_, z_loss=z_loss if gradients else 0.0)
+        recording.warm_up(partial(loss, logits, targets, gradients), device)
 
 
-def _implementation(logits: Tensor, targets: Tensor, gradients: bool, ignore_index: int) -> Tensor:
-    losses = _cross_entropy_fake(logits, targets, gradients, ignore_index)
+def _implementation(
+    logits: Tensor, targets: Tensor, gradients: bool, ignore_index: int, z_loss: float = 0.0
+) -> Tensor:
+    losses = _cross_entropy_fake(logits, targets, gradients, ignore_index, z_loss)
     target("cross_entropy_", logits.device)  # raises where the kernel cannot run
-    cross_entropy_launch(logits, targets, losses, gradients, ignore_index).run()
+    cross_entropy_launch(logits, targets, losses, gradients, ignore_index, z_loss).run()
     return losses
 
 
@@ -51,7 +60,7 @@ IMPLEMENTATIONS[torch.ops.cola_kernels.cross_entropy_.default] = _implementation
 
 @_cross_entropy_.register_fake
 def _cross_entropy_fake(
-    logits: Tensor, targets: Tensor, gradients: bool, ignore_index: int
+    logits: Tensor, targets: Tensor, gradients: bool, ignore_index: int, z_loss: float = 0.0
 ) -> Tensor:
     if logits.dim() != 2 or logits.stride(1) != 1:
         raise UnsupportedError(
@@ -66,4 +75,5 @@ def _cross_entropy_fake(
             f"{targets.device}; they must be contiguous int64 {tuple(logits.shape[:1])} on "
             f"{logits.device}"
         )
-    return logits.new_empty(logits.shape[0], dtype=torch.float32)
+    rows = logits.shape[0]
+    return logits.new_empty((2, rows) if z_loss else rows, dtype=torch.float32)
