@@ -10,6 +10,7 @@ from cola_train import costs
 from cola_train.commands.groups import config_dir
 from cola_train.config.fields import build
 from cola_train.config.schema import Config
+from cola_train.engines import ENGINES
 from cola_train.files import read_yaml
 from cola_train.methods import METHODS
 from cola_train.methods.recipe import SIZES
@@ -33,8 +34,8 @@ def config_of(method: str, size: str) -> Config:
         "run_dir": "outputs/table",
         "model": read_yaml(config_dir() / "model" / f"{size}.yaml"),
         "method": {"name": method},
-        "recompute": {"name": "none"},
-        "engine": {"name": "fsdp"},
+        "recompute": {"name": METHODS[method].policies[0]},
+        "engine": {"name": next(iter(ENGINES))},
         "data": {"source": "stdlib"},
         "optim": {"name": "adamw"},
         "train": {"sequence_length": LENGTH, "batch_size": SEQUENCES, "precision": "bf16"},

@@ -25,6 +25,7 @@ EXTREMES = [
 
 WITH: dict[str, dict[str, Any]] = {  # without which an option is refused, whatever its value
     "engine.shard_size": {"sharding": "hybrid"},
+    "optim.decay_steps": {"schedule": "wsd"},
     "train.batch_size": {"micro_batch_size": None},
     "train.batch_tokens": {"micro_batch_size": None, "batch_size": None},
 }
