@@ -40,7 +40,8 @@ def muon(groups: Groups, options: MuonOptions) -> "Muon":
 
 
 def divided(groups: Groups, adamw_lr_ratio: float) -> Iterator[dict[str, Any]]:
-    """Each group as one of matrices of blocks, and one of all else."""
+    """Each group as one of matrices of blocks, and one of all else, which has a rate of its own if
+    the group has none."""
     for group in groups:
         named = list(zip(group["params"], group["shapes"], strict=True))
         for matrices in (True, False):
@@ -50,7 +51,7 @@ def divided(groups: Groups, adamw_lr_ratio: float) -> Iterator[dict[str, Any]]:
             part = {**group, "matrices": matrices}
             part["params"], part["shapes"] = map(list, zip(*own, strict=True))
             if not matrices:
-                part["lr_scale"] = group.get("lr_scale", 1.0) * adamw_lr_ratio
+                part["lr_scale"] = group.get("lr_scale", adamw_lr_ratio)
             yield part
 
 

@@ -6,6 +6,7 @@ from helpers import exit_code_of, make_config, meta_model, micro_batches, real_m
 
 from cola_train import distributed
 from cola_train.errors import UserError
+from cola_train.optim import muon
 from cola_train.optim.groups import parameter_groups
 from cola_train.train import build
 
@@ -19,6 +20,10 @@ def names(group):
     return [name for name, _ in group["params"]]
 
 
+def own(group):
+    return {key: value for key, value in group.items() if key not in ("params", "shapes")}
+
+
 def test_the_first_pattern_counts_and_each_parameter_is_in_one_group():
     rest, norms, first, embedding = groups_of(
         "{*norm*:{weight_decay:0},layers.0.*:{lr:1e-3,weight_decay:0.5},embed*:{lr:2e-2}}"
@@ -26,16 +31,23 @@ def test_the_first_pattern_counts_and_each_parameter_is_in_one_group():
     assert {"layers.0.mlp_norm.weight", "norm.weight"} <= set(names(norms))
     assert all(name.startswith("layers.0.") for name in names(first)) and len(names(first)) > 5
     assert names(embedding) == ["embedding.weight"] and "head.weight" in names(rest)
-    of_each = {"params", "shapes"}
-    own = [
-        {k: v for k, v in group.items() if k not in of_each} for group in (norms, first, embedding)
-    ]
-    assert own[0] == {"weight_decay": 0.0} and own[1] == {"weight_decay": 0.5, "lr_scale": 0.5}
-    assert own[2] == {"lr_scale": 10.0} and rest.keys() == of_each
+    assert [own(group) for group in (rest, norms, first, embedding)] == [
+        {}, {"weight_decay": 0.0}, {"weight_decay": 0.5, "lr_scale": 0.5}, {"lr_scale": 10.0},
+    ]  # fmt: skip
     every = sorted(name for group in (rest, norms, first, embedding) for name in names(group))
     assert every == sorted(name for name, _ in meta_model(make_config()).named_parameters())
-    assert [group.keys() for group in groups_of("{}")] == [of_each]
+    assert [own(group) for group in groups_of("{}")] == [{}]
     assert len(groups_of("{*:{weight_decay:0}}")) == 1  # no group of none
+
+
+def test_a_rate_of_its_own_is_that_under_muon_too():
+    """Whose other parameters outside of blocks have another rate than its matrices."""
+    patterns = "optim.groups={embed*:{lr:1e-3},layers.0.*:{weight_decay:0}}"
+    config = make_config("optim=muon", "optim.lr=2e-3", "optim.adamw_lr_ratio=0.1", patterns)
+    groups = muon.divided(parameter_groups(meta_model(config), config.optim), 0.1)
+    scale = {name: group.get("lr_scale", 1.0) for group in groups for name, _ in group["params"]}
+    assert scale["embedding.weight"] == 0.5 and scale["head.weight"] == 0.1
+    assert scale["layers.0.mlp_norm.weight"] == 0.1 and set(scale.values()) == {0.1, 0.5, 1.0}
 
 
 @pytest.mark.parametrize(
