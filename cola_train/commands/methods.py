@@ -75,6 +75,10 @@ def flops(run: Run) -> float:
     return costs.training_flops_per_token(run.config)
 
 
+def pass_flops(run: Run) -> int:
+    return run.config.model.n_layers * run.cost.pass_flops.total
+
+
 def page() -> Iterator[str]:
     """Its lines."""
     found = runs()
@@ -94,6 +98,10 @@ def page() -> Iterator[str]:
     }
     cells = {name: (f"{ratio:.2f}" for ratio in of) for name, of in ratios.items()}
     yield from (f"**FLOPs a token, of {full} rank's**", "", *table(cells), "")
+    passes = {name: list(map(pass_flops, of)) for name, of in found.items()}
+    cells = {name: (f"{each / 1e9:,.0f}" for each in of) for name, of in passes.items() if any(of)}
+    if cells:
+        yield from ("**GFLOP more a micro-batch, of any size**", "", *table(cells), "")
     saves_none = [name for name, of in ratios.items() if min(of) >= 1]
     if saves_none:
         *first, last = saves_none
