@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers import meta_model, micro_batches, real_model, values_config
+from helpers import micro_batches, real_model, values_config
 from torch.func import functional_call
 
 from cola_train.methods.base import build_method
@@ -112,17 +112,12 @@ def test_folding_leaves_plain_low_rank():
     model = real_model(config)
     remove_padding(model)  # a checkpoint's shapes
     folded = replace(config, method=config.method.folded)
-    assert folded.method.dlr is None and folded.method == config_of(dlr=None).method
-    plain = meta_model(folded).to_empty(device="cpu")
+    assert folded.method == config_of(dlr=None).method
+    plain = real_model(folded)
     remove_padding(plain)
-    fold = build_method(config, torch.device("cpu")).fold
-    plain.load_state_dict(fold(model.state_dict()))
-    plain.rotary.copy_(model.rotary)
+    plain.load_state_dict(build_method(config, torch.device("cpu")).fold(model.state_dict()))
     tokens = micro_batches(0)[0].inputs
     torch.testing.assert_close(plain(tokens), model(tokens), rtol=0, atol=1e-6)
-    same = build_method(folded, torch.device("cpu")).fold(model.state_dict())
-    assert all(same[name] is tensor or same[name].equal(tensor) for name, tensor in
-               model.state_dict().items())  # fmt: skip
 
 
 @pytest.mark.parametrize("compiled", [False, True])

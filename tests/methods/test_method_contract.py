@@ -1,12 +1,20 @@
 """What every method must do under every engine; and a toy that the product does not know."""
 
 import json
-from dataclasses import fields
+from dataclasses import fields, replace
 
 import pytest
 import torch
 import toy_method
-from helpers import exit_code_of, meta_model, refusal, result_of_worker, values_config
+from helpers import (
+    exit_code_of,
+    meta_model,
+    micro_batches,
+    real_model,
+    refusal,
+    result_of_worker,
+    values_config,
+)
 from safetensors import safe_open
 from workers.method_worker import ENGINES, engines_of, groups_of
 
@@ -154,6 +162,26 @@ def test_parameters_flops_and_bytes_are_those_counted(method):
             assert counted.backward_flops == backward, policy
             assert counted.buffer_bytes == cost.buffer_bytes
             assert kept.saved_bytes == cost.saved_bytes(4), policy
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_what_is_folded_computes_the_same(method):
+    """By the plainest method that has weights for it, which folds no further."""
+    config = values_config(**groups_of(method, "fsdp"))
+    model = real_model(config)
+    remove_padding(model)  # a checkpoint's shapes
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight += 0.02 * torch.randn_like(weight)  # what begins as 0 is not
+    folded = replace(config, method=config.method.folded)
+    assert folded.method.folded == folded.method
+    plain = real_model(folded)
+    remove_padding(plain)
+    fold = build_method(config, torch.device("cpu")).fold
+    plain.load_state_dict(fold(model.state_dict()))
+    tokens = micro_batches(0)[0].inputs
+    torch.testing.assert_close(plain(tokens), model(tokens), rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize("method", METHODS)

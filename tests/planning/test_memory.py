@@ -18,6 +18,7 @@ MEMORY_CASES = {
     1: [
         "method=full train.batch_size=8",
         "recompute=cola_m train.batch_size=32 train.micro_batch_size=16",
+        "method=low_rank method.dlr=1 recompute=cola_m train.batch_size=16",
         "recompute=full train.precision=fp32 train.batch_size=8",
         "method=full recompute=full train.batch_size=4",
     ],

@@ -1,5 +1,7 @@
 """LoRA's linears: a frozen weight, and two factors that are trained beside it."""
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor, nn
 
@@ -74,3 +76,12 @@ class Lora(Method):
 
     def mlp(self, d_model: int, d_ff: int) -> nn.Module:
         return MLP(d_model, d_ff, silu=True, projections=self.projections, ops=self.ops)
+
+    def fold(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """W + s B A in place of each W (m, n) and its factors."""
+        factors = {f"{name}{kind}" for name in weights for kind in ("_A", "_B")}
+        folded = {name: weight for name, weight in weights.items() if name not in factors}
+        for name in (name for name in folded if f"{name}_A" in weights):
+            A, B = weights[f"{name}_A"], weights[f"{name}_B"]
+            folded[name] = torch.addmm(folded[name], B, A, alpha=self.scale)
+        return folded

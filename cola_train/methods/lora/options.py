@@ -16,7 +16,9 @@ from cola_train.methods.costs import (
     attention_fp32,
     norm_weights,
 )
+from cola_train.methods.full.options import FullOptions
 from cola_train.methods.lora.launches import LoraBlock
+from cola_train.methods.options import MethodOptions
 from cola_train.methods.rank import RankOptions
 from cola_train.methods.recipe import Recipe
 
@@ -37,6 +39,10 @@ class LoraOptions(RankOptions):
         """Of GaLore's LoRA row (arXiv 2403.03507), but for its rate, which is published as a grid
         from 1e-4 to 1e-2: the middle of that."""
         return Recipe(lr=1e-3, warmup_steps=steps // 10, weight_decay=0.0, clip=None)
+
+    @property
+    def folded(self) -> MethodOptions:
+        return FullOptions("full")
 
     def scale(self, model: ModelConfig) -> float:
         return self.alpha / self.bottleneck(model)
