@@ -10,6 +10,7 @@ from cola_train.methods.lora.options import LoraOptions
 from cola_train.methods.low_rank.options import LowRankOptions
 from cola_train.methods.options import MethodOptions
 from cola_train.methods.relora.options import ReloraOptions
+from cola_train.methods.sltrain.options import SltrainOptions
 
 __all__ = ["METHODS", "MethodOptions"]
 
@@ -19,4 +20,5 @@ METHODS: dict[str, type[MethodOptions]] = {
     "low_rank": LowRankOptions,
     "lora": LoraOptions,
     "relora": ReloraOptions,
+    "sltrain": SltrainOptions,
 }

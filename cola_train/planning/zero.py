@@ -232,7 +232,8 @@ def traffic(run: Run) -> list[Collective]:
     if zero.stage == 0:
         return [Collective("all_reduce", "gradients", FP32 * P, D)]
     if zero.stage in (1, 2):
-        reduced = zero.aligned if zero.stage == 1 else times * P
+        once = P if e == FP32 else zero.aligned  # stage 1 in bf16: of its fp32 copies
+        reduced = once if zero.stage == 1 else times * P
         found = [Collective("all_reduce", "gradients", FP32 * reduced, D)]
         if D > 1:
             found.append(Collective("all_gather", "updated weights", e * zero.aligned, D))

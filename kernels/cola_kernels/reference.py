@@ -72,6 +72,31 @@ def gated_down(
     return F.linear((F.silu(g) if gate_silu else g) * u, down)
 
 
+def sparse_low_rank(
+    x: Tensor,
+    a: Tensor,
+    b: Tensor,
+    values: Tensor,
+    index: Tensor,
+    scale: float,
+    columns: int,
+) -> Tensor:
+    """y = x W^T with W = scale B A, then W[index // columns, index % columns] += values.
+
+    Args:
+        x: (..., d).
+        a, b: A (r, d) and B (d_1, r), maybe with zeros beyond their own widths.
+        values: (k,).
+        index: (k,), positions in a matrix of so many columns, row by row.
+        columns: at most d.
+
+    Returns:
+        (..., d_1).
+    """
+    place = (index.long() // columns, index.long() % columns)
+    return F.linear(x, (scale * (b @ a)).index_put(place, values, accumulate=True))
+
+
 def up_backward(
     dys: Sequence[Tensor], z: Tensor, weights: Sequence[Tensor], activation: bool = True
 ) -> Tensor:

@@ -23,6 +23,7 @@ from cola_train.train import build
 ODD = ("model.d_model=32", "model.d_ff=37", "model.n_layers=2", "model.vocab_size=300")
 VARIANTS = [
     ("method=full",),
+    ("method=sltrain", "method.rank=5", "method.alpha=5"),
     *(
         ("method.rank=5", f"method.activation={placement}")
         for placement in ("low_rank", "both", "full_rank")
@@ -107,7 +108,7 @@ def test_kernels_are_prepared_for_stored_widths(monkeypatch):
     assert {launch.arguments["N"] for launch in launches} == {32, 64}
 
 
-@pytest.mark.parametrize("variant", VARIANTS[:2])
+@pytest.mark.parametrize("variant", VARIANTS[:3])
 def test_a_checkpoint_of_before_there_was_padding_goes_on(variant, tmp_path):
     """Written whole, in the model's own shapes; the next losses are the same bit for bit."""
     config = make_config(
