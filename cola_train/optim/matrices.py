@@ -23,6 +23,10 @@ from torch.optim.adamw import adamw
 from cola_train.optim import AdamWOptions, sides
 from cola_train.optim.groups import Groups, is_block_matrix
 
+# as torch calls them since 2.13, and before
+all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
+reduce_scatter = getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor
+
 LIMIT = 1.01  # by which the norm of an update may grow from one step to the next
 
 
@@ -86,7 +90,7 @@ class Spread:
             return own
         padded = self.padded(own, rows)
         whole = own.new_empty(len(padded) * self.group.size(), *own.shape[1:])
-        dist.all_gather_into_tensor(whole, padded, group=self.group)
+        all_gather(whole, padded, group=self.group)
         return whole[:rows]
 
     def gather_to(self, owner: int, own: Tensor, rows: int) -> Tensor | None:
@@ -122,7 +126,7 @@ class Spread:
         missing = chunk * self.group.size() - rows
         part = F.pad(part, (0, 0) * (part.dim() - 1) + (0, missing)) if missing else part
         own = part.new_empty(chunk, *part.shape[1:])
-        dist.reduce_scatter_tensor(own, part.contiguous(), group=self.group)
+        reduce_scatter(own, part.contiguous(), group=self.group)
         return own[: held.stop - held.start]
 
 
