@@ -65,7 +65,7 @@ ENGINES: dict[str, dict[str, Any]] = {"fsdp": {"name": "fsdp"}} | {
 }
 METHOD_NAMES = tuple(METHODS)  # of the product: some tests add a toy to them
 # method -> the option that is a number of steps, between merges or between projections
-PERIODS = {"relora": "merge_every"}
+PERIODS = {"relora": "merge_every", "galore": "refresh_every"}
 TINY_VALUES: dict[str, dict[str, Any]] = {
     "model": {
         "name": "tiny", "d_model": 32, "d_ff": 37, "n_layers": 2, "n_heads": 4, "vocab_size": 300,

@@ -123,5 +123,5 @@ class GaloreAdamW(MatrixOptimizer):
             outside = torch.addmm(matrix.gradient, P, R, alpha=-1)
         dim = 1 if matrix.right else 0
         outside *= N.norm(dim=dim, keepdim=True) / (R.norm(dim=dim, keepdim=True) + FLOOR)
-        norm = matrix.spread.sum(outside.square().sum()).sqrt()
+        norm = matrix.spread.sum(torch.linalg.vector_norm(outside).square()).sqrt()
         return outside.mul_(limited(norm, matrix.state["residual_norm"]))

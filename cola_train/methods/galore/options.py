@@ -1,6 +1,7 @@
 """GaLore's options, its published recipes, and what its optimizer holds and sends."""
 
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -9,7 +10,7 @@ from cola_train.config.groups import ModelConfig
 from cola_train.methods.costs import Weight
 from cola_train.methods.projected import ProjectedOptions
 from cola_train.methods.recipe import Recipe, by_size
-from cola_train.optim import OptimOptions, sides
+from cola_train.optim import OptimOptions, UpdateCost, sides
 
 
 @dataclass(frozen=True)
@@ -55,16 +56,30 @@ class GaloreOptions(ProjectedOptions):
         moment, projection = self.projected(model, weight, shards)
         return 2 * moment + projection
 
-    def update_traffic(
-        self, model: ModelConfig, weight: Weight, shards: int
-    ) -> Iterator[tuple[str, int]]:
-        """Of a step that keeps its projections."""
-        if not weight.block_matrix or shards == 1:
-            return
-        r = min(self.bottleneck(model), *weight.shape)
-        sent = -(-r // shards) * shards * weight.shape[1]
-        yield "all_gather", sent  # P; on the left Adam's direction
-        if not sides.on_the_right(weight.shape):
-            yield "reduce_scatter", sent
-            if self.fira:
-                yield "all_gather", sent
+    def update_cost(
+        self, model: ModelConfig, optim: OptimOptions, weights: Sequence[Weight], shards: int = 1
+    ) -> UpdateCost:
+        """FLOPs and traffic are those of a step that keeps its projections; workspace is of one
+        that makes them anew. All of it is in fp32."""
+        flops = held = 0
+        traffic: Counter[str] = Counter()
+        for weight in weights:
+            if not weight.block_matrix:
+                continue
+            m, n = weight.shape
+            rows, k = -(-m // shards), min(m, n)
+            r, (moment, _) = min(self.bottleneck(model), k), self.projected(model, weight, shards)
+            sent = -(-r // shards) * shards * n if shards > 1 else 0
+            # R or N, with what the projection leaves out
+            flops += (6 if self.fira else 4) * r * rows * n
+            traffic["all_gather"] += 4 * sent  # P; on the left N
+            if not sides.on_the_right(weight.shape):
+                traffic["reduce_scatter"] += 4 * sent
+                traffic["all_gather"] += 4 * sent * self.fira
+            # R, and what N is made of; N, R and the update
+            held = max(held, sent + 3 * moment, sent + 2 * moment + rows * n * self.fira)
+            # of a refresh: the gradient whole, from its parts; then a copy, vectors of both sides
+            whole = m * n * (shards > 1)
+            svd = m * n + (m + n) * k if self.svd == "exact" else 0
+            held = max(held, whole + max(whole, svd))
+        return UpdateCost(flops, 4 * held, {kind: size for kind, size in traffic.items() if size})
