@@ -15,14 +15,13 @@ from cola_train.optim import OptimOptions, UpdateCost, sides
 
 @dataclass(frozen=True)
 class GaloreOptions(ProjectedOptions):
-    """Full-rank weights, whose AdamW has its moments in the r leading singular directions of an
-    earlier gradient (GaLore, arXiv 2403.03507)."""
+    """Full-rank weights; AdamW in the r leading directions of gradients (arXiv 2403.03507)."""
 
     alpha: PositiveFloat = 0.25  # scales the update of projected matrices, not their weight decay
     # good steps between new projections; null: published for model.name (200, 7b 500)
     refresh_every: PositiveInt | None = None
-    # of the gradient, whose leading directions are kept. exact: the same on any number of
-    # processes, each matrix on one of them; randomized: about the same, by a few matmuls
+    # how leading directions are found. exact: the same on any number of processes, each matrix's
+    # on one of them; randomized: about the same ones, by a few matmuls
     svd: Literal["exact", "randomized"] = "exact"
     fira: bool = False  # also use what of the gradient is outside (Fira, arXiv 2410.01623)
 
