@@ -6,6 +6,7 @@ entry in METHODS, one YAML file, one test.
 
 from cola_train.methods.cola.options import ColaOptions
 from cola_train.methods.full.options import FullOptions
+from cola_train.methods.galore.options import GaloreOptions
 from cola_train.methods.lora.options import LoraOptions
 from cola_train.methods.low_rank.options import LowRankOptions
 from cola_train.methods.options import MethodOptions
@@ -20,5 +21,6 @@ METHODS: dict[str, type[MethodOptions]] = {
     "low_rank": LowRankOptions,
     "lora": LoraOptions,
     "relora": ReloraOptions,
+    "galore": GaloreOptions,
     "sltrain": SltrainOptions,
 }

@@ -23,6 +23,10 @@ from torch.optim.adamw import adamw
 from cola_train.optim import AdamWOptions, sides
 from cola_train.optim.groups import Groups, is_block_matrix
 
+# as torch calls them since 2.13, and before
+all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
+reduce_scatter = getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor
+
 LIMIT = 1.01  # by which the norm of an update may grow from one step to the next
 
 
@@ -74,10 +78,10 @@ class Spread:
             own, self.mesh, self.placements, run_check=False, shape=shape, stride=stride
         )
 
-    def zeros(self, shape: tuple[int, ...], like: Tensor) -> Tensor:
-        """State of that whole shape, on the device of `like`."""
+    def zeros(self, shape: tuple[int, ...], device: torch.device) -> Tensor:
+        """State of that whole shape."""
         held = self.held(shape[0])
-        own = torch.zeros((held.stop - held.start, *shape[1:]), device=like.device)
+        own = torch.zeros((held.stop - held.start, *shape[1:]), device=device)
         return self.state(own, shape[0])
 
     def gather(self, own: Tensor, rows: int) -> Tensor:
@@ -86,8 +90,21 @@ class Spread:
             return own
         padded = self.padded(own, rows)
         whole = own.new_empty(len(padded) * self.group.size(), *own.shape[1:])
-        dist.all_gather_into_tensor(whole, padded, group=self.group)
+        all_gather(whole, padded, group=self.group)
         return whole[:rows]
+
+    def gather_to(self, owner: int, own: Tensor, rows: int) -> Tensor | None:
+        """All of so many rows on process `owner` of all processes, elsewhere None. Collective."""
+        rank = dist.get_rank() if dist.is_initialized() else 0
+        if self.group is None:
+            return own if rank == owner else None
+        if owner not in dist.get_process_group_ranks(self.group):
+            return None  # it has them from processes of its own group
+        padded, parts = self.padded(own, rows), None
+        if rank == owner:
+            parts = [torch.empty_like(padded) for _ in range(self.group.size())]
+        dist.gather(padded, parts, dst=owner, group=self.group)
+        return None if parts is None else torch.cat(parts)[:rows]
 
     def padded(self, own: Tensor, rows: int) -> Tensor:
         """This process's rows, as many as the first process holds: contiguous, with zeros after."""
@@ -109,7 +126,7 @@ class Spread:
         missing = chunk * self.group.size() - rows
         part = F.pad(part, (0, 0) * (part.dim() - 1) + (0, missing)) if missing else part
         own = part.new_empty(chunk, *part.shape[1:])
-        dist.reduce_scatter_tensor(own, part.contiguous(), group=self.group)
+        reduce_scatter(own, part.contiguous(), group=self.group)
         return own[: held.stop - held.start]
 
 

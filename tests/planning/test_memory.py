@@ -14,6 +14,11 @@ SHAPE = [
     "data.document_mask=false", "tracking=local", "train.precision=bf16",
 ]  # fmt: skip
 ZERO = "engine=deepspeed engine.overrides={zero_optimization:{reduce_bucket_size:400000}}"
+# one wide block, few tokens, gradients of two micro-batches: the optimizer's step is the peak
+WIDE = [
+    *SHAPE, "model.n_layers=1", "model.d_model=512", "model.d_ff=2048", "model.vocab_size=512",
+    "data.vocab_size=512", "train.sequence_length=16", "train.precision=fp32",
+]  # fmt: skip
 MEMORY_CASES = {
     1: [
         "method=full train.batch_size=8",
@@ -73,13 +78,18 @@ def test_memory_is_within_a_tenth_of_measured_peaks(processes, tmp_path):
 
 
 def test_muons_step_holds_what_is_planned(tmp_path):
-    """In a model whose peak it is: one wide block, few tokens, gradients of two micro-batches."""
-    shape = [
-        *SHAPE, "model.n_layers=1", "model.d_model=512", "model.d_ff=2048", "model.vocab_size=512",
-        "data.vocab_size=512", "train.sequence_length=16", "train.precision=fp32",
-    ]  # fmt: skip
+    """In a model whose peak it is."""
     case = "method=full optim=muon train.batch_size=2 train.micro_batch_size=1"
-    (found,) = measure("memory", 1, shape, [case], tmp_path)
+    (found,) = measure("memory", 1, WIDE, [case], tmp_path)
+    about = json.dumps(found)
+    assert found["moment"] == "optimizer step", about
+    assert found["planned"] == pytest.approx(found["peak"], rel=0.03), about
+
+
+def test_galores_refresh_holds_what_is_planned(tmp_path):
+    """In the same model: the peak is an SVD."""
+    case = "method=galore method.refresh_every=1 train.batch_size=2 train.micro_batch_size=1"
+    (found,) = measure("memory", 1, WIDE, [case], tmp_path)
     about = json.dumps(found)
     assert found["moment"] == "optimizer step", about
     assert found["planned"] == pytest.approx(found["peak"], rel=0.03), about
