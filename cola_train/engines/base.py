@@ -64,7 +64,7 @@ class Engine(ABC):
         """
 
     @abstractmethod
-    def update(self, lr: float | Tensor, figures: Tensor) -> Tensor:
+    def update(self, figures: Tensor) -> Tensor:
         """Clip and update, unless the step is not accepted or its gradients are not finite.
 
         figures: float64, on the device; the first is `accept`.
@@ -154,6 +154,7 @@ class Engine(ABC):
         # Engines average gradients over processes; the loss is a mean over the global batch.
         scale = (distributed.world_size() / tokens.clamp(min=1)).float()
         loss_sum = torch.zeros((), device=self.device)
+        self.set_learning_rate(lr)  # before the first gradient, which may be an update's
         max_loss, asked = limits.unbind()
         for i, batch in enumerate(batches):
             accept: Tensor | None = None
@@ -166,7 +167,7 @@ class Engine(ABC):
             self.backward(loss * scale, accept)
         assert accept is not None, "a step needs a batch"
         figures = torch.stack([accept.double(), mean, tokens, *sums[1:]])
-        return self.update(lr, figures), names
+        return self.update(figures), names
 
     def _sums(self, loss_sum: Tensor, asked: Tensor, scale: Tensor) -> tuple[Tensor, list[str]]:
         """Over processes: the loss, who asks for the end, the method's metrics and the model's,

@@ -84,8 +84,7 @@ class DeepSpeedEngine(Engine):
             loss = loss * torch.where(accept, 1.0, torch.nan)
         engine.backward(loss, scale_wrt_gas=False)
 
-    def update(self, lr: float | Tensor, figures: Tensor) -> Tensor:
-        self.set_learning_rate(lr)
+    def update(self, figures: Tensor) -> Tensor:
         norm = self._step()
         return torch.cat([figures, figures.new_tensor([norm, norm < float("inf")])])
 

@@ -63,13 +63,12 @@ class FSDPEngine(Engine):
         loss.backward()
 
     @torch.no_grad()
-    def update(self, lr: float | Tensor, figures: Tensor) -> Tensor:
+    def update(self, figures: Tensor) -> Tensor:
         gradients = self.masters.take_gradients()
         norm = self.masters.norm(gradients)
         accepted = figures[0].bool() & norm.isfinite()
         # By how much the gradient is too long: 1 where it is not.
         excess = None if self.clip is None else ((norm + 1e-6) / self.clip).clamp_(min=1)
-        self.set_learning_rate(lr)
         if takes_found_inf(self.optimizer):
             self._step_if(accepted, excess)
         elif accepted:  # the host waits for the device
