@@ -105,7 +105,8 @@ def run(
             tracker.training(metrics | speed.metrics(result))
         tracker.advance(state.step)
         if result.skipped:
-            tracker.say(skip_message(state.progress, result, max_loss))
+            touched = config.method.updates_in_backward
+            tracker.say(skip_message(state.progress, result, max_loss, touched))
             after_a_skip(config, state, tracker)
 
         loss = None
@@ -281,13 +282,19 @@ def conclude(config: Config, data: PreparedData, state: RunState, tracker: Track
     print_summary(config, validation, text)
 
 
-def skip_message(progress: Progress, result: StepResult, max_loss: float) -> str:
+def skip_message(
+    progress: Progress, result: StepResult, max_loss: float, touched: bool = False
+) -> str:
+    """touched: weights were updated before it was known that the step should be skipped."""
     # by the loss alone: an engine may skip a spike by gradients that it made not finite
     spike = max_loss < result.loss < math.inf
+    weights = "the weights are left as they were"
+    if touched:
+        weights = "weights were updated before that was known (method.per_layer)"
     return (
         f"step {progress.step}: loss {result.loss}, gradient norm {result.grad_norm}: "
         f"{'a spike' if spike else 'not finite'}; "
-        f"the weights are left as they were ({progress.skipped} steps skipped in all)"
+        f"{weights} ({progress.skipped} steps skipped in all)"
     )
 
 

@@ -34,7 +34,9 @@ class StepResult:
     loss: float  # mean over the global batch's predicted tokens, nats
     grad_norm: float  # global, before clipping
     tokens: int  # predicted tokens of the global batch
-    skipped: bool  # not finite, or a spike: weights and optimizer state are untouched
+    # not finite, or a spike: weights and optimizer state are untouched, unless updates are made in
+    # the backward pass
+    skipped: bool
     stop: bool = False  # some process has asked for the end of the run
     metrics: dict[str, float] = field(default_factory=dict)  # of the method, means over processes
 

@@ -17,6 +17,7 @@ class EngineOptions:
 
     implementation: ClassVar[str]  # "module:class" of an `engines.base.Engine`
     capturable: ClassVar[bool] = False  # by a CUDA graph, on one process (train.cuda_graph)
+    updates_in_backward: ClassVar[bool] = False  # can: see `MethodOptions.updates_in_backward`
     planner: ClassVar[str]  # the module of planning/ that knows its memory and traffic
 
     @property

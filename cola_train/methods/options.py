@@ -29,6 +29,8 @@ class Run(Protocol):
     def engine(self) -> EngineOptions: ...
     @property
     def optim(self) -> OptimOptions: ...
+    @property
+    def batch_size(self) -> int: ...
 
 
 @dataclass(frozen=True)
@@ -59,6 +61,12 @@ class MethodOptions(ABC):
             weight_decay=0.01,
             clip=0.5,
         )
+
+    @property
+    def updates_in_backward(self) -> bool:
+        """Whether each parameter is updated as soon as its gradient is there, which is then freed:
+        see `methods/per_layer.py`."""
+        return False
 
     def problems(self, run: Run, topology: Topology) -> Iterator[str]:
         """What is wrong with the options in such a run on such a cluster."""

@@ -116,7 +116,8 @@ def moments(run: Run) -> Iterator[Moment]:
 
 
 def moments_alone(run: Run) -> Iterator[Moment]:
-    """Of one process: each gradient becomes fp32 as soon as it is there."""
+    """Of one process: each gradient becomes fp32 as soon as it is there, and goes then if it is
+    updated with it."""
     (block, root), L, e = groups(run), run.config.model.n_layers, run.element
     elements = L * block.elements + root.elements
     fixed = {
@@ -124,17 +125,22 @@ def moments_alone(run: Run) -> Iterator[Moment]:
         "optimizer": FP32 * sum(map(run.optimizer_elements, run.weights)),
     }
     trained = FP32 * (L * block.trainable.elements + root.trainable.elements)
+    in_backward = run.config.method.updates_in_backward
     embedding, *_, head = root.weights
 
     def gradients(blocks: int, of_root: int) -> int:
         """When those of so many blocks, and so many elements of the root's, have come."""
+        if in_backward:
+            return 0
         if run.accumulation > 1:
             return trained  # what earlier micro-batches left
         return FP32 * (blocks * block.trainable.elements + of_root)
 
     def coming(elements: int) -> int:
-        """One in the compute dtype and, until it is added to what was there, in fp32."""
-        return ((e if e != FP32 else 0) + (FP32 if run.accumulation > 1 else 0)) * elements
+        """One in the compute dtype and, until it is added to what was there or updated with, in
+        fp32."""
+        own = in_backward or run.accumulation > 1
+        return ((e if e != FP32 else 0) + (FP32 if own else 0)) * elements
 
     largest = max((weight.elements for weight in block.trainable.weights), default=0)
     head_in_fp32 = FP32 * head.elements if e != FP32 else 0
@@ -153,7 +159,12 @@ def moments_alone(run: Run) -> Iterator[Moment]:
         gradients=gradients(L, root.trainable.elements) + coming(embedding.elements),
         workspace=e * run.tokens * run.config.model.d_model,
     )
-    yield moment("optimizer step", fixed, gradients=trained, workspace=run.update_cost.workspace)
+    yield moment(
+        "optimizer step",
+        fixed,
+        gradients=gradients(L, root.trainable.elements),
+        workspace=run.update_cost.workspace,
+    )
 
 
 def moments_sharded(run: Run) -> Iterator[Moment]:
@@ -172,6 +183,8 @@ def moments_sharded(run: Run) -> Iterator[Moment]:
     def gradients(reduced: int, root_reduced: bool = False) -> int:
         """Before, during and after the last micro-batch's backward pass."""
         of_block, of_root = block.trainable, root.trainable
+        if run.config.method.updates_in_backward:
+            return 0
         if run.accumulation == 1:
             return FP32 * (reduced * of_block.chunks + root_reduced * of_root.chunks)
         if engine.sync_every_micro_batch:
@@ -216,7 +229,12 @@ def moments_sharded(run: Run) -> Iterator[Moment]:
         gradients=gradients(L, root_reduced=run.accumulation > 1),
         workspace=reduction(run, root.trainable),
     )
-    yield moment("optimizer step", fixed, gradients=shards, workspace=run.update_cost.workspace)
+    yield moment(
+        "optimizer step",
+        fixed,
+        gradients=gradients(L, root_reduced=True),
+        workspace=run.update_cost.workspace,
+    )
 
 
 def reduction(run: Run, group: Group) -> int:

@@ -5,7 +5,12 @@ from dataclasses import dataclass, fields, replace
 from importlib import import_module
 from math import isqrt
 
-from cola_train.config.checks import cuda_graph_problems, engine_problems, matrix_problems
+from cola_train.config.checks import (
+    cuda_graph_problems,
+    engine_problems,
+    matrix_problems,
+    method_problems,
+)
 from cola_train.config.groups import RecomputeConfig
 from cola_train.engines import ENGINES, EngineOptions
 from cola_train.methods import METHODS
@@ -41,6 +46,8 @@ def search(run: Run, given: Assumptions, goal: str, named: set[str]) -> list[Can
             fixed = "train.micro_batch_size" in named
             for size in [run.micro_batch_size] if fixed else divisors(share):
                 candidate = variant.with_micro_batch(size, share // size)
+                if not allowed(candidate):  # gradients are added up, say
+                    continue
                 held = memory(candidate)
                 if held.total > given.usable_bytes:
                     continue  # a larger one may fit, if it is the whole share: no accumulation
@@ -90,10 +97,14 @@ def engines_left_open(run: Run, named: set[str]) -> Iterator[tuple[EngineOptions
             continue
         kept = options & {field.name for field in fields(engine)}
         engine = replace(engine, **{name: getattr(own, name) for name in kept})
-        config = run.with_config(engine=engine).config
-        checks = (engine_problems, matrix_problems, cuda_graph_problems)
-        if not any(problem for check in checks for problem in check(config, run.topology)):
+        if allowed(run.with_config(engine=engine)):
             yield engine, overrides
+
+
+def allowed(run: Run) -> bool:
+    """Whether method and engine go together in such a run."""
+    checks = (method_problems, engine_problems, matrix_problems, cuda_graph_problems)
+    return not any(problem for check in checks for problem in check(run.config, run.topology))
 
 
 def one_sequence(run: Run) -> Run:
@@ -125,6 +136,8 @@ def what_would_help(run: Run, given: Assumptions, gpus_per_node: int) -> list[tu
     """Single changes after which one sequence fits, with the bytes it then needs."""
     fitting: list[tuple[str, int]] = []
     for change, variant in changes(run, gpus_per_node):
+        if not allowed(variant):
+            continue
         needed = memory(one_sequence(variant)).total
         if variant != run and needed <= given.usable_bytes:
             kind = change.split("=")[0]

@@ -13,6 +13,7 @@ from cola_train.config.schema import Config
 from cola_train.data.loader import Batch
 from cola_train.engines.base import Engine, allocate_state, persistent_buffers
 from cola_train.engines.fsdp.graph import CapturedStep
+from cola_train.engines.fsdp.in_backward import UpdatesInBackward
 from cola_train.engines.fsdp.masters import Masters, ShardedMasters, WholeMasters, takes_found_inf
 from cola_train.engines.fsdp.options import FSDPOptions
 from cola_train.hardware import compute_dtype
@@ -45,6 +46,9 @@ class FSDPEngine(Engine):
             if alone
             else ShardedMasters(model, self.optimizer, mesh)
         )
+        self.in_backward = (
+            UpdatesInBackward(self.masters) if config.method.updates_in_backward else None
+        )
         self.captured = CapturedStep(self.optimizer, device) if config.train.cuda_graph else None
         self.clip = config.optim.clip
         self.sync_every_micro_batch = options.sync_every_micro_batch
@@ -64,27 +68,32 @@ class FSDPEngine(Engine):
 
     @torch.no_grad()
     def update(self, figures: Tensor) -> Tensor:
-        gradients = self.masters.take_gradients()
-        norm = self.masters.norm(gradients)
-        accepted = figures[0].bool() & norm.isfinite()
-        # By how much the gradient is too long: 1 where it is not.
-        excess = None if self.clip is None else ((norm + 1e-6) / self.clip).clamp_(min=1)
-        if takes_found_inf(self.optimizer):
-            self._step_if(accepted, excess)
-        elif accepted:  # the host waits for the device
-            if excess is not None:
-                torch._foreach_div_(gradients, excess)
-            self.optimizer.step()
-        self.masters.drop_gradients()
+        accepted = figures[0].bool()
+        if self.in_backward is None:
+            gradients = self.masters.take_gradients()
+            norm = self.masters.norm(torch._foreach_norm(gradients))
+            accepted = accepted & norm.isfinite()
+            self._step_if(accepted, gradients, norm)
+            self.masters.drop_gradients()
+        else:  # all is updated, whether it should have been or not
+            norm = self.in_backward.take_norm()
+            accepted = accepted & norm.isfinite()
         self.masters.refresh()
         return torch.cat([figures, torch.stack([norm, accepted]).double()])
 
-    def _step_if(self, accepted: Tensor, excess: Tensor | None) -> None:
-        """A step of a fused optimizer with gradients divided by `excess`, or none."""
+    def _step_if(self, accepted: Tensor, gradients: list[Tensor], norm: Tensor) -> None:
+        """Clip, and step the optimizer, or neither."""
+        # By how much the gradient is too long: 1 where it is not.
+        excess = None if self.clip is None else ((norm + 1e-6) / self.clip).clamp_(min=1)
         optimizer: Any = self.optimizer
-        optimizer.found_inf, optimizer.grad_scale = (~accepted).float(), excess
-        optimizer.step()
-        del optimizer.found_inf, optimizer.grad_scale
+        if takes_found_inf(optimizer):  # it divides by grad_scale
+            optimizer.found_inf, optimizer.grad_scale = (~accepted).float(), excess
+            optimizer.step()
+            del optimizer.found_inf, optimizer.grad_scale
+        elif accepted:  # the host waits for the device
+            if excess is not None:
+                torch._foreach_div_(gradients, excess)
+            optimizer.step()
 
     def close(self) -> None:
         pass  # nothing outlives it

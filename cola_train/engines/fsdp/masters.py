@@ -5,7 +5,7 @@ microseconds, and a step has hundreds of parameters.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import cast
 
 import torch
@@ -36,17 +36,22 @@ class Masters(ABC):
         """Before a backward pass. sync: its gradients are reduced over processes right away."""
 
     @abstractmethod
-    def take_gradients(self) -> list[Tensor]:
-        """Give `trained` the gradients of the step (fp32; this process's part of their mean over
-        processes), and return those that there are."""
+    def leaf(self, name: str) -> Tensor:
+        """What autograd gives the parameter's gradient, whose hooks it calls."""
 
     @abstractmethod
-    def norm(self, gradients: list[Tensor]) -> Tensor:
-        """The norm of the whole gradient, an fp32 scalar on the device."""
+    def take_gradient(self, name: str) -> Tensor | None:
+        """Give `trained` the gradient of the step (fp32; this process's part of its mean over
+        processes), and return it; None if there is none."""
 
     @abstractmethod
-    def drop_gradients(self) -> None:
-        """Free the step's gradients."""
+    def norm(self, norms: Sequence[Tensor]) -> Tensor:
+        """The norm of the whole gradient, of those of the parts that `take_gradient` returns; an
+        fp32 scalar on the device."""
+
+    @abstractmethod
+    def drop_gradient(self, name: str) -> None:
+        """Free the gradient."""
 
     @abstractmethod
     def refresh(self) -> None:
@@ -65,6 +70,15 @@ class Masters(ABC):
     @abstractmethod
     def placed(self, name: str, state: Tensor) -> Tensor:
         """Optimizer state of the parameter, as a checkpoint holds it."""
+
+    def take_gradients(self) -> list[Tensor]:
+        """All of the step that there are."""
+        gradients = [self.take_gradient(name) for name in self.trained]
+        return [gradient for gradient in gradients if gradient is not None]
+
+    def drop_gradients(self) -> None:
+        for name in self.trained:
+            self.drop_gradient(name)
 
     def names(self) -> list[str]:
         return list(self.parameters)
@@ -104,19 +118,21 @@ class WholeMasters(Masters):
     def begin_micro_batch(self, sync: bool) -> None:
         pass
 
-    def take_gradients(self) -> list[Tensor]:
+    def leaf(self, name: str) -> Tensor:
+        return self.copies[name] if self.copies else self.trained[name]
+
+    def take_gradient(self, name: str) -> Tensor | None:
+        master = self.trained[name]
         if self.copies:
-            for name, master in self.trained.items():
-                copy = self.copies[name]
-                master.grad, copy.grad = copy.grad, None
-        return _gradients(self.trained.values())
+            copy = self.copies[name]
+            master.grad, copy.grad = copy.grad, None
+        return master.grad
 
-    def norm(self, gradients: list[Tensor]) -> Tensor:
-        return _local_norm(gradients)
+    def norm(self, norms: Sequence[Tensor]) -> Tensor:
+        return _norm_of(norms)
 
-    def drop_gradients(self) -> None:
-        for master in self.trained.values():
-            master.grad = None
+    def drop_gradient(self, name: str) -> None:
+        self.trained[name].grad = None
 
     @torch.no_grad()
     def refresh(self) -> None:
@@ -154,12 +170,11 @@ class ShardedMasters(Masters):
         self.parameters = {name: shard.detach() for name, shard in self.shards.items()}
         names = [name for name, _ in trainable(model)]
         self.trained = {name: cast(DTensor, self.parameters[name]).to_local() for name in names}
-        self._pairs = [(self.shards[name], local) for name, local in self.trained.items()]
         self.group = mesh.get_group("shard")
         self.synced = True
         self.plain = takes_found_inf(optimizer)
         if self.plain:
-            local_of = {id(shard): local for shard, local in self._pairs}
+            local_of = {id(self.shards[name]): local for name, local in self.trained.items()}
             for group in optimizer.param_groups:
                 group["params"] = [local_of[id(shard)] for shard in group["params"]]
 
@@ -169,15 +184,17 @@ class ShardedMasters(Masters):
                 module.set_requires_gradient_sync(sync, recurse=False)
             self.synced = sync
 
-    @torch.no_grad()
-    def take_gradients(self) -> list[Tensor]:
-        for shard, local in self._pairs:
-            gradient = cast(DTensor | None, shard.grad)
-            local.grad = None if gradient is None else gradient.to_local()
-        return _gradients(self.trained.values())
+    def leaf(self, name: str) -> Tensor:
+        return self.shards[name]
 
-    def norm(self, gradients: list[Tensor]) -> Tensor:
-        norm = _local_norm(gradients)
+    @torch.no_grad()
+    def take_gradient(self, name: str) -> Tensor | None:
+        gradient, local = cast(DTensor | None, self.shards[name].grad), self.trained[name]
+        local.grad = None if gradient is None else gradient.to_local()
+        return local.grad
+
+    def norm(self, norms: Sequence[Tensor]) -> Tensor:
+        norm = _norm_of(norms)
         if self.group.size() == 1:
             return norm
         # copies of a shard are in other groups: each element is counted once
@@ -185,9 +202,8 @@ class ShardedMasters(Masters):
         dist.all_reduce(squares, group=self.group)
         return squares.sqrt().float()
 
-    def drop_gradients(self) -> None:
-        for shard, local in self._pairs:
-            shard.grad = local.grad = None
+    def drop_gradient(self, name: str) -> None:
+        self.shards[name].grad = self.trained[name].grad = None
 
     def refresh(self) -> None:
         """Drops gathered copies, which an evaluation leaves."""
@@ -238,10 +254,6 @@ def _replace_parameters(model: nn.Module, dtype: torch.dtype) -> None:
             setattr(module, name, copy)
 
 
-def _gradients(trained: Iterable[Tensor]) -> list[Tensor]:
-    return [tensor.grad for tensor in trained if tensor.grad is not None]
-
-
-def _local_norm(gradients: list[Tensor]) -> Tensor:
-    """As torch.nn.utils.get_total_norm computes it."""
-    return torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
+def _norm_of(norms: Sequence[Tensor]) -> Tensor:
+    """Of a tensor whose parts have these, as torch.nn.utils.get_total_norm computes it."""
+    return torch.linalg.vector_norm(torch.stack(list(norms)))

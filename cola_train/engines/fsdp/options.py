@@ -21,6 +21,7 @@ class FSDPOptions(EngineOptions):
     implementation = "cola_train.engines.fsdp.engine:FSDPEngine"
     planner = "cola_train.planning.fsdp"
     capturable = True
+    updates_in_backward = True
 
     def copy_size(self, topology: Topology) -> int:
         """Processes that share one copy of weights, gradients and optimizer state."""
