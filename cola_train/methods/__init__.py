@@ -4,6 +4,7 @@ Importing this package imports no torch. A new method is a folder here (options 
 entry in METHODS, one YAML file, one test.
 """
 
+from cola_train.methods.apollo.options import ApolloOptions
 from cola_train.methods.cola.options import ColaOptions
 from cola_train.methods.full.options import FullOptions
 from cola_train.methods.galore.options import GaloreOptions
@@ -23,4 +24,5 @@ METHODS: dict[str, type[MethodOptions]] = {
     "relora": ReloraOptions,
     "galore": GaloreOptions,
     "sltrain": SltrainOptions,
+    "apollo": ApolloOptions,
 }

@@ -2,9 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
-from cola_train.config.groups import ModelConfig
 from cola_train.engines import ENGINES
 from cola_train.methods.options import MethodOptions, Run
 from cola_train.parallel.topology import Topology
@@ -20,9 +18,6 @@ class PerLayerOptions(MethodOptions):
     @property
     def updates_in_backward(self) -> bool:
         return self.per_layer
-
-    def identity(self, model: ModelConfig) -> dict[str, Any]:
-        return {k: v for k, v in super().identity(model).items() if k != "per_layer"}
 
     def problems(self, run: Run, topology: Topology) -> Iterator[str]:
         yield from super().problems(run, topology)

@@ -7,13 +7,14 @@ from cola_train.config.groups import ModelConfig
 from cola_train.methods.costs import Weight
 from cola_train.methods.full.options import FullOptions
 from cola_train.methods.options import Run
+from cola_train.methods.per_layer import PerLayerOptions
 from cola_train.methods.rank import RankOptions
 from cola_train.optim import sides
 from cola_train.parallel.topology import Topology
 
 
 @dataclass(frozen=True)
-class ProjectedOptions(RankOptions, FullOptions):
+class ProjectedOptions(PerLayerOptions, RankOptions, FullOptions):
     """Full rank's layers and their costs; an AdamW of the method's own, with optim=adamw's options.
 
     Of a matrix with fewer than r rows or columns the rank is their number.

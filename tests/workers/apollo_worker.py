@@ -1,0 +1,86 @@
+"""Run by methods/test_apollo.py and engines/test_per_layer.py: a few steps on this number of
+processes.
+
+Arguments: the JSON file to write; `curves`: of apollo and its Mini, losses and a matrix projected
+on either side; `per_layer`: whether updates in the backward pass are those of a step after it.
+"""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from helpers import micro_batches, values_config, whole_state
+
+from cola_train import distributed
+from cola_train.data.loader import Batch
+from cola_train.engines.base import Engine
+from cola_train.train import build
+
+STEPS, LR = 5, 1e-2
+SHARDINGS = ("full", "replicate")
+TALL, WIDE = "layers.0.mlp.gate_up.up", "layers.0.mlp.down.down"  # d_ff rows, d_ff columns
+
+
+def engine_of(method: dict[str, Any], sharding: str, precision: str = "fp32") -> Engine:
+    config = values_config(
+        method={"refresh_every": 2, **method},
+        engine={"name": "fsdp", "sharding": sharding},
+        optim={"name": "adamw", "clip": None, "eps": 1e-3},  # rounding near zero stays small
+        train={"precision": precision, "non_finite": "stop", "micro_batch_size": None},
+    )
+    return build(config, distributed.device())
+
+
+def batch(step: int) -> Batch:
+    """This process's share of the step's, at once."""
+    parts = micro_batches(step)
+    inputs, targets = (torch.cat([getattr(b, of) for b in parts]) for of in ("inputs", "targets"))
+    return Batch(inputs, targets, None)
+
+
+def curves() -> dict[str, Any]:
+    found = {}
+    for name, mini in (("apollo", False), ("mini", True)):
+        for sharding in SHARDINGS:
+            engine = engine_of({"name": "apollo", "mini": mini}, sharding)
+            losses = [engine.train_step([batch(step)], LR).loss for step in range(STEPS)]
+            weights = engine.weights()
+            matrices = [weights.full(matrix).tolist() for matrix in (TALL, WIDE)]
+            found[f"{name} {sharding}"] = losses, *matrices
+    return found
+
+
+def per_layer() -> dict[str, Any]:
+    """Of each case: results of steps, and names in the state, that are not the usual update's."""
+    found = {}
+    for method in ("galore", "apollo"):
+        for sharding in SHARDINGS:
+            for precision in ("fp32", "bf16"):
+                results, states = [], []
+                for own in (False, True):
+                    engine = engine_of({"name": method, "per_layer": own}, sharding, precision)
+                    results.append([engine.train_step([batch(i)], LR) for i in range(3)])
+                    states.append(whole_state(engine))
+                usual, other = states
+                assert usual.keys() == other.keys()
+                found[f"{method} {sharding} {precision}"] = [
+                    *(i for i, (a, b) in enumerate(zip(*results, strict=True)) if a != b),
+                    *(name for name in usual if not usual[name].equal(other[name])),
+                ]
+    return found
+
+
+def main() -> None:
+    path, mode = sys.argv[1:]
+    torch.set_num_threads(1)
+    distributed.start()
+    results = {"curves": curves, "per_layer": per_layer}[mode]()
+    if distributed.is_main():
+        Path(path).write_text(json.dumps(results))
+    distributed.stop()
+
+
+if __name__ == "__main__":
+    main()
