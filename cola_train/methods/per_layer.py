@@ -62,8 +62,3 @@ def _reasons(run: Run, topology: Topology) -> Iterator[tuple[str, str]]:
     if not run.engine.updates_in_backward:
         able = ", ".join(f"engine={name}" for name, of in ENGINES.items() if of.updates_in_backward)
         yield f"engine={run.engine.name} keeps gradients until its own step", able
-    if train.cuda_graph:
-        yield (
-            "train.cuda_graph records one update after the backward pass",
-            "train.cuda_graph=false",
-        )
