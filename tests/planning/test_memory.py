@@ -19,6 +19,7 @@ WIDE = [
     *SHAPE, "model.n_layers=1", "model.d_model=512", "model.d_ff=2048", "model.vocab_size=512",
     "data.vocab_size=512", "train.sequence_length=16", "train.precision=fp32",
 ]  # fmt: skip
+IN_BACKWARD = "method.per_layer=true optim.clip=null train.non_finite=stop"
 MEMORY_CASES = {
     1: [
         "method=full train.batch_size=8",
@@ -27,6 +28,7 @@ MEMORY_CASES = {
         "recompute=full train.precision=fp32 train.batch_size=8",
         "method=full recompute=full train.batch_size=4",
         "method=sltrain recompute=full train.precision=fp32 train.batch_size=8",
+        f"method=apollo {IN_BACKWARD} recompute=full train.batch_size=2",
     ],
     2: [
         "method=full engine.reshard_after_forward=false train.batch_size=16",
@@ -34,6 +36,7 @@ MEMORY_CASES = {
         "method=full recompute=full train.batch_size=4",
         "engine.sharding=replicate train.batch_size=16",
         "engine.sync_every_micro_batch=false train.batch_size=8 train.micro_batch_size=1",
+        f"method=galore {IN_BACKWARD} train.batch_size=4",
         f"{ZERO} engine.zero_stage=0 train.batch_size=8",
         f"{ZERO} engine.zero_stage=1 recompute=cola_m train.batch_size=16",
         f"{ZERO} engine.zero_stage=2 method=full train.batch_size=16",

@@ -20,14 +20,13 @@ MOST = 256  # the largest rank unless another is asked for (arXiv 2412.05270, se
 
 @dataclass(frozen=True)
 class ApolloOptions(ProjectedOptions):
-    """Full-rank weights, whose gradients are scaled row by row or column by column as AdamW would
-    scale a random projection of them to rank r (APOLLO, arXiv 2412.05270)."""
+    """Full-rank weights; gradients scaled as AdamW scales projections of them (arXiv 2412.05270)."""
 
     rank_ratio: PositiveFraction | None = None  # r / d_model; null: a quarter, but at most 256
     rank: PositiveInt | None = None  # r; wins over rank_ratio
     mini: bool = False  # rank 1, and one factor for a whole matrix (APOLLO-Mini)
     scale: PositiveFloat | None = None  # its root scales updates; null: 1, with mini 128
-    refresh_every: PositiveInt = 200  # steps of a projection
+    refresh_every: PositiveInt = 200  # good steps between new projections
 
     implementation = "cola_train.methods.apollo.layers:Apollo"
 
