@@ -71,11 +71,7 @@ def test_memory_is_within_a_tenth_of_measured_peaks(processes, tmp_path):
         if "deepspeed" in found["case"] or found["case"] in of_methods:
             continue
         # weights alone, after building; weights and moments between steps: to the small buffers
-        moments = found["largest"]["optimizer"]
-        weights = moments // 2
-        if processes == 1 and "fp32" not in found["case"]:
-            weights += weights // 2  # the copies in bf16
-        weights += found["buffers"]
+        weights, moments = found["weights"], found["largest"]["optimizer"]
         assert found["built"] == pytest.approx(weights, rel=0.02), about
         assert found["between"] == pytest.approx(weights + moments, rel=0.02), about
 

@@ -66,7 +66,7 @@ def peak_memory(config: Config, plan: Run):
         "moment": planned.peak.name,
         "parts": planned.peak.parts,
         "largest": planned.largest,
-        "buffers": plan.buffer_bytes,
+        "weights": min(moment.parts["weights"] for moment in plan.planner.moments(plan)),
     }
 
 

@@ -20,7 +20,7 @@ MOST = 256  # the largest rank unless another is asked for (arXiv 2412.05270, se
 
 @dataclass(frozen=True)
 class ApolloOptions(ProjectedOptions):
-    """Full-rank weights; gradients scaled as AdamW scales projections of them (arXiv 2412.05270)."""
+    """Full-rank weights; gradients scaled as AdamW scales their projections (arXiv 2412.05270)."""
 
     rank_ratio: PositiveFraction | None = None  # r / d_model; null: a quarter, but at most 256
     rank: PositiveInt | None = None  # r; wins over rank_ratio
