@@ -6,6 +6,7 @@ from helpers import (
     exit_code_of,
     losses,
     make_config,
+    meta_model,
     micro_batches,
     real_model,
     result_of_worker,
@@ -146,6 +147,24 @@ def test_training_does_not_depend_on_padding(method, monkeypatch):
             assert torch.equal(stored, padding.pad(padding.cut(stored))), name
     assert found[0] == pytest.approx(found[1], rel=0, abs=1e-9)
     assert max(found[0]) - min(found[0]) > 0.01
+
+
+def test_groups_keep_their_own_rates_and_decay():
+    config = make_config(
+        "optim=muon", "optim.lr=0.02", "optim.adamw_lr_ratio=0.1",
+        "optim.groups={*norm*:{weight_decay:0},embedding*:{lr:1e-3},*q_A:{lr:0.01}}",
+    )  # fmt: skip
+    optimizer = muon.muon(parameter_groups(meta_model(config), config.optim), config.optim)
+    found = {}
+    for group in optimizer.param_groups:
+        for name in group["param_names"]:
+            found[name] = group["matrices"], group.get("lr_scale", 1.0), group["weight_decay"]
+    decay = config.optim.weight_decay
+    assert found["layers.0.attention.qkv.q_A"] == (True, 0.5, decay)
+    assert found["layers.0.attention.qkv.q_B"] == (True, 1.0, decay)
+    assert found["embedding.weight"] == (False, pytest.approx(0.05), decay)
+    assert found["layers.0.mlp_norm.weight"] == (False, 0.1, 0)
+    assert found["head.weight"] == (False, 0.1, decay)
 
 
 @pytest.mark.slow
