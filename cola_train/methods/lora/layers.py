@@ -1,6 +1,6 @@
 """LoRA's linears: a frozen weight, and two factors that are trained beside it."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -78,10 +78,20 @@ class Lora(Method):
         return MLP(d_model, d_ff, silu=True, projections=self.projections, ops=self.ops)
 
     def fold(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """W + s B A in place of each W (m, n) and its factors."""
-        factors = {f"{name}{kind}" for name in weights for kind in ("_A", "_B")}
-        folded = {name: weight for name, weight in weights.items() if name not in factors}
-        for name in (name for name in folded if f"{name}_A" in weights):
-            A, B = weights[f"{name}_A"], weights[f"{name}_B"]
+        """Full rank's weights: W + s B A in place of each W, and no factors."""
+        folded = dict(weights)
+        for name in with_factors(weights):
+            A, B = (folded.pop(factor) for factor in factors_of(name))
             folded[name] = torch.addmm(folded[name], B, A, alpha=self.scale)
         return folded
+
+
+def with_factors(names: Iterable[str]) -> list[str]:
+    """Those of a model's weights that have factors."""
+    names = dict.fromkeys(names)
+    return [name for name in names if names.keys() >= set(factors_of(name))]
+
+
+def factors_of(name: str) -> tuple[str, str]:
+    """The names of A and B."""
+    return f"{name}_A", f"{name}_B"

@@ -1,13 +1,11 @@
 """ReLoRA: LoRA's linears, and what happens at a merge."""
 
-from collections.abc import Iterator
-
 import torch
 from torch import Tensor
 
 from cola_train.config.schema import Config
 from cola_train.methods.base import Weights
-from cola_train.methods.lora.layers import Lora, factor_fill
+from cola_train.methods.lora.layers import Lora, factor_fill, factors_of, with_factors
 from cola_train.methods.relora.options import PRUNE_RATIO, ReloraOptions
 from cola_train.methods.relora.pruning import at_random, by_magnitude
 from cola_train.model.init import Rows
@@ -36,8 +34,8 @@ class Relora(Lora):
             return {}
         zeros: list[Tensor] = []
         elements = 0
-        for name in merged(weights):
-            A_name, B_name = f"{name}_A", f"{name}_B"
+        for name in with_factors(weights.names()):
+            A_name, B_name = factors_of(name)
             A, B = weights.full(A_name), weights.full(B_name)
             weights.assign(name, weights.full(name).addmm_(B, A, alpha=self.scale))
             # a step has one merge at most: what it draws is drawn once
@@ -65,9 +63,3 @@ class Relora(Lora):
         if self.kind == "random":
             return at_random(state, self.ratio, key)
         return by_magnitude(state, self.ratio)
-
-
-def merged(weights: Weights) -> Iterator[str]:
-    """Names of the weights that have factors."""
-    names = set(weights.names())
-    yield from (name for name in weights.names() if f"{name}_A" in names)
