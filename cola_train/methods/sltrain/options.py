@@ -29,8 +29,7 @@ INDEX_BYTES = 4  # int32
 
 @dataclass(frozen=True)
 class SltrainOptions(RankOptions):
-    """Every linear of a block as low rank plus sparse, (alpha / r) B A + S, on a support that is
-    drawn once (arXiv 2406.02214)."""
+    """Every linear of a block as low rank plus sparse, (alpha / r) B A + S (arXiv 2406.02214)."""
 
     # the paper's sparsity, delta: the share of a weight's entries that S has; null: published for
     # model.name (0.03, 7b 0.05)
