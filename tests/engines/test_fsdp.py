@@ -101,7 +101,8 @@ def test_recomputation_changes_nothing(tiny, method):
 def test_every_methods_block_is_one_graph(tiny, monkeypatch, method):
     """Without recomputation, and under the last policy; without Inductor, whose C++ takes time."""
     compiled = functools.partial(torch.compile, backend="aot_eager")
-    tiny = [*tiny, "model.n_layers=1", f"method={method}"]
+    # the large eps keeps Adam from amplifying the rounding of gradients near zero
+    tiny = [*tiny, "model.n_layers=1", "optim.eps=1e-3", f"method={method}"]
     losses, norms, _ = trained(tiny, steps=2, count=1, rows=4)
     monkeypatch.setattr(torch, "compile", compiled)
     policies = METHODS[method].policies
