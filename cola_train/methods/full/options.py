@@ -23,6 +23,11 @@ class FullOptions(MethodOptions):
 
     implementation = "cola_train.methods.full.layers:FullRank"
 
+    @property
+    def folded(self) -> MethodOptions:
+        """Of methods that train the same weights otherwise, too."""
+        return FullOptions("full")
+
     def block_cost(self, model: ModelConfig, length: int, policy: str, fused: bool) -> BlockCost:
         d, f, F = model.d_model, model.d_ff, model.inner.stored
         linears = sum(d_in * d_out for d_in, d_out in model.linear_shapes)

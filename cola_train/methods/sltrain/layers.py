@@ -1,7 +1,7 @@
 """SLTrain: every linear of a block is low rank plus sparse, on a support that is drawn once (arXiv
 2406.02214)."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 
 import torch
@@ -112,3 +112,16 @@ class Sltrain(Method):
 
     def mlp(self, d_model: int, d_ff: int) -> nn.Module:
         return MLP(d_model, d_ff, silu=True, projections=self.projections, ops=self.ops)
+
+    def fold(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """W (m, n) in place of its factors, values and index."""
+        scale = self.alpha / self.rank
+        folded = dict(weights)
+        for name in (end.removesuffix("_index") for end in weights if end.endswith("_index")):
+            A, B, values, index = (
+                folded.pop(f"{name}_{part}") for part in ("A", "B", "values", "index")
+            )
+            W = scale * (B @ A)
+            W.view(-1).index_add_(0, index.long(), values)
+            folded[name] = W
+        return folded

@@ -18,7 +18,8 @@ from cola_train.methods.costs import (
     attention_fp32,
     norm_weights,
 )
-from cola_train.methods.options import Run
+from cola_train.methods.full.options import FullOptions
+from cola_train.methods.options import MethodOptions, Run
 from cola_train.methods.rank import RankOptions
 from cola_train.methods.recipe import Recipe, by_size
 from cola_train.methods.sltrain.launches import block_launches
@@ -43,6 +44,10 @@ class SltrainOptions(RankOptions):
         """Of the official code's scripts."""
         clip = by_size((None, None, None, None, 1.0), size)
         return Recipe(lr=3e-3, warmup_steps=steps // 10, weight_decay=0.0, clip=clip)
+
+    @property
+    def folded(self) -> MethodOptions:
+        return FullOptions("full")
 
     def alpha_of(self, model: ModelConfig) -> float:
         return self.alpha or by_size((32.0, 16.0, 16.0, 8.0, 8.0), model.name)
