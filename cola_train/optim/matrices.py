@@ -192,10 +192,8 @@ class MatrixOptimizer(Optimizer, ABC):
     Collective: processes have gradients of the same parameters.
     """
 
-    def __init__(
-        self, groups: Groups, options: AdamWOptions, own_shapes: Mapping[str, torch.Size]
-    ) -> None:
-        """own_shapes: without zeros, of the parameters that are stored with some, by name."""
+    def __init__(self, groups: Groups, options: AdamWOptions) -> None:
+        """groups: as `parameter_groups` makes them."""
         first, second = options.betas
         defaults = {
             "lr": options.lr,
@@ -204,7 +202,6 @@ class MatrixOptimizer(Optimizer, ABC):
             "weight_decay": options.weight_decay,
         }
         super().__init__(groups, defaults)
-        self.own_shapes = own_shapes
 
     @abstractmethod
     def begin(self, matrix: Matrix) -> dict[str, Tensor]:
@@ -220,8 +217,8 @@ class MatrixOptimizer(Optimizer, ABC):
     def allocate(self) -> None:
         """Make all state, as it is before the first step."""
         for group in self.param_groups:
-            for name, parameter in named(group):
-                self._state(name, parameter)
+            for name, parameter, own_shape in members(group):
+                self._state(name, parameter, own_shape)
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
@@ -229,12 +226,12 @@ class MatrixOptimizer(Optimizer, ABC):
         matrices: list[Matrix] = []
         for group in self.param_groups:
             others: list[Tensor] = []
-            for name, parameter in named(group):
+            for name, parameter, own_shape in members(group):
                 if parameter.grad is None:
                     continue
-                state = self._state(name, parameter)
+                state = self._state(name, parameter, own_shape)
                 if is_block_matrix(name, parameter.dim()):
-                    matrices.append(self._matrix(name, parameter, state, group))
+                    matrices.append(Matrix(name, parameter, state, group, own_shape))
                 else:
                     others.append(parameter)
             self._adamw(others, group)
@@ -243,19 +240,13 @@ class MatrixOptimizer(Optimizer, ABC):
             self.update(matrix)
             matrix.state["step"] += 1
 
-    def _matrix(
-        self, name: str, parameter: Tensor, state: dict[str, Tensor], group: dict[str, Any]
-    ) -> Matrix:
-        own_shape = self.own_shapes.get(name, parameter.shape)
-        return Matrix(name, parameter, state, group, own_shape)
-
-    def _state(self, name: str, parameter: Tensor) -> dict[str, Tensor]:
+    def _state(self, name: str, parameter: Tensor, own_shape: torch.Size) -> dict[str, Tensor]:
         """The parameter's, made if there is none."""
         state = self.state[parameter]
         if state:
             return state
         if is_block_matrix(name, parameter.dim()):
-            matrix = self._matrix(name, parameter, state, {})
+            matrix = Matrix(name, parameter, state, {}, own_shape)
             # the count stays on the host, which decides by it
             state |= {"step": torch.zeros(()), **self.begin(matrix)}
         else:
@@ -288,9 +279,9 @@ class MatrixOptimizer(Optimizer, ABC):
         )
 
 
-def named(group: Mapping[str, Any]) -> Iterator[tuple[str, Tensor]]:
-    """A group's parameters, with the names that torch keeps."""
-    return zip(group["param_names"], group["params"], strict=True)
+def members(group: Mapping[str, Any]) -> Iterator[tuple[str, Tensor, torch.Size]]:
+    """A group's parameters, with their names and their shapes without zeros."""
+    return zip(group["param_names"], group["params"], group["shapes"], strict=True)
 
 
 def adam(gradient: Tensor, matrix: Matrix) -> Tensor:

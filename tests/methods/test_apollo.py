@@ -56,7 +56,7 @@ def test_the_update_is_the_papers_over_two_refreshes(shape, mini):
     gradients = signs[:, None, None] * base + 0.3 * noise
     parameter = torch.nn.Parameter(W.clone())
     optimizer = ApolloAdamW(
-        [{"params": [(NAME, parameter)]}], OPTIONS, {},
+        [{"params": [(NAME, parameter)], "shapes": [parameter.shape]}], OPTIONS,
         rank=r, scale=scale**0.5, refresh_every=EVERY, mini=mini, seed=SEED,
     )  # fmt: skip
     for gradient in gradients:

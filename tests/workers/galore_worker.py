@@ -54,10 +54,10 @@ def optimizer_of(parameters: dict[str, nn.Parameter], fira: bool = False) -> Gal
     options = AdamWOptions(
         name="adamw", lr=LR, betas=[0.9, 0.99], eps=EPS, weight_decay=WEIGHT_DECAY
     )
+    shapes = [torch.Size(SHAPES.get(name, p.shape)) for name, p in parameters.items()]
     return GaloreAdamW(
-        [{"params": list(parameters.items())}],
+        [{"params": list(parameters.items()), "shapes": shapes}],
         options,
-        {name: torch.Size(shape) for name, shape in SHAPES.items()},
         rank=RANK,
         alpha=ALPHA,
         refresh_every=REFRESH_EVERY,

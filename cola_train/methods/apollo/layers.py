@@ -8,7 +8,6 @@ from cola_train.config.schema import Config
 from cola_train.methods.apollo.optimizer import ApolloAdamW
 from cola_train.methods.apollo.options import ApolloOptions
 from cola_train.methods.full.layers import FullRank
-from cola_train.model.padding import paddings
 from cola_train.optim import AdamWOptions, OptimOptions
 from cola_train.optim.groups import parameter_groups
 
@@ -27,7 +26,6 @@ class Apollo(FullRank):
         return ApolloAdamW(
             parameter_groups(model, options),
             options,
-            {name: padding.shape for name, padding in paddings(model).items()},
             rank=self.rank,
             scale=self.options.update_scale,
             refresh_every=self.options.refresh_every,

@@ -13,8 +13,6 @@ by rows: on the right nothing is sent but what a norm of the whole matrix takes,
 over processes is R, of which each has some rows.
 """
 
-from collections.abc import Mapping
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -35,7 +33,6 @@ class ApolloAdamW(MatrixOptimizer):
         self,
         groups: Groups,
         options: AdamWOptions,
-        own_shapes: Mapping[str, torch.Size],
         *,
         rank: int,
         scale: float,
@@ -44,7 +41,7 @@ class ApolloAdamW(MatrixOptimizer):
         seed: int,
     ) -> None:
         """scale: of updates; others: see `ApolloOptions` and `MatrixOptimizer`."""
-        super().__init__(groups, options, own_shapes)
+        super().__init__(groups, options)
         self.r, self.scale, self.refresh_every = rank, scale, refresh_every
         self.mini, self.seed = mini, seed
 

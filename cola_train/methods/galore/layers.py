@@ -8,7 +8,6 @@ from cola_train.config.schema import Config
 from cola_train.methods.full.layers import FullRank
 from cola_train.methods.galore.optimizer import GaloreAdamW
 from cola_train.methods.galore.options import GaloreOptions
-from cola_train.model.padding import paddings
 from cola_train.optim import AdamWOptions, OptimOptions
 from cola_train.optim.groups import parameter_groups
 
@@ -28,7 +27,6 @@ class Galore(FullRank):
         return GaloreAdamW(
             parameter_groups(model, options),
             options,
-            {name: padding.shape for name, padding in paddings(model).items()},
             rank=self.rank,
             alpha=self.options.alpha,
             refresh_every=self.refresh_every,

@@ -10,7 +10,7 @@ they are. All of it is in fp32. W, G and P on the left, R on the right are cut b
 right nothing but P is sent, on the left a sum over processes is R, of which each has some rows.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import torch
 import torch.distributed as dist
@@ -33,7 +33,6 @@ class GaloreAdamW(MatrixOptimizer):
         self,
         groups: Groups,
         options: AdamWOptions,
-        own_shapes: Mapping[str, torch.Size],
         *,
         rank: int,
         alpha: float,
@@ -44,7 +43,7 @@ class GaloreAdamW(MatrixOptimizer):
     ) -> None:
         """exact: singular vectors; else randomized ones, drawn by seed, name and step. Others: see
         `GaloreOptions` and `MatrixOptimizer`."""
-        super().__init__(groups, options, own_shapes)
+        super().__init__(groups, options)
         self.r, self.alpha, self.refresh_every = rank, alpha, refresh_every
         self.exact, self.fira, self.seed = exact, fira, seed
 
