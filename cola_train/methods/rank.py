@@ -16,7 +16,7 @@ class RankOptions(MethodOptions):
     """A method whose linears have a rank r."""
 
     rank_ratio: PositiveFraction | None = None  # r / d_model; null: model.rank_ratio
-    rank: PositiveInt | None = None  # r; wins over rank_ratio; weights as wide as it are stored aligned
+    rank: PositiveInt | None = None  # r; wins over rank_ratio; weights of that width are aligned
 
     def bottleneck(self, model: ModelConfig) -> RankWidth:
         """The rank r of a model's linears."""
