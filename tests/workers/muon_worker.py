@@ -18,7 +18,7 @@ from benchmarks.collectives import Collectives
 from cola_train import costs, distributed
 from cola_train.checkpoint.checkpointer import Checkpointer
 from cola_train.optim import MuonOptions
-from cola_train.optim.muon import muon
+from cola_train.optim.muon import Muon
 from cola_train.parallel.shard import build_mesh
 from cola_train.train import build
 
@@ -47,7 +47,7 @@ def shards(folder: Path) -> dict[str, Any]:
         ]
         named = [(f"layers.{i}.w", p) for i, p in enumerate(cut)]
         options = MuonOptions("muon", lr=LR)
-        ours = muon([{"params": named, "shapes": [p.shape for p in cut]}], options)
+        ours = Muon([{"params": named, "shapes": [p.shape for p in cut]}], options)
         theirs = torch.optim.Muon(
             whole, LR, options.weight_decay, adjust_lr_fn=options.adjust_lr_fn
         )
