@@ -1,6 +1,7 @@
 """Configs as a user's overrides make them, runs as a user starts them, and waiting for them."""
 
 import contextlib
+import hashlib
 import json
 import os
 import signal
@@ -8,7 +9,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import IO, Any
 
@@ -18,6 +19,7 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 from cola_train import distributed
+from cola_train.checkpoint.checkpointer import Checkpointer
 from cola_train.checkpoint.flat_shard import FlatShard
 from cola_train.commands.cli import compose, run_app
 from cola_train.commands.overrides import check_overrides
@@ -132,11 +134,11 @@ def unfused_adamw(parameters: Any, options: AdamWOptions) -> torch.optim.Optimiz
     )
 
 
-def micro_batches(step: int, rows: int = 8) -> list[Batch]:
-    """This process's share of `rows` sequences of random tokens, two at a time."""
+def micro_batches(step: int, rows: int = 8, size: int = 2) -> list[Batch]:
+    """This process's share of `rows` sequences of random tokens, `size` at a time."""
     tokens = torch.randint(0, 300, (rows, 33), generator=torch.Generator().manual_seed(step))
     share = tokens.chunk(distributed.world_size())[distributed.rank()]
-    return [Batch(t[:, :-1].contiguous(), t[:, 1:].contiguous(), None) for t in share.split(2)]
+    return [Batch(t[:, :-1].contiguous(), t[:, 1:].contiguous(), None) for t in share.split(size)]
 
 
 def whole_state(engine: Engine) -> dict[str, Tensor]:
@@ -154,6 +156,35 @@ def whole_state(engine: Engine) -> dict[str, Tensor]:
             whole = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
             tensors[name] = whole.clone()
     return tensors
+
+
+def digest(state: Mapping[str, Tensor]) -> str:
+    """The same only where names and tensors are, bit for bit."""
+    of_all = hashlib.sha256()
+    for name, tensor in sorted(state.items()):
+        of_all.update(name.encode() + tensor.contiguous().numpy().tobytes())
+    return of_all.hexdigest()
+
+
+def checkpointer(folder: Path) -> Checkpointer:
+    """Of one checkpoint, written at once."""
+    return Checkpointer(folder, keep=1, keep_best=False, asynchronous=False)
+
+
+def save_checkpoint(engine: Engine, folder: Path, step: int) -> None:
+    target = checkpointer(folder)
+    target.save(step, engine.state_dict(), {})
+    target.close()
+
+
+def load_checkpoint(engine: Engine, folder: Path) -> None:
+    """The newest one in the folder."""
+    source, state = checkpointer(folder), engine.state_dict()
+    path = source.find("auto")
+    assert path is not None
+    source.load(path, state)
+    engine.load_state_dict(state)
+    source.close()
 
 
 def exit_code_of(overrides: list[str]) -> int:
@@ -234,6 +265,18 @@ def finish(
 def run_worker(name: str, *arguments: str | Path, **options: Any) -> None:
     """A script of workers/; options as of `run_python`."""
     run_python(WORKERS / name, *arguments, **options)
+
+
+def work(task: Callable[..., Any]) -> None:
+    """What a script of workers/ does: its task, with all arguments but the first, on each of the
+    processes that it was started on; and what `result_of_worker` reads."""
+    path, *arguments = sys.argv[1:]
+    torch.set_num_threads(1)
+    distributed.start()
+    result = task(*arguments)
+    if distributed.is_main():
+        Path(path).write_text(json.dumps(result))
+    distributed.stop()
 
 
 def result_of_worker(name: str, *arguments: str | Path, **options: Any) -> Any:

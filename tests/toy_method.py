@@ -8,7 +8,7 @@ ReLoRA does). Its learning rate is constant, and its norms have one of their own
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -21,15 +21,7 @@ from cola_train.config.groups import ModelConfig
 from cola_train.config.schema import Config
 from cola_train.methods import METHODS, MethodOptions
 from cola_train.methods.base import Method, Weights, implementation
-from cola_train.methods.costs import (
-    NORMS_FP32,
-    BlockCost,
-    Weight,
-    attention_backward_flops,
-    attention_flops,
-    attention_fp32,
-    norm_weights,
-)
+from cola_train.methods.costs import BlockCost, Weight, all_or_input
 from cola_train.methods.options import Run
 from cola_train.model.init import Fill, computed, normal
 from cola_train.model.linear import INIT_STD, Ops
@@ -65,20 +57,15 @@ class ToyOptions(MethodOptions):
         ]
         whole = sum(weight.elements for weight in frozen)
         low = sum(weight.elements for weight in factors)
-        forward = 2 * (whole + low) + attention_flops(model, length)
-        keeps_all = policy == "none"
-        return BlockCost(
-            weights=(*frozen, *factors, *norm_weights(model)),
-            forward_flops=forward,
-            # no gradient of W
-            backward_flops=2 * whole + 4 * low + attention_backward_flops(model, length),
-            recomputed_flops=0 if keeps_all else forward - 2 * d * r,
+        cost = all_or_input(
+            model, length, policy, weights=(*frozen, *factors),
+            forward=2 * (whole + low), backward=2 * whole + 4 * low,  # no gradient of W
+            not_again=2 * d * r,
             # as full rank, but v is a tensor of its own; and seven permuted rank-r vectors
-            saved=8 * d + 3 * f + 7 * r if keeps_all else d,
-            saved_fp32=NORMS_FP32 + attention_fp32(model) if keeps_all else 0,
-            workspace=3 * f + d,
-            buffer_bytes=4 * 8 * r,  # of qkv, o, gate_up and down
-        )
+            saved=8 * d + 3 * f + 7 * r,
+            workspace=(3 * f + d,) * 2,
+        )  # fmt: skip
+        return replace(cost, buffer_bytes=4 * 8 * r)  # of qkv, o, gate_up and down
 
 
 class ToyLinears(PaddedModule):

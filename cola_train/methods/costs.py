@@ -5,6 +5,7 @@ widths; what is saved and held has the widths that are stored (config/widths.py)
 counts the same on the real modules, to the digit.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from math import prod
 
@@ -98,6 +99,37 @@ def attention_flops(model: ModelConfig, length: int) -> int:
 def attention_backward_flops(model: ModelConfig, length: int) -> int:
     """Five matmuls: the kernel computes the scores again."""
     return 10 * length * model.d_model
+
+
+def all_or_input(
+    model: ModelConfig,
+    length: int,
+    policy: str,
+    *,
+    weights: Iterable[Weight],
+    forward: int,
+    backward: int,
+    saved: int,
+    workspace: tuple[int, int],
+    not_again: int,
+) -> BlockCost:
+    """Of a block that keeps for its backward pass all that this takes under the policy `none`, and
+    its input alone under any other.
+
+    weights, forward, backward: of its linears, and their FLOPs. saved, workspace: as of a
+    `BlockCost`, all that it takes and of either policy. not_again: forward FLOPs that a
+    recomputation does without.
+    """
+    keeps_all, attention = policy == "none", attention_flops(model, length)
+    return BlockCost(
+        weights=(*weights, *norm_weights(model)),
+        forward_flops=forward + attention,
+        backward_flops=backward + attention_backward_flops(model, length),
+        recomputed_flops=0 if keeps_all else forward + attention - not_again,
+        saved=saved if keeps_all else model.d_model,
+        saved_fp32=NORMS_FP32 + attention_fp32(model) if keeps_all else 0,
+        workspace=workspace[0 if keeps_all else 1],
+    )
 
 
 NORMS_FP32 = 2  # kept for a position's backward pass: one number of each norm ...

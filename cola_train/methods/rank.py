@@ -7,6 +7,7 @@ from typing import Any
 from cola_train.config.fields import PositiveFraction, PositiveInt
 from cola_train.config.groups import ModelConfig
 from cola_train.config.widths import RankWidth
+from cola_train.methods.costs import Weight
 from cola_train.methods.options import MethodOptions, Run
 from cola_train.parallel.topology import Topology
 
@@ -23,6 +24,15 @@ class RankOptions(MethodOptions):
         if self.rank is not None:
             return RankWidth(self.rank)
         return RankWidth(round((self.rank_ratio or model.rank_ratio) * model.d_model))
+
+    def factors(self, model: ModelConfig) -> tuple[Weight, ...]:
+        """A (r, d_in) and B (d_out, r) of each linear of a block."""
+        r = self.bottleneck(model)
+        return tuple(
+            Weight(shape)
+            for d_in, d_out in model.linear_shapes
+            for shape in ((r, d_in), (d_out, r))
+        )
 
     def identity(self, model: ModelConfig) -> dict[str, Any]:
         others = {k: v for k, v in super().identity(model).items() if k != "rank_ratio"}

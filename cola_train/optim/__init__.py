@@ -141,7 +141,7 @@ class MuonOptions(AdamOptions):
     adjust_lr_fn: Literal["match_rms_adamw", "original"] = "match_rms_adamw"
     adamw_lr_ratio: PositiveFloat = 1.0  # of AdamW's learning rate to `lr`
 
-    implementation = "cola_train.optim.muon:muon"
+    implementation = "cola_train.optim.muon:Muon"
     needs_matrices = True
 
     def state_elements(self, shape: tuple[int, ...], block_matrix: bool) -> int:

@@ -5,7 +5,7 @@ W and G are (m, n), all of their rows or this process's; P and R as in `optim.si
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, cast
@@ -20,7 +20,7 @@ from torch.distributed.tensor import DTensor, Placement
 from torch.optim import Optimizer
 from torch.optim.adamw import adamw
 
-from cola_train.optim import AdamWOptions, sides
+from cola_train.optim import AdamOptions, sides
 from cola_train.optim.groups import Groups, is_block_matrix
 
 # as torch calls them since 2.13, and before
@@ -58,14 +58,25 @@ class Spread:
         group = None if self.mesh is None else self.mesh.get_group("shard")
         return group if group is not None and group.size() > 1 else None
 
+    @property
+    def processes(self) -> int:
+        """How many share the rows."""
+        return 1 if self.group is None else self.group.size()
+
+    def counts(self, rows: int) -> list[int]:
+        """How many of so many rows each process holds."""
+        chunk = -(-rows // self.processes)
+        return [max(0, min(chunk, rows - i * chunk)) for i in range(self.processes)]
+
     def chunk(self, rows: int) -> int:
         """How many of so many rows the first process holds."""
-        return rows if self.group is None else -(-rows // self.group.size())
+        return self.counts(rows)[0]
 
     def held(self, rows: int) -> slice:
         """Which of so many rows this process holds."""
-        chunk, index = self.chunk(rows), 0 if self.group is None else self.group.rank()
-        return slice(min(index * chunk, rows), min((index + 1) * chunk, rows))
+        counts, index = self.counts(rows), 0 if self.group is None else self.group.rank()
+        first = sum(counts[:index])
+        return slice(first, first + counts[index])
 
     def state(self, own: Tensor, rows: int) -> Tensor:
         """Optimizer state of so many rows, of which `own` are this process's: a DTensor, or `own`
@@ -135,7 +146,8 @@ class Matrix:
     """A matrix of a block in one step of its optimizer.
 
     parameter: as the optimizer has it; state: of it, by key; group: its parameter group.
-    own_shape: of the whole matrix without the zeros that it is stored with; it decides the side.
+    own_shape: of the whole matrix without the zeros that it is stored with; it decides the side on
+        which it is projected.
     """
 
     name: str
@@ -169,7 +181,7 @@ class Matrix:
 
     @property
     def t(self) -> int:
-        """Good steps that it has taken: 0 in the first one."""
+        """Good steps that it has taken, by its `moments`: 0 in the first one."""
         return int(self.state["step"])
 
     def rank(self, r: int) -> int:
@@ -184,16 +196,25 @@ class Matrix:
         """The shape of P, as it is stored."""
         return sides.projection(self.shape, self.rank(r), self.right)
 
+    def moments(self, r: int) -> dict[str, Tensor]:
+        """State of R for `adam`, before the first step."""
+        shape, device = self.projected(r), self.weight.device
+        return {
+            "step": torch.zeros(()),  # on the host, which decides by it
+            "exp_avg": self.spread.zeros(shape, device),
+            "exp_avg_sq": self.spread.zeros(shape, device),
+        }
+
 
 class MatrixOptimizer(Optimizer, ABC):
-    """Updates matrices of blocks one by one, as a subclass does it; by torch's AdamW what is none.
+    """Updates matrices of blocks as a subclass does it; by torch's AdamW what is none.
 
-    Each parameter counts its own steps in `step`. Only parameters with a gradient are updated.
-    Collective: processes have gradients of the same parameters.
+    State is cut by rows, a DTensor, where the parameter is. Only parameters with a gradient are
+    updated. Collective: processes have gradients of the same parameters.
     """
 
-    def __init__(self, groups: Groups, options: AdamWOptions) -> None:
-        """groups: as `parameter_groups` makes them."""
+    def __init__(self, groups: Groups, options: AdamOptions) -> None:
+        """groups: with names and `shapes`, as `parameter_groups` makes them."""
         first, second = options.betas
         defaults = {
             "lr": options.lr,
@@ -205,67 +226,57 @@ class MatrixOptimizer(Optimizer, ABC):
 
     @abstractmethod
     def begin(self, matrix: Matrix) -> dict[str, Tensor]:
-        """The matrix's state before its first step, but for `step`."""
+        """The matrix's state before its first step."""
 
     @abstractmethod
-    def update(self, matrix: Matrix) -> None:
-        """Change weight and state by the gradient; not `step`."""
+    def update(self, matrices: list[Matrix]) -> None:
+        """Change weights and state by the gradients: of all matrices of one step."""
 
-    def prepare(self, matrices: list[Matrix]) -> None:
-        """What comes before the updates of the matrices of one step, for all of them together."""
-
+    @torch.no_grad()
     def allocate(self) -> None:
         """Make all state, as it is before the first step."""
         for group in self.param_groups:
-            for name, parameter, own_shape in members(group):
-                self._state(name, parameter, own_shape)
+            self._parts(group)
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
         assert closure is None, "the gradients are there"
         matrices: list[Matrix] = []
         for group in self.param_groups:
-            others: list[Tensor] = []
-            for name, parameter, own_shape in members(group):
-                if parameter.grad is None:
-                    continue
-                state = self._state(name, parameter, own_shape)
-                if is_block_matrix(name, parameter.dim()):
-                    matrices.append(Matrix(name, parameter, state, group, own_shape))
-                else:
-                    others.append(parameter)
+            of_blocks, others = self._parts(group, with_gradient=True)
             self._adamw(others, group)
-        self.prepare(matrices)
-        for matrix in matrices:
-            self.update(matrix)
-            matrix.state["step"] += 1
+            matrices += of_blocks
+        self.update(matrices)
 
-    def _state(self, name: str, parameter: Tensor, own_shape: torch.Size) -> dict[str, Tensor]:
-        """The parameter's, made if there is none."""
-        state = self.state[parameter]
-        if state:
-            return state
-        if is_block_matrix(name, parameter.dim()):
-            matrix = Matrix(name, parameter, state, {}, own_shape)
-            # the count stays on the host, which decides by it
-            state |= {"step": torch.zeros(()), **self.begin(matrix)}
-        else:
-            weight = local(parameter.detach())
-            state |= {
-                "step": torch.zeros((), device=weight.device),
-                "exp_avg": torch.zeros_like(weight),
-                "exp_avg_sq": torch.zeros_like(weight),
-            }
-        return state
+    def _parts(
+        self, group: Mapping[str, Any], with_gradient: bool = False
+    ) -> tuple[list[Matrix], list[Tensor]]:
+        """A group's matrices of blocks and its other parameters, all of them or those with a
+        gradient; their state is made if there is none."""
+        matrices: list[Matrix] = []
+        others: list[Tensor] = []
+        named = zip(group["param_names"], group["params"], group["shapes"], strict=True)
+        for name, parameter, own_shape in named:
+            if with_gradient and parameter.grad is None:
+                continue
+            state = self.state[parameter]
+            if is_block_matrix(name, parameter.dim()):
+                matrix = Matrix(name, parameter, state, group, own_shape)
+                state |= {} if state else self.begin(matrix)
+                matrices.append(matrix)
+            else:
+                state |= {} if state else adamw_state(parameter)
+                others.append(parameter)
+        return matrices, others
 
-    def _adamw(self, parameters: list[Tensor], group: dict[str, Any]) -> None:
+    def _adamw(self, parameters: list[Tensor], group: Mapping[str, Any]) -> None:
         """As `optim.adamw` does."""
         states = [self.state[parameter] for parameter in parameters]
         adamw(
             [local(parameter.detach()) for parameter in parameters],
             [local(cast(Tensor, parameter.grad)) for parameter in parameters],
-            [state["exp_avg"] for state in states],
-            [state["exp_avg_sq"] for state in states],
+            [local(state["exp_avg"]) for state in states],
+            [local(state["exp_avg_sq"]) for state in states],
             [],
             [state["step"] for state in states],
             fused=True,
@@ -279,26 +290,31 @@ class MatrixOptimizer(Optimizer, ABC):
         )
 
 
-def members(group: Mapping[str, Any]) -> Iterator[tuple[str, Tensor, torch.Size]]:
-    """A group's parameters, with their names and their shapes without zeros."""
-    return zip(group["param_names"], group["params"], group["shapes"], strict=True)
+def adamw_state(parameter: Tensor) -> dict[str, Tensor]:
+    """Before the first step."""
+    return {
+        "step": torch.zeros((), device=parameter.device),
+        "exp_avg": torch.zeros_like(parameter),
+        "exp_avg_sq": torch.zeros_like(parameter),
+    }
 
 
 def adam(gradient: Tensor, matrix: Matrix) -> Tensor:
     """Adam's direction, corrected for the moments' bias (arXiv 1412.6980): (m / (1 - b1^(t+1))) /
-    (sqrt(v / (1 - b2^(t+1))) + eps). The moments of the matrix, of the shape of the gradient that
-    is given, change in place."""
+    (sqrt(v / (1 - b2^(t+1))) + eps). The `Matrix.moments`, of the shape of the gradient that is
+    given, change in place, and `step` counts this one."""
     first, second = matrix.group["betas"]
     m, v = local(matrix.state["exp_avg"]), local(matrix.state["exp_avg_sq"])
     m.lerp_(gradient, 1 - first)
     v.mul_(second).addcmul_(gradient, gradient, value=1 - second)
-    steps = matrix.t + 1
+    matrix.state["step"] += 1
+    steps = matrix.t
     root = (v / (1 - second**steps)).sqrt_().add_(matrix.group["eps"])
     return (m / (1 - first**steps)).div_(root)
 
 
 def decay(matrix: Matrix) -> None:
-    """Weight decay after the update, apart from it: W -= lr * weight_decay * W."""
+    """Weight decay, apart from the update: W -= lr * weight_decay * W."""
     matrix.weight.mul_(1 - matrix.group["lr"] * matrix.group["weight_decay"])
 
 

@@ -8,7 +8,14 @@ import io
 
 import pytest
 import torch
-from helpers import micro_batches, result_of_worker, values_config, whole_state
+from helpers import (
+    load_checkpoint,
+    micro_batches,
+    result_of_worker,
+    save_checkpoint,
+    values_config,
+    whole_state,
+)
 from torch import nn
 from workers.galore_worker import (
     ALPHA,
@@ -28,7 +35,6 @@ from workers.galore_worker import (
 )
 
 from cola_train import distributed
-from cola_train.checkpoint.checkpointer import Checkpointer
 from cola_train.errors import UserError
 from cola_train.methods.galore.subspace import randomized_right_vectors, right_vectors
 from cola_train.train import build
@@ -189,11 +195,7 @@ def engine_of(**method):
 
 def resumed(folder):
     engine = engine_of()
-    source = Checkpointer(folder, keep=1, keep_best=False, asynchronous=False)
-    state = engine.state_dict()
-    source.load(source.find("auto"), state)
-    engine.load_state_dict(state)
-    source.close()
+    load_checkpoint(engine, folder)
     return engine
 
 
@@ -211,9 +213,7 @@ def test_a_resumed_run_is_the_undisturbed_one(tmp_path, saved_at):
     assert undisturbed.train_step(micro_batches(9), 1e-2, max_loss=1.0).skipped
     after = whole_state(undisturbed)
     assert all(torch.equal(before[name], after[name]) for name in before)
-    target = Checkpointer(tmp_path, keep=1, keep_best=False, asynchronous=False)
-    target.save(saved_at, undisturbed.state_dict(), {})
-    target.close()
+    save_checkpoint(undisturbed, tmp_path, saved_at)
     again = resumed(tmp_path)
     rest = range(saved_at, 6)
     assert steps(again, *rest) == steps(undisturbed, *rest)

@@ -5,17 +5,12 @@ Arguments: the JSON file to write; `curves`: of apollo and its Mini, losses and 
 on either side; `per_layer`: whether updates in the backward pass are those of a step after it.
 """
 
-import json
-import sys
-from pathlib import Path
 from typing import Any
 
-import torch
-from helpers import micro_batches, values_config, whole_state
+from helpers import micro_batches, values_config, whole_state, work
 
 from cola_train import distributed
-from cola_train.data.loader import Batch
-from cola_train.engines.base import Engine
+from cola_train.engines.base import Engine, StepResult
 from cola_train.train import build
 
 STEPS, LR = 5, 1e-2
@@ -33,11 +28,9 @@ def engine_of(method: dict[str, Any], sharding: str, precision: str = "fp32") ->
     return build(config, distributed.device())
 
 
-def batch(step: int) -> Batch:
-    """This process's share of the step's, at once."""
-    parts = micro_batches(step)
-    inputs, targets = (torch.cat([getattr(b, of) for b in parts]) for of in ("inputs", "targets"))
-    return Batch(inputs, targets, None)
+def train_step(engine: Engine, step: int) -> StepResult:
+    """On this process's share of the batch, at once."""
+    return engine.train_step(micro_batches(step, size=8), LR)
 
 
 def curves() -> dict[str, Any]:
@@ -45,7 +38,7 @@ def curves() -> dict[str, Any]:
     for name, mini in (("apollo", False), ("mini", True)):
         for sharding in SHARDINGS:
             engine = engine_of({"name": "apollo", "mini": mini}, sharding)
-            losses = [engine.train_step([batch(step)], LR).loss for step in range(STEPS)]
+            losses = [train_step(engine, step).loss for step in range(STEPS)]
             weights = engine.weights()
             matrices = [weights.full(matrix).tolist() for matrix in (TALL, WIDE)]
             found[f"{name} {sharding}"] = losses, *matrices
@@ -63,7 +56,7 @@ def per_layer() -> dict[str, Any]:
         results, states = [], []
         for own in (False, True):
             engine = engine_of({"name": method, "per_layer": own}, sharding, precision)
-            results.append([engine.train_step([batch(i)], LR) for i in range(3)])
+            results.append([train_step(engine, i) for i in range(3)])
             states.append(whole_state(engine))
         usual, other = states
         assert usual.keys() == other.keys()
@@ -74,15 +67,9 @@ def per_layer() -> dict[str, Any]:
     return found
 
 
-def main() -> None:
-    path, mode = sys.argv[1:]
-    torch.set_num_threads(1)
-    distributed.start()
-    results = {"curves": curves, "per_layer": per_layer}[mode]()
-    if distributed.is_main():
-        Path(path).write_text(json.dumps(results))
-    distributed.stop()
+def main(mode: str) -> dict[str, Any]:
+    return {"curves": curves, "per_layer": per_layer}[mode]()
 
 
 if __name__ == "__main__":
-    main()
+    work(main)

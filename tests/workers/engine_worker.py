@@ -7,9 +7,7 @@ changes. `groups`: losses with groups of parameters, and with checkpoints of run
 engine, loaded into every engine.
 """
 
-import json
 import os
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,12 +15,11 @@ from typing import Any
 import helpers
 import pytest
 import torch
-from helpers import make_config, micro_batches, real_model, whole_state
+from helpers import checkpointer, make_config, micro_batches, real_model, whole_state, work
 from torch import Tensor
 from torch.nn.utils import get_total_norm
 
 from cola_train import distributed
-from cola_train.checkpoint.checkpointer import Checkpointer
 from cola_train.config.schema import Config
 from cola_train.data.loader import Batch
 from cola_train.engines.base import Engine
@@ -258,10 +255,6 @@ def norms(_: str, overrides: list[str]) -> dict[str, float]:
     return results
 
 
-def checkpointer(folder: Path) -> Checkpointer:
-    return Checkpointer(folder, keep=1, keep_best=False, asynchronous=False)
-
-
 def save(folder: str, overrides: list[str]) -> dict[str, Any]:
     """A checkpoint of each engine on this number of processes."""
     for name, choice in TRAVELLING.items():
@@ -331,19 +324,13 @@ def uneven_steps(engine: Engine) -> str:
     return "accepted"
 
 
-def main() -> None:
-    result, modes, folder, *overrides = sys.argv[1:]
-    torch.set_num_threads(1)
-    distributed.start()
+def main(modes: str, folder: str, *overrides: str) -> dict[str, Any]:
     tasks = {
         "curves": curves, "skips": skips, "groups": groups,
         "norms": norms, "save": save, "resume": resume,
     }  # fmt: skip
-    results = {mode: tasks[mode](folder, overrides) for mode in modes.split(",")}
-    if distributed.is_main():
-        Path(result).write_text(json.dumps(results))
-    distributed.stop()
+    return {mode: tasks[mode](folder, [*overrides]) for mode in modes.split(",")}
 
 
 if __name__ == "__main__":
-    main()
+    work(main)

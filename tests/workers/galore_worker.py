@@ -4,21 +4,18 @@ optimizer alone, cut by rows in several ways; and a tiny run with checkpoints ar
 Arguments: the JSON file to write, a folder for checkpoints.
 """
 
-import json
-import sys
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
-from helpers import micro_batches, values_config
+from helpers import micro_batches, save_checkpoint, values_config, work
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
 
 from cola_train import distributed
-from cola_train.checkpoint.checkpointer import Checkpointer
 from cola_train.methods.galore.optimizer import GaloreAdamW
 from cola_train.optim import AdamWOptions
 from cola_train.train import build
@@ -134,28 +131,18 @@ def checkpoints(folder: Path) -> list[float]:
     for step in range(6):
         losses.append(engine.train_step(micro_batches(step), 1e-2).loss)
         if step + 1 in (3, 4):
-            target = Checkpointer(
-                folder / f"at {step + 1}", keep=1, keep_best=False, asynchronous=False
-            )
-            target.save(step + 1, engine.state_dict(), {})
-            target.close()
+            save_checkpoint(engine, folder / f"at {step + 1}", step + 1)
     return losses
 
 
-def main() -> None:
-    result, folder = sys.argv[1:]
-    torch.set_num_threads(1)
-    distributed.start()
+def main(folder: str) -> dict[str, Any]:
     found: dict[str, Any] = {
         f"{mesh} {fira}": spread(shards, fira)
         for mesh, shards in CASES.items()
         for fira in (False, True)
     }
-    found["losses"] = checkpoints(Path(folder))
-    if distributed.is_main():
-        Path(result).write_text(json.dumps(found))
-    distributed.stop()
+    return {**found, "losses": checkpoints(Path(folder))}
 
 
 if __name__ == "__main__":
-    main()
+    work(main)

@@ -5,19 +5,24 @@ Arguments: the JSON file to write, a folder for checkpoints. Two processes come 
 the checkpoints that others take. Writes what it saw: method -> figures.
 """
 
-import hashlib
-import json
-import sys
 from pathlib import Path
 from typing import Any
 
 import torch
 import toy_method
-from helpers import method_values, micro_batches, refusal, values_config, whole_state
-from torch import Tensor
+from helpers import (
+    digest,
+    load_checkpoint,
+    method_values,
+    micro_batches,
+    refusal,
+    save_checkpoint,
+    values_config,
+    whole_state,
+    work,
+)
 
 from cola_train import distributed
-from cola_train.checkpoint.checkpointer import Checkpointer
 from cola_train.config.schema import Config
 from cola_train.engines.base import Engine, StepResult
 from cola_train.methods import METHODS
@@ -59,16 +64,9 @@ def train(engine: Engine, config: Config, number: int) -> StepResult:
     return engine.train_step(micro_batches(number % 2, ROWS), lr, max_loss=limit)
 
 
-def digest(state: dict[str, Tensor]) -> str:
-    of_all = hashlib.sha256()
-    for name, tensor in sorted(state.items()):
-        of_all.update(name.encode() + tensor.contiguous().numpy().tobytes())
-    return of_all.hexdigest()
-
-
-def checkpoints(folder: Path, processes: int, method: str, number: int) -> Checkpointer:
-    place = folder / str(processes) / method / str(number)
-    return Checkpointer(place, keep=1, keep_best=False, asynchronous=False)
+def place(folder: Path, processes: int, method: str, number: int) -> Path:
+    """Of the checkpoint of step `number`, by so many processes."""
+    return folder / str(processes) / method / str(number)
 
 
 def undisturbed(method: str, sharding: str, folder: Path | None) -> dict[str, Any]:
@@ -86,9 +84,8 @@ def undisturbed(method: str, sharding: str, folder: Path | None) -> dict[str, An
         engine.after_step(number)
         losses.append(result.loss)
         if folder and number in SAVED:
-            target = checkpoints(folder, distributed.world_size(), method, number)
-            target.save(number, engine.state_dict(), {})
-            target.close()
+            target = place(folder, distributed.world_size(), method, number)
+            save_checkpoint(engine, target, number)
         if number == LAST:
             found["state"] = digest(whole_state(engine))
     engine.close()
@@ -100,12 +97,7 @@ def resumed(method: str, engine_values: Values, folder: Path, processes: int, nu
     their state."""
     config = config_of(method, engine_values)
     engine = build(config, distributed.device())
-    source = checkpoints(folder, processes, method, number)
-    path, state = source.find("auto"), engine.state_dict()
-    assert path is not None
-    source.load(path, state)
-    engine.load_state_dict(state)
-    source.close()
+    load_checkpoint(engine, place(folder, processes, method, number))
     losses = []
     for following in range(number + 1, LAST + 1):
         losses.append(train(engine, config, following).loss)
@@ -130,17 +122,11 @@ def runs(method: str, folder: Path) -> dict[str, Any]:
     return found
 
 
-def main() -> None:
-    result, folder = sys.argv[1:]
-    torch.set_num_threads(1)
+def main(folder: str) -> dict[str, Any]:
     torch.use_deterministic_algorithms(True)  # fills fresh memory with NaN
     toy_method.register()
-    distributed.start()
-    found = {method: runs(method, Path(folder)) for method in METHODS}
-    if distributed.is_main():
-        Path(result).write_text(json.dumps(found))
-    distributed.stop()
+    return {method: runs(method, Path(folder)) for method in METHODS}
 
 
 if __name__ == "__main__":
-    main()
+    work(main)

@@ -5,8 +5,6 @@ Arguments: the JSON file to write, `save` or `resume`, a folder for checkpoints.
 trains and saves; `resume`: goes on from there on this number of processes. Writes what it saw.
 """
 
-import json
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +12,20 @@ import torch
 import torch.nn.functional as F
 import toy_method
 from helpers import ENGINES as WAYS
-from helpers import method_values, micro_batches, refusal, values_config, whole_state
+from helpers import (
+    load_checkpoint,
+    method_values,
+    micro_batches,
+    refusal,
+    save_checkpoint,
+    values_config,
+    whole_state,
+    work,
+)
 from torch import Tensor
 
 from benchmarks.collectives import Collectives
 from cola_train import distributed
-from cola_train.checkpoint.checkpointer import Checkpointer
 from cola_train.config.schema import Config
 from cola_train.engines.base import Engine
 from cola_train.methods import METHODS
@@ -118,11 +124,7 @@ def save(method: str, name: str, folder: Path, precision: str) -> dict[str, Any]
     found["undone"] = [n for n in frozen if not torch.equal(weights.full(n), merged[n])]
     found["stop"] = [result.stop for result in results]
     found["metrics"] = results[0].metrics
-    target = Checkpointer(
-        folder / method / precision / name, keep=1, keep_best=False, asynchronous=False
-    )
-    target.save(STEPS, engine.state_dict(), {})
-    target.close()
+    save_checkpoint(engine, folder / method / precision / name, STEPS)
     found["saved"] = digest(state := whole_state(engine))
     found["not zero"] = not_zero(engine)
     found["padded"] = [
@@ -139,38 +141,24 @@ def save(method: str, name: str, folder: Path, precision: str) -> dict[str, Any]
 def resume(method: str, name: str, folder: Path, precision: str) -> dict[str, Any]:
     config = config_of(method, name, folder, precision)
     engine = build(config, distributed.device())
-    source = Checkpointer(
-        folder / method / precision / name, keep=1, keep_best=False, asynchronous=False
-    )
-    state = engine.state_dict()
-    path = source.find("auto")
-    assert path is not None
-    source.load(path, state)
-    engine.load_state_dict(state)
-    source.close()
+    load_checkpoint(engine, folder / method / precision / name)
     found: dict[str, Any] = {"loaded": digest(whole_state(engine))}
     found["next"] = step(engine, STEPS + 1).loss
     engine.close()
     return found
 
 
-def main() -> None:
-    result, mode, folder = sys.argv[1:]
-    torch.set_num_threads(1)
+def main(mode: str, folder: str) -> dict[str, Any]:
     torch.use_deterministic_algorithms(True)  # fills fresh memory with NaN
     toy_method.register()
-    distributed.start()
     task = {"save": save, "resume": resume}[mode]
     cases = [(method, "fp32") for method in METHODS] + [("toy", "bf16")]
-    found = {
+    return {
         f"{method} {precision} {engine}": task(method, engine, Path(folder), precision)
         for method, precision in cases
         for engine in engines_of(method)
     }
-    if distributed.is_main():
-        Path(result).write_text(json.dumps(found))
-    distributed.stop()
 
 
 if __name__ == "__main__":
-    main()
+    work(main)

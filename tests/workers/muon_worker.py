@@ -5,20 +5,24 @@ of 4 processes. `engines`: losses of 20 steps, a checkpoint after 10, and what c
 the checkpoint of another number of processes, if there is one.
 """
 
-import json
-import sys
 from pathlib import Path
 from typing import Any
 
 import torch
-from helpers import micro_batches, values_config, whole_state
+from helpers import (
+    load_checkpoint,
+    micro_batches,
+    save_checkpoint,
+    values_config,
+    whole_state,
+    work,
+)
 from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
 
 from benchmarks.collectives import Collectives
 from cola_train import costs, distributed
-from cola_train.checkpoint.checkpointer import Checkpointer
 from cola_train.optim import MuonOptions
-from cola_train.optim.muon import muon
+from cola_train.optim.muon import Muon
 from cola_train.parallel.shard import build_mesh
 from cola_train.train import build
 
@@ -47,7 +51,7 @@ def shards(folder: Path) -> dict[str, Any]:
         ]
         named = [(f"layers.{i}.w", p) for i, p in enumerate(cut)]
         options = MuonOptions("muon", lr=LR)
-        ours = muon([{"params": named, "shapes": [p.shape for p in cut]}], options)
+        ours = Muon([{"params": named, "shapes": [p.shape for p in cut]}], options)
         theirs = torch.optim.Muon(
             whole, LR, options.weight_decay, adjust_lr_fn=options.adjust_lr_fn
         )
@@ -83,23 +87,19 @@ def engines(folder: Path) -> dict[str, Any]:
                 method={"name": method}, optim={"name": "muon", "lr": LR}, engine=engine_options,
                 run_dir=str(folder / "run"),
             )  # fmt: skip
-            target = Checkpointer(
-                folder / f"{method}{kind}", keep=1, keep_best=False, asynchronous=False
-            )
+            place = folder / f"{method}{kind}"
+            saved = place.exists()
             engine = build(config, distributed.device())
             of: dict[str, Any] = {"losses": [], "resumed": []}
-            path = target.find("auto")
-            if path is not None:
-                state = engine.state_dict()
-                target.load(path, state)
-                engine.load_state_dict(state)
+            if saved:
+                load_checkpoint(engine, place)
                 for step in range(SAVED_AT, STEPS):
                     of["resumed"].append(engine.train_step(micro_batches(step), LR).loss)
                 engine.close()
                 engine = build(config, distributed.device())
             for step in range(STEPS):
-                if step == SAVED_AT and path is None:
-                    target.save(SAVED_AT, engine.state_dict(), {})
+                if step == SAVED_AT and not saved:
+                    save_checkpoint(engine, place, step)
                 of["losses"].append(engine.train_step(micro_batches(step), LR).loss)
             states = [t for n, t in whole_state(engine).items() if n.startswith("optimizer.")]
             of["elements"] = sum(t.numel() for t in states if t.dim() > 0)
@@ -107,21 +107,14 @@ def engines(folder: Path) -> dict[str, Any]:
             counted = config.method.optimizer_elements
             own = [*costs.root_weights(config), *blocks]
             of["planned"] = sum(counted(config.model, config.optim, w) for w in own)
-            target.close()
             engine.close()
             found[f"{method}{kind}"] = of
     return found
 
 
-def main() -> None:
-    result, mode, folder = sys.argv[1:]
-    torch.set_num_threads(1)
-    distributed.start()
-    found = {"shards": shards, "engines": engines}[mode](Path(folder))
-    if distributed.is_main():
-        Path(result).write_text(json.dumps(found))
-    distributed.stop()
+def main(mode: str, folder: str) -> dict[str, Any]:
+    return {"shards": shards, "engines": engines}[mode](Path(folder))
 
 
 if __name__ == "__main__":
-    main()
+    work(main)

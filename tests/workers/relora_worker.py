@@ -5,14 +5,13 @@ whole weights and optimizer state, which are equal only where these are, bit for
 """
 
 import hashlib
-import json
 import sys
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from helpers import ENGINES, micro_batches, values_config, whole_state
+from helpers import ENGINES, micro_batches, values_config, whole_state, work
 from torch import Tensor
 
 from cola_train import distributed
@@ -56,20 +55,14 @@ def merge(case: str, prune: str, folder: Path) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def main() -> None:
-    result, *cases = sys.argv[1:]
-    torch.set_num_threads(1)
-    distributed.start()
-    folder = Path(result).parent
-    found = {
+def merges(*cases: str) -> dict[str, Any]:
+    folder = Path(sys.argv[1]).parent  # of the result
+    return {
         f"{case} {prune}": merge(case, prune, folder)
         for case in cases
         for prune in (("magnitude", "random") if case == "fp32 fsdp" else ("magnitude",))
     }
-    if distributed.is_main():
-        Path(result).write_text(json.dumps(found))
-    distributed.stop()
 
 
 if __name__ == "__main__":
-    main()
+    work(merges)

@@ -6,10 +6,9 @@ each case's own overrides as one word. What is measured goes beside what is plan
 
 import gc
 import json
-import sys
+from typing import Any
 
-import torch
-from helpers import make_config
+from helpers import make_config, work
 
 from benchmarks.collectives import Collectives
 from benchmarks.peak import PeakMemory
@@ -23,10 +22,7 @@ from cola_train.planning.run import Run
 from cola_train.planning.traffic import traffic
 
 
-def main() -> None:
-    path, what, common, *cases = sys.argv[1:]
-    distributed.start()
-    torch.set_num_threads(1)
+def main(what: str, common: str, *cases: str) -> list[dict[str, Any]]:
     # A plan is for GPUs: not the attention that CPUs alone prefer in bf16.
     cpu.PRODUCTS_LENGTH = 0
     results = []
@@ -36,10 +32,7 @@ def main() -> None:
         plan = Run(config, Topology(processes, processes), on_cpu=True)
         measure = {"memory": peak_memory, "traffic": counted_traffic}[what]
         results.append({"case": case, "processes": processes, **measure(config, plan)})
-    if distributed.is_main():
-        with open(path, "w") as file:
-            json.dump(results, file)
-    distributed.stop()
+    return results
 
 
 def build(config: Config, plan: Run):
@@ -88,4 +81,4 @@ def counted_traffic(config: Config, plan: Run):
 
 
 if __name__ == "__main__":
-    main()
+    work(main)

@@ -240,22 +240,20 @@ class Partitions:
     def _allocate_optimizer_state(self) -> None:
         """A step of size zero makes the optimizer allocate its state, for a checkpoint to fill."""
         groups = self.optimizer.param_groups
+        if self.stage < 3:
+            allocate_state(self.optimizer, [p for group in groups for p in group["params"]])
+            return
         usual = [group["params"] for group in groups]
         for group in groups:
             group["params"] = []
-        for group, params in zip(groups, usual, strict=True):
-            self._allocate(group, params)
-        if self.stage == 3:  # which gives the optimizer one sub-group at a time
-            for k, of in self.zero.sub_group_to_group_id.items():
-                with self._sub_group_in_memory(k, changed=True):
-                    self._allocate(groups[of], [self.zero.fp32_partitioned_groups_flat[k]])
+        for k, of in self.zero.sub_group_to_group_id.items():  # it gets one of these at a time
+            with self._sub_group_in_memory(k, changed=True):
+                master = self.zero.fp32_partitioned_groups_flat[k]
+                groups[of]["params"] = [master]
+                allocate_state(self.optimizer, [master])
+                groups[of]["params"] = []
         for group, params in zip(groups, usual, strict=True):
             group["params"] = params
-
-    def _allocate(self, group: dict[str, Any], masters: list[Tensor]) -> None:
-        group["params"] = masters
-        allocate_state(self.optimizer, masters)
-        group["params"] = []
 
 
 def share_of(elements: int) -> tuple[int, int]:

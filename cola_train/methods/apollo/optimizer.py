@@ -46,15 +46,15 @@ class ApolloAdamW(MatrixOptimizer):
         self.mini, self.seed = mini, seed
 
     def begin(self, matrix: Matrix) -> dict[str, Tensor]:
-        shape, device = matrix.projected(self.r), matrix.weight.device
-        return {
-            "exp_avg": matrix.spread.zeros(shape, device),
-            "exp_avg_sq": matrix.spread.zeros(shape, device),
-            "update_norm": torch.zeros((), device=device),
-        }
+        norm = torch.zeros((), device=matrix.weight.device)
+        return {**matrix.moments(self.r), "update_norm": norm}
 
-    def update(self, matrix: Matrix) -> None:
-        """Changes the gradient, too."""
+    def update(self, matrices: list[Matrix]) -> None:
+        """Changes the gradients, too."""
+        for matrix in matrices:
+            self._update(matrix)
+
+    def _update(self, matrix: Matrix) -> None:
         P, G, spread = self._projection(matrix), matrix.gradient, matrix.spread
         R = G @ P.T if matrix.right else spread.sum_rows(P.T @ G)
         U = G.mul_(self._factors(matrix, adam(R, matrix), R))

@@ -10,7 +10,6 @@ from cola_train.methods.bottleneck.launches import AutoEncoderBlock, Silus
 from cola_train.methods.costs import (
     NORMS_FP32,
     BlockCost,
-    Weight,
     attention_backward_flops,
     attention_flops,
     attention_fp32,
@@ -34,11 +33,7 @@ class BottleneckOptions(RankOptions):
     def block_cost(self, model: ModelConfig, length: int, policy: str, fused: bool) -> BlockCost:
         d, f, r = model.d_model, model.d_ff, self.bottleneck(model)
         F, R = model.inner.stored, r.stored  # with their zeros, as they are kept
-        weights = tuple(
-            Weight(shape)
-            for d_in, d_out in model.linear_shapes
-            for shape in ((r, d_in), (d_out, r))
-        )
+        weights = self.factors(model)
         linears = sum(weight.elements for weight in weights)
         attention = attention_flops(model, length)
         forward = 2 * linears + attention

@@ -5,15 +5,7 @@ from dataclasses import dataclass
 
 from cola_train.config.groups import ModelConfig
 from cola_train.methods import launches
-from cola_train.methods.costs import (
-    NORMS_FP32,
-    BlockCost,
-    Weight,
-    attention_backward_flops,
-    attention_flops,
-    attention_fp32,
-    norm_weights,
-)
+from cola_train.methods.costs import BlockCost, Weight, all_or_input
 from cola_train.methods.options import MethodOptions
 
 
@@ -30,22 +22,18 @@ class FullOptions(MethodOptions):
 
     def block_cost(self, model: ModelConfig, length: int, policy: str, fused: bool) -> BlockCost:
         d, f, F = model.d_model, model.d_ff, model.inner.stored
-        linears = sum(d_in * d_out for d_in, d_out in model.linear_shapes)
-        weights = tuple(Weight((d_out, d_in)) for d_in, d_out in model.linear_shapes)
-        attention = attention_flops(model, length)
-        keeps_all = policy == "none"
-        return BlockCost(
-            weights=weights + norm_weights(model),
-            forward_flops=2 * linears + attention,
-            backward_flops=4 * linears + attention_backward_flops(model, length),
+        weights = [Weight((d_out, d_in)) for d_in, d_out in model.linear_shapes]
+        linears = sum(weight.elements for weight in weights)
+        return all_or_input(
+            model, length, policy, weights=weights,
+            forward=2 * linears, backward=4 * linears,
             # the recomputation ends with what the last product needs: that is not run
-            recomputed_flops=0 if keeps_all else 2 * linears + attention - 2 * d * f,
+            not_again=2 * d * f,
             # x, norm(x), the joint q/k/v (v is a view of it), rotated q and k, attention's output
             # twice (x + attention), its norm; gate and up, and their gated product
-            saved=10 * d + 3 * F if keeps_all else d,
-            saved_fp32=NORMS_FP32 + attention_fp32(model) if keeps_all else 0,
-            workspace=2 * F + d if keeps_all else 5 * F + 10 * d,
-        )
+            saved=10 * d + 3 * F,
+            workspace=(2 * F + d, 5 * F + 10 * d),
+        )  # fmt: skip
 
     def block_launches(self, model: ModelConfig, work: launches.Work) -> Iterator[launches.Launch]:
         """q, k and v are one matmul, gate and up another, over copies of their weights."""

@@ -48,16 +48,18 @@ class GaloreAdamW(MatrixOptimizer):
         self.exact, self.fira, self.seed = exact, fira, seed
 
     def begin(self, matrix: Matrix) -> dict[str, Tensor]:
-        shapes = {
-            "projection": matrix.projection(self.r),  # is made in the first step
-            "exp_avg": matrix.projected(self.r),
-            "exp_avg_sq": matrix.projected(self.r),
-        }
         device = matrix.weight.device
-        state = {key: matrix.spread.zeros(shape, device) for key, shape in shapes.items()}
+        # the projection is made in the first step
+        P = matrix.spread.zeros(matrix.projection(self.r), device)
+        state = {"projection": P, **matrix.moments(self.r)}
         return state | ({"residual_norm": torch.zeros((), device=device)} if self.fira else {})
 
-    def prepare(self, matrices: list[Matrix]) -> None:
+    def update(self, matrices: list[Matrix]) -> None:
+        self._refresh_due(matrices)
+        for matrix in matrices:
+            self._update(matrix)
+
+    def _refresh_due(self, matrices: list[Matrix]) -> None:
         """New projections where they are due. Each SVD runs on one process, of all of them in
         turn: as many at a time as there are processes, of which each then holds one gradient whole.
         """
@@ -96,7 +98,7 @@ class GaloreAdamW(MatrixOptimizer):
             P = randomized_right_vectors(G, r, f"{self.seed}/{matrix.name}/{matrix.t}")
         return (P if matrix.right else P.T).contiguous()
 
-    def update(self, matrix: Matrix) -> None:
+    def _update(self, matrix: Matrix) -> None:
         spread, W, G, r = matrix.spread, matrix.weight, matrix.gradient, matrix.rank(self.r)
         P, step = local(matrix.state["projection"]), matrix.group["lr"]
         if matrix.right:

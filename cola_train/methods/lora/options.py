@@ -7,15 +7,7 @@ from typing import Any
 from cola_train.config.fields import PathText, PositiveFloat
 from cola_train.config.groups import ModelConfig
 from cola_train.methods import launches
-from cola_train.methods.costs import (
-    NORMS_FP32,
-    BlockCost,
-    Weight,
-    attention_backward_flops,
-    attention_flops,
-    attention_fp32,
-    norm_weights,
-)
+from cola_train.methods.costs import BlockCost, Weight, all_or_input
 from cola_train.methods.full.options import FullOptions
 from cola_train.methods.lora.launches import LoraBlock
 from cola_train.methods.options import MethodOptions
@@ -51,31 +43,22 @@ class LoraOptions(RankOptions):
         return {"rank": int(self.bottleneck(model)), "alpha": self.alpha}
 
     def block_cost(self, model: ModelConfig, length: int, policy: str, fused: bool) -> BlockCost:
-        d, f, r = model.d_model, model.d_ff, self.bottleneck(model)
-        F, R = model.inner.stored, r.stored
+        d, f = model.d_model, model.d_ff
+        F, R = model.inner.stored, self.bottleneck(model).stored
         frozen = [Weight((d_out, d_in), trainable=False) for d_in, d_out in model.linear_shapes]
-        factors = [
-            Weight(shape)
-            for d_in, d_out in model.linear_shapes
-            for shape in ((r, d_in), (d_out, r))
-        ]
+        factors = self.factors(model)
         whole = sum(weight.elements for weight in frozen)
         low = sum(weight.elements for weight in factors)
-        forward = 2 * (whole + low) + attention_flops(model, length)
-        keeps_all = policy == "none"
-        return BlockCost(
-            weights=(*frozen, *factors, *norm_weights(model)),
-            forward_flops=forward,
-            # no gradient of W
-            backward_flops=2 * whole + 4 * low + attention_backward_flops(model, length),
+        return all_or_input(
+            model, length, policy, weights=(*frozen, *factors),
+            forward=2 * (whole + low), backward=2 * whole + 4 * low,  # no gradient of W
             # the recomputation ends with what the last product needs: that is not run
-            recomputed_flops=0 if keeps_all else forward - 2 * d * f,
+            not_again=2 * d * f,
             # x, norm(x), v, rotated q and k, attention's output twice (x + attention), its norm;
             # gate and up, and their gated product; the seven rank-r vectors
-            saved=8 * d + 3 * F + 7 * R if keeps_all else d,
-            saved_fp32=NORMS_FP32 + attention_fp32(model) if keeps_all else 0,
-            workspace=2 * (F + d) if keeps_all else 5 * F + 10 * d + 7 * R,
-        )
+            saved=8 * d + 3 * F + 7 * R,
+            workspace=(2 * (F + d), 5 * F + 10 * d + 7 * R),
+        )  # fmt: skip
 
     def block_launches(self, model: ModelConfig, work: launches.Work) -> Iterator[launches.Launch]:
         yield from LoraBlock(model, work, self.bottleneck(model).stored).launches()

@@ -1,23 +1,14 @@
 """SLTrain's options, and what its blocks cost."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from typing import Any
 
 from cola_train.config.fields import PositiveFloat, PositiveFraction
 from cola_train.config.groups import ModelConfig
 from cola_train.methods import launches
-from cola_train.methods.costs import (
-    NORMS_FP32,
-    BlockCost,
-    PassFlops,
-    Weight,
-    attention_backward_flops,
-    attention_flops,
-    attention_fp32,
-    norm_weights,
-)
+from cola_train.methods.costs import BlockCost, PassFlops, Weight, all_or_input
 from cola_train.methods.full.options import FullOptions
 from cola_train.methods.options import MethodOptions, Run
 from cola_train.methods.rank import RankOptions
@@ -60,6 +51,10 @@ class SltrainOptions(RankOptions):
         rounded product (0.29 of 100 is 29)."""
         return int(Fraction(str(self.sparsity_of(model))) * entries)
 
+    def support_sizes(self, model: ModelConfig) -> list[int]:
+        """Of each linear of a block."""
+        return [self.support_size(model, d_out * d_in) for d_in, d_out in model.linear_shapes]
+
     def identity(self, model: ModelConfig) -> dict[str, Any]:
         return {
             "rank": int(self.bottleneck(model)),
@@ -91,31 +86,26 @@ class SltrainOptions(RankOptions):
 
     def block_cost(self, model: ModelConfig, length: int, policy: str, fused: bool) -> BlockCost:
         d, F, r = model.d_model, model.inner.stored, self.bottleneck(model)
-        weights: list[Weight] = []
-        dense = entries = 0
-        for d_in, d_out in model.linear_shapes:
-            size = self.support_size(model, d_out * d_in)
-            weights += [Weight((r, d_in)), Weight((d_out, r)), Weight((size,))]
-            dense, entries = dense + d_out * d_in, entries + size
-        attention = attention_flops(model, length)
-        build = 2 * r * dense  # W, of B A
-        keeps_all = policy == "none"
-        return BlockCost(
-            weights=(*weights, *norm_weights(model)),
-            forward_flops=2 * dense + attention,
-            backward_flops=4 * dense + attention_backward_flops(model, length),
+        values = [Weight((size,)) for size in self.support_sizes(model)]
+        dense = sum(d_in * d_out for d_in, d_out in model.linear_shapes)
+        cost = all_or_input(
+            model, length, policy, weights=(*self.factors(model), *values),
+            forward=2 * dense, backward=4 * dense,
             # an op says what it keeps once it has run, so the last one is run again too
-            recomputed_flops=0 if keeps_all else 2 * dense + attention,
+            not_again=0,
             # x, norm(x), v, rotated q and k, attention's output twice (x + attention), its norm;
             # gate and up, and their gated product
-            saved=8 * d + 3 * F if keeps_all else d,
-            saved_fp32=NORMS_FP32 + attention_fp32(model) if keeps_all else 0,
-            workspace=2 * F + d if keeps_all else 5 * F + 9 * d,
-            pass_flops=PassFlops(build, 2 * build, build if keeps_all else 2 * build),
+            saved=8 * d + 3 * F,
+            workspace=(2 * F + d, 5 * F + 9 * d),
+        )  # fmt: skip
+        build = 2 * r * dense  # W, of B A
+        return replace(
+            cost,
+            pass_flops=PassFlops(build, 2 * build, build if policy == "none" else 2 * build),
             pass_workspace=d * F,  # W or its gradient, be it at another moment
-            buffer_bytes=INDEX_BYTES * entries,
+            buffer_bytes=INDEX_BYTES * sum(weight.elements for weight in values),
         )
 
     def block_launches(self, model: ModelConfig, work: launches.Work) -> Iterator[launches.Launch]:
-        sizes = [self.support_size(model, d_out * d_in) for d_in, d_out in model.linear_shapes]
-        yield from block_launches(model, work, self.bottleneck(model).stored, sizes)
+        rank, sizes = self.bottleneck(model).stored, self.support_sizes(model)
+        yield from block_launches(model, work, rank, sizes)
