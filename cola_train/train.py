@@ -64,13 +64,7 @@ def run(
     loader = build_loader(config, data)
 
     # Where it is.
-    checkpointer = Checkpointer(
-        Path(config.run_dir) / "checkpoints",
-        keep=config.checkpoint.keep,
-        keep_best=config.checkpoint.keep_best,
-        asynchronous=config.checkpoint.asynchronous,
-        owner=owner,
-    )
+    checkpointer = build_checkpointer(config, owner)
     of_run = about(config, document_mask=uses_documents(config))
     state = RunState(engine, loader, checkpointer, owner, watchdog, of_run)
     resumed = state.begin(config.resume, config.method)
@@ -202,6 +196,17 @@ def build_loader(config: Config, data: PreparedData) -> BatchLoader:
         sequence_length=config.train.sequence_length,
     )
     return loader
+
+
+def build_checkpointer(config: Config, owner: Owner) -> Checkpointer:
+    """Of the run's folder."""
+    return Checkpointer(
+        Path(config.run_dir) / "checkpoints",
+        keep=config.checkpoint.keep,
+        keep_best=config.checkpoint.keep_best,
+        asynchronous=config.checkpoint.asynchronous,
+        owner=owner,
+    )
 
 
 def due(step: int, every: int) -> bool:

@@ -230,10 +230,11 @@ def _build_member(union: OneOf, values: Any, group: str, problems: list[str]) ->
             if key in (field.name for field in dataclasses.fields(cls))
         ]
         if owners:
-            which = " and ".join(f"{group}={owner}" for owner in owners)
+            which = f"{group}={'|'.join(owners)}"
+            instead = which if len(owners) == 1 else "one of these"
             problems.append(
                 f"{group}.{key}: {_shown(values[key])} is an option of {which}, and this is "
-                f"{group}={tag}; say {' or '.join(f'{group}={o}' for o in owners)}, or leave it out"
+                f"{group}={tag}; say {instead}, or leave it out"
             )
             values = {k: value for k, value in values.items() if k != key}
     return build(member, values, f"{group}.", problems)

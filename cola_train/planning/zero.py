@@ -134,6 +134,27 @@ class Zero:
         return sum(weight.elements for weight in self.run.root[1:])
 
 
+def weight_bytes(run: Run, zero: Zero, shard: int) -> int:
+    """Of weights and buffers between steps: fp32 masters beside what the model computes with.
+
+    shard: elements of the trained weights that a process updates. Offloaded, they are in the host's
+    memory.
+    """
+    engine, e, frozen_shard = options(run), run.element, -(-zero.frozen // run.processes)
+    mixed, whole = e != FP32, zero.stage < 3
+    held = run.buffer_bytes
+    if engine.offload_optimizer == "none" and (mixed or zero.stage):
+        held += FP32 * shard
+    if engine.offload_parameters == "none":
+        held += e * (zero.parameters if whole else shard)
+    held += e * (zero.frozen if whole else frozen_shard)
+    if mixed or not whole:
+        held += FP32 * frozen_shard
+    if not whole:
+        held += e * zero.persistent(run.weights)
+    return held
+
+
 def moments(run: Run) -> Iterator[Moment]:
     """Every moment of a step that could be its peak.
 
@@ -149,19 +170,9 @@ def moments(run: Run) -> Iterator[Moment]:
     mixed = e != FP32
     # Offloaded, state is in the host's memory, or on a disk; not measured.
     state_here = engine.offload_optimizer == "none"
-    weights_here = engine.offload_parameters == "none"
-    weights = (FP32 * shard if (mixed or stage) and state_here else 0) + (
-        e * (shard if stage == 3 else P) if weights_here else 0
-    )
-    # frozen: as the model computes with them, and each process's share of fp32 masters
-    weights += e * (-(-zero.frozen // D) if stage == 3 else zero.frozen)
-    weights += FP32 * -(-zero.frozen // D) if mixed or stage == 3 else 0
-    if stage == 3:
-        weights += e * zero.persistent(run.weights)
-    weights += run.buffer_bytes
     of_state = run.weights if stage == 0 else [Weight((shard,))]
     state = FP32 * sum(map(run.optimizer_elements, of_state))
-    fixed = {"weights": weights, "optimizer": state if state_here else 0}
+    fixed = {"weights": weight_bytes(run, zero, shard), "optimizer": state if state_here else 0}
     between = {0: 0, 1: FP32 * P, 2: 0, 3: FP32 * shard if state_here else 0}[stage]
     # a GPU's buffer takes what is asked for, a CPU's what is written to it
     filled = min(zero.bucket, P) if run.on_cpu else zero.bucket

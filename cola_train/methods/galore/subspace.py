@@ -1,9 +1,9 @@
 """The leading singular vectors of a gradient, with signs that no library chooses."""
 
-import hashlib
-
 import torch
 from torch import Tensor
+
+from cola_train.model.init import seed_of
 
 OVERSAMPLING = 10  # vectors beyond r, and
 POWER_STEPS = 2  # what randomized vectors lack without them (Halko et al., arXiv 0909.4061, 4.4)
@@ -18,8 +18,7 @@ def randomized_right_vectors(G: Tensor, r: int, key: str) -> Tensor:
     """About the same from matmuls with r + 10 vectors, which are drawn on the CPU by `key`."""
     m, n = G.shape
     width = min(r + OVERSAMPLING, m, n)
-    digest = hashlib.blake2b(key.encode(), digest_size=8).digest()
-    generator = torch.Generator().manual_seed(int.from_bytes(digest, "little") >> 1)
+    generator = torch.Generator().manual_seed(seed_of(key))
     Q = orthonormal(G.T @ torch.randn(m, width, generator=generator).to(G.device))
     for _ in range(POWER_STEPS):
         Q = orthonormal(G.T @ orthonormal(G @ Q))
