@@ -135,6 +135,16 @@ def test_randomized_vectors_follow_the_key_and_find_the_subspace():
     assert not torch.equal(found, randomized_right_vectors(G, 8, "3/layers.0.q/400"))
 
 
+def test_an_update_by_randomized_vectors():
+    """On either side. Of matrices this small r + 10 random vectors span all rows, so the vectors
+    that are found are the exact ones."""
+    exact, randomized = parameters(), parameters(padded=True)
+    train(optimizer_of(exact), exact)
+    train(optimizer_of(randomized, exact=False), randomized)
+    for name, (rows, _) in SHAPES.items():
+        torch.testing.assert_close(randomized[name][:rows], exact[name], rtol=0, atol=1e-5)
+
+
 def test_state_is_tensors_alone():
     """So that torch loads it without running code, and a resumed optimizer goes on with it."""
     tensors = parameters()

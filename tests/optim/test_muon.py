@@ -3,17 +3,22 @@
 import pytest
 import torch
 from helpers import (
+    METHOD_NAMES,
     exit_code_of,
     losses,
     make_config,
     meta_model,
+    method_values,
     micro_batches,
     real_model,
+    refusal,
     result_of_worker,
     values_config,
+    whole_state,
 )
 from torch.nn import functional as F
 
+from cola_train import costs, distributed
 from cola_train.model.norm import RMSNorm, rms_norm
 from cola_train.model.padding import paddings, remove_padding
 from cola_train.optim import MuonOptions, muon
@@ -21,7 +26,7 @@ from cola_train.optim.groups import parameter_groups
 from cola_train.optim.muon import newton_schulz
 from cola_train.parallel.topology import Topology
 from cola_train.planning.run import Run
-from cola_train.train import train
+from cola_train.train import build, train
 
 SHAPES = {"square": (24, 24), "tall": (40, 12), "wide": (12, 40)}
 
@@ -187,6 +192,31 @@ def test_two_processes_train_as_one_which_resumes(tmp_path):
         assert of["elements"] == alone[case]["elements"] == of["planned"], case
     zero, fsdp = several["cola ZeRO-0"], several["cola"]
     assert zero["losses"] == pytest.approx(fsdp["losses"], abs=2e-3)
+
+
+def test_every_method_with_layers_of_its_own_takes_it():
+    """Vectors of a block (sltrain's values) too; merges prune its state as another's."""
+    taken = []
+    for method in METHOD_NAMES:
+        groups = {"method": method_values(method, 2), "optim": {"name": "muon"}}
+        if problems := refusal(**groups):
+            assert problems[0].startswith(f"optim: method={method} has an AdamW of its own")
+            continue
+        taken.append(method)
+        config = values_config(**groups)
+        engine, of = build(config, distributed.start()), []
+        for step in range(1, 5):
+            of.append(engine.train_step(micro_batches(0), 1e-2).loss)
+            engine.after_step(step)
+        assert of[-1] < of[0] - 0.2, method
+        state = [t for n, t in whole_state(engine).items() if n.startswith("optimizer.")]
+        blocks = costs.block_cost(config).weights * config.model.n_layers
+        counted = config.method.optimizer_elements
+        planned = [counted(config.model, config.optim, w) for w in costs.root_weights(config)]
+        planned += [counted(config.model, config.optim, w) for w in blocks]
+        assert sum(t.numel() for t in state if t.dim() > 0) == sum(planned), method
+        engine.close()
+    assert taken == [m for m in METHOD_NAMES if m not in ("galore", "apollo")]
 
 
 @pytest.mark.parametrize("method", ["full", "cola"])

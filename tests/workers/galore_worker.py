@@ -47,7 +47,9 @@ def gradients_of(name: str, shape: tuple[int, ...]) -> Tensor:
     return (U * values @ V.mT).float()
 
 
-def optimizer_of(parameters: dict[str, nn.Parameter], fira: bool = False) -> GaloreAdamW:
+def optimizer_of(
+    parameters: dict[str, nn.Parameter], fira: bool = False, exact: bool = True
+) -> GaloreAdamW:
     options = AdamWOptions(
         name="adamw", lr=LR, betas=[0.9, 0.99], eps=EPS, weight_decay=WEIGHT_DECAY
     )
@@ -58,7 +60,7 @@ def optimizer_of(parameters: dict[str, nn.Parameter], fira: bool = False) -> Gal
         rank=RANK,
         alpha=ALPHA,
         refresh_every=REFRESH_EVERY,
-        exact=True,
+        exact=exact,
         fira=fira,
         seed=0,
     )
