@@ -66,7 +66,7 @@ def register_options() -> None:
             store.store(group=f"options/{group}", name=tag, node=defaults(member))
 
 
-def of_recipe(size: str, field: str, *, _root_: DictConfig) -> float | None:
+def of_recipe(size: str, field: str = "", *, _root_: DictConfig) -> float | None:
     """`${recipe:60m,lr}`: a field of the recipe that the chosen method was published with for a
     size, in a run of train.steps. The size is the experiment's: another model changes nothing.
 

@@ -295,7 +295,7 @@ def _convert(value: Any, kind: Any) -> Any:
     if origin is dict:
         if not isinstance(value, Mapping):
             raise ValueError("must be a group, like {a:{b:1}}")
-        return dict(value)
+        return {str(key): each for key, each in value.items()}  # YAML reads 1 as a number
     if kind is float and isinstance(value, int | float) and not isinstance(value, bool):
         # an int may be more than a float can hold
         if not -sys.float_info.max <= value <= sys.float_info.max:

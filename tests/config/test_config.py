@@ -198,7 +198,9 @@ def test_a_method_brings_its_own_recipe(monkeypatch, capsys, tmp_path):
     assert read_command_line([str(mine), "experiment=paper_60m"]).overrides == [
         "experiment=paper_60m"  # which says the rate, too
     ]
-    for wrong, said in (("mine,lr", "known: 60m, 130m"), ("1b,rate", "field `rate`")):
+    for wrong, said in (
+        ("mine,lr", "known: 60m, 130m"), ("1b,rate", "field `rate`"), ("1b", "known: lr, warmup"),
+    ):  # fmt: skip
         mine.write_text(f"optim: {{lr: '${{recipe:{wrong}}}'}}\n")
         assert exit_code_of([str(mine)]) == 2
         assert said in (error := capsys.readouterr().err) and error.startswith("error: recipe: ")

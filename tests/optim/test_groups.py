@@ -60,6 +60,7 @@ def test_a_rate_of_its_own_is_that_under_muon_too():
         ("{*:{lr:-1}}", r"optim.groups.\*.lr: must be more than 0"),
         ("{*:3}", r"optim.groups.\*: a group of options is expected, got 3"),
         ("7", r"optim.groups: must be a group, like"),
+        ("{1:{lr:1}}", r"`1` matches no trained parameter"),
     ],
 )
 def test_what_is_wrong_is_named(patterns, said):
