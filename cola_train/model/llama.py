@@ -96,7 +96,7 @@ class Head(nn.Module):
             return loss
         loss, z = loss.unbind()
         self.z_sum = z.detach() if self.z_sum is None else self.z_sum + z.detach()
-        return loss
+        return loss.clone()  # FSDP2 warns of what is a view
 
     def init(self, name: str) -> Fill:
         return normal(INIT_STD)
