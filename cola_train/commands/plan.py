@@ -36,7 +36,7 @@ from cola_train.planning.constants import StepConstants
 from cola_train.planning.estimate import Assumptions, largest_micro_batch, step_time
 from cola_train.planning.memory import memory
 from cola_train.planning.run import Run
-from cola_train.planning.search import Candidate, one_sequence, search, what_would_help
+from cola_train.planning.search import Candidate, search, smallest, what_would_help
 from cola_train.planning.traffic import traffic
 
 PAPER_BATCH = 512  # sequences; what a search starts from if no batch is given
@@ -212,14 +212,21 @@ def others(candidates: list[Candidate], count: int = 5) -> list[Candidate]:
 
 def impossible(run: Run, options: PlanConfig, assumptions: Assumptions) -> list[str]:
     """Why nothing fits, and what would help."""
-    held = memory(one_sequence(run))
-    part, size = max(held.peak.parts.items(), key=lambda item: item[1])
+    least = smallest(run)
+    held, size = memory(least), least.micro_batch_size
+    what, needs = "not even one sequence a process fits", "it needs"
+    if size > 1:
+        what, needs = (
+            f"the {size} sequences of a process do not fit at once",
+            ("in one micro-batch, as this config has it, they need"),
+        )
+    part, largest = max(held.peak.parts.items(), key=lambda item: item[1])
     tried = "; every engine and policy that the command line leaves open was tried"
     lines = [
-        f"memory: not even one sequence a process fits on {options.gpus} x {options.gpu}: it needs "
+        f"memory: {what} on {options.gpus} x {options.gpu}: {needs} "
         f"{report.gib(held.total)} of {report.gib(assumptions.usable_bytes)} that can be used"
         f"{tried if options.goal else ''}",
-        f"largest part: {part}, {report.gib(size)} (at its peak, the {held.peak.name})",
+        f"largest part: {part}, {report.gib(largest)} (at its peak, the {held.peak.name})",
     ]
     helps = what_would_help(run, assumptions, options.gpus_per_node)
     if helps:

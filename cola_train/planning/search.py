@@ -107,9 +107,12 @@ def allowed(run: Run) -> bool:
     return not any(problem for check in checks for problem in check(run.config, run.topology))
 
 
-def one_sequence(run: Run) -> Run:
-    """`run` with micro-batches of one sequence, accumulated if there are several."""
-    return run.with_micro_batch(1, min(2, max(1, run.config.batch_size // run.topology.data)))
+def smallest(run: Run) -> Run:
+    """`run` with the smallest micro-batches that it can have: of one sequence, accumulated if there
+    are several, or of a process's whole share of the batch, where gradients are not added up."""
+    share = max(1, run.config.batch_size // run.topology.data)
+    one = run.with_micro_batch(1, min(2, share))
+    return one if allowed(one) else run.with_micro_batch(share, 1)
 
 
 def changes(run: Run, gpus_per_node: int) -> Iterator[tuple[str, Run]]:
@@ -133,12 +136,12 @@ def changes(run: Run, gpus_per_node: int) -> Iterator[tuple[str, Run]]:
 
 
 def what_would_help(run: Run, given: Assumptions, gpus_per_node: int) -> list[tuple[str, int]]:
-    """Single changes after which one sequence fits, with the bytes it then needs."""
+    """Single changes after which the smallest micro-batch fits, with the bytes it then needs."""
     fitting: list[tuple[str, int]] = []
     for change, variant in changes(run, gpus_per_node):
         if not allowed(variant):
             continue
-        needed = memory(one_sequence(variant)).total
+        needed = memory(smallest(variant)).total
         if variant != run and needed <= given.usable_bytes:
             kind = change.split("=")[0]
             if kind in ("gpus", "train.sequence_length") and any(

@@ -134,6 +134,9 @@ def test_largest_micro_batch_is_the_largest(tmp_path):
         (["model=7b", "gpu=l40s", "train.precision=fp32"], ["gpus=2", "train.batch_size="]),
         (["engine=deepspeed", "engine.overrides={zero_optimization:{reduce_bucket_size:auto}}"],
          ["engine.overrides: reduce_bucket_size"]),
+        (["model=7b", "method=apollo", "method.per_layer=true", "optim.clip=null",
+          "train.non_finite=stop", "goal=memory", "recompute=none"],
+         ["the 512 sequences of a process do not fit at once", "would fit: train.batch_size="]),
     ],
 )  # fmt: skip
 def test_impossible_questions(arguments, words):
