@@ -18,7 +18,9 @@ from cola_train.run.recorded import read_recorded, recorded_config
 
 # A finished run that is started again only reports: options by which it would be another run.
 # (`identity` and the loader have compared what the model and the data are.)
-RECIPE = ("optim", "train.steps", "train.precision", "train.spike_deviations")
+RECIPE = (
+    "method", "optim", "train.steps", "train.precision", "train.spike_deviations", "train.z_loss",
+)  # fmt: skip
 
 # What it may mean that a resumed run has another value of these.
 ROUNDING = "the same function, rounded otherwise"
@@ -94,7 +96,8 @@ def _record(config: Config, owner: Owner, finished: bool) -> None:
     changed = changes(recorded, values)
     before = _earlier(recorded)
     device = distributed.device()
-    said: tuple[str, ...] = ()  # what is the same, said in another way
+    # what is the same, said in another way
+    said = tuple(f"method.{key}" for key in config.method.identity(config.model))
     if before is not None and before.batch_size == config.batch_size:
         said += (BATCH,)
     if before is not None and compiled_on(device, before) == compiled_on(device, config):

@@ -189,11 +189,23 @@ def test_a_finished_run_is_not_reported_as_another(begun, capsys):
     assert "optim.weight_decay: 0.01 there, 0.3 here" in said.err
     assert "train.steps: 9 there, 6 here" in said.err
     assert "perplexity" not in said.out
+    assert exit_code_of([*common, "train.z_loss=0.1"]) == 2
+    assert "train.z_loss: 0.0 there, 0.1 here" in capsys.readouterr().err
     assert content(run_dir) == before
     same = ["train.batch_size=null", "train.batch_tokens=256", "method.rank=8"]  # as they were
     assert exit_code_of([*common, *same, "evaluation.tokens=512"]) == 0
     said = capsys.readouterr()
     assert "step 9 was the last one: nothing is trained" in said.err and "perplexity" in said.out
+
+
+def test_an_option_of_its_method_is_of_a_finished_runs_recipe(tiny, tmp_path, capsys):
+    """One that no checkpoint's identity has; `rank` in place of `rank_ratio` is the same."""
+    common = [*tiny, "method=galore", f"run_dir={tmp_path / 'run'}", "train.steps=2"]
+    assert exit_code_of(common) == 0
+    capsys.readouterr()
+    assert exit_code_of([*common, "method.refresh_every=1"]) == 2
+    assert "method.refresh_every: null there, 1 here" in capsys.readouterr().err
+    assert exit_code_of([*common, "method.rank=8"]) == 0
 
 
 def test_an_earlier_versions_checkpoint_has_its_runs_config(begun):
