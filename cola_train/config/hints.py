@@ -16,7 +16,12 @@ SYNONYMS = {
     "evaluation.every": "eval_every eval_interval eval_steps eval_freq val_every val_interval "
     "val_check_interval validation_every",
     "evaluation.tokens": "eval_tokens val_tokens eval_iters max_eval_steps limit_val_batches",
+    "method.alpha": "lora_alpha galore_scale",
+    "method.merge_every": "relora cycle_length reset_every",
     "method.rank": "r lora_rank lora_r rank_size bottleneck",
+    "method.refresh_every": "update_proj_gap",
+    "method.rewarm_steps": "restart_warmup_steps",
+    "method.sparsity": "sp_ratio",
     "model": "size model_size model_name model_type model_name_or_path",
     "model.attention": "attn_implementation flash_attention use_flash_attention flash_attn",
     "model.d_ff": "intermediate_size ffn_dim ffn_hidden_size d_inner n_inner hidden_dim mlp_dim",
