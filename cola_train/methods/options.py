@@ -11,7 +11,8 @@ from cola_train.engines.options import EngineOptions
 from cola_train.methods import launches
 from cola_train.methods.costs import BlockCost, Weight
 from cola_train.methods.recipe import Recipe, by_size
-from cola_train.optim import OptimOptions, UpdateCost
+from cola_train.optim import OptimOptions
+from cola_train.optim.costs import UpdateCost
 from cola_train.parallel.topology import Topology
 from cola_train.schedule import learning_rate
 

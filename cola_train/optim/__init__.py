@@ -4,7 +4,8 @@ Importing this package imports no torch. A new optimizer is a module here with i
 they build, one entry in OPTIMIZERS, one YAML file, one test.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from math import prod
 from typing import Annotated, ClassVar, Literal
@@ -17,19 +18,7 @@ from cola_train.config.fields import (
     PositiveInt,
     Range,
 )
-
-
-@dataclass(frozen=True)
-class UpdateCost:
-    """What an update costs a process beyond reading and writing weights, gradients and state.
-
-    flops: of matmuls. workspace: bytes held beside. traffic: bytes by kind of collective, see
-    `planning.traffic`.
-    """
-
-    flops: int = 0
-    workspace: int = 0
-    traffic: Mapping[str, int] = field(default_factory=dict)
+from cola_train.optim.costs import DECAY, Product, UpdateCost
 
 
 @dataclass(frozen=True)
@@ -151,17 +140,28 @@ class MuonOptions(AdamOptions):
         """As optim/muon.py orthogonalises them, in bf16: as many at a time as there are processes
         in a shard group, each on one of them, which gets all rows and sends them back."""
         shapes = sorted(matrices, key=prod, reverse=True)
-        flops = workspace = gathered = 0
+        products: Counter[Product] = Counter()
+        passed = launches = workspace = gathered = returned = 0
+        for m, n in shapes:
+            own = -(-m // shards) * n
+            returned += 2 * own
+            # the average, N of it, which is rounded to bf16; decay, and the update, bf16, added
+            passed += own * (4 * (3 + 3 * self.nesterov + DECAY.passes) + 6 + 10)
+            launches += 3 + self.nesterov + DECAY.launches
         for m, n in shapes[::shards]:  # the first process's
-            s = min(m, n)
+            s, longer = sorted((m, n))
             # of s x s: X X^T, then its square; times X
-            flops += self.ns_steps * (4 * s * m * n + 2 * s**3)
+            products[Product(s, s, longer)] += self.ns_steps
+            products[Product(s, s, s, adds=True)] += self.ns_steps
+            products[Product(s, longer, s, adds=True)] += self.ns_steps
+            copied = shards > 1 and m > n  # back from its transpose
+            passed += 2 * m * n * (3 + 2 * copied)
+            launches += 3 + copied + 2 * (shards > 1)
             # X as it came, before and after an iteration; two of s x s; and the rows sent
             workspace = max(workspace, 2 * ((3 + (shards > 1)) * m * n + 2 * s * s))
             gathered += 2 * m * n
-        returned = sum(2 * -(-m // shards) * n for m, n in shapes)
         traffic = {"all_to_all": gathered + returned} if shards > 1 else {}
-        return UpdateCost(flops, workspace, traffic)
+        return UpdateCost(products, 2, launches, passed, workspace, traffic)
 
     def problems(self, steps: int) -> Iterator[str]:
         if self.momentum >= 1:

@@ -64,6 +64,10 @@ class StepConstants:
     fused_launch_us: Microseconds = 35.0  # an op of ours on Triton, its part of autograd included
     sharding_block_us: Microseconds = 900.0  # the hooks of one block, forward and backward
     optimizer_us: Microseconds = 1300.0  # norm, clip and AdamW on local tensors
+    # Updates of matrices have neither autograd nor modules: steps of 100 of 8 x 8 took 1.7 (apollo,
+    # fira) to 2.6 (galore, muon) us of main-thread time a launch on one thread of that EPYC, torch
+    # 2.13.0, 2026-11-26. Divided by 1.25, and 2.2 for the call of CUDA, which is chosen.
+    update_launch_us: Microseconds = 4.0
 
     @classmethod
     def from_json(cls, path: Path) -> "StepConstants":

@@ -42,6 +42,8 @@ class Assumptions:
             python += (
                 f", and takes {constants.sharding_block_us:g} us a block for the engine's hooks"
             )
+        if run.update_cost.launches:
+            python += f"; of the update of matrices one in {constants.update_launch_us:g} us"
         lines = [
             "each kernel by its shape (docs/planning.md), as published for an H100 and scaled by "
             f"the data sheet's numbers: matmuls up to {peak / 1e12:,.0f} TFLOP/s, elementwise "

@@ -79,6 +79,8 @@ def gemm_seconds(gemm: Gemm, chip: Chip) -> float:
     """Of a matmul by cuBLAS."""
     M, N, K = gemm.rows, gemm.columns, gemm.depth
     moved = chip.moved(M * K + K * N + M * N + gemm.more)
+    if min(M, N) == 1:  # a vector, which is no tile's work
+        return moved
     if chip.fp8 and gemm.fp8 and chip.gpu.fp8_flops:
         computed = cublas_seconds(M, N, K, chip, chip.gpu.fp8_flops / chip.gpu.bf16_flops)
         # rounded from two bytes an element to one; the weight's largest numbers first

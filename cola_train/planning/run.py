@@ -9,7 +9,7 @@ from cola_train import costs
 from cola_train.config.schema import Config
 from cola_train.gpus import Gpu
 from cola_train.methods.costs import BlockCost, Weight
-from cola_train.optim import UpdateCost
+from cola_train.optim.costs import UpdateCost
 from cola_train.parallel.topology import Topology
 
 FP32 = 4  # bytes

@@ -15,6 +15,7 @@ from cola_train.methods import MethodOptions
 from cola_train.methods.launches import (
     PARTS,
     FusedGemm,
+    Gemm,
     Launch,
     Pass,
     Work,
@@ -94,17 +95,33 @@ def step_parts(run: Run, chip: Chip) -> tuple[dict[str, float], float]:
         parts[part] *= run.accumulation
     parts["weight copies"] += chip.passed(run.planner.copied_bytes(run))
     host *= run.accumulation
-    host_update = constants.optimizer_us * US
+    device, host_update = update_seconds(run, chip)
     if config.train.cuda_graph:  # one launch, the update's kernels among what it launches
         host, host_update = constants.eager_launch_us * US, 0.0
-    products = run.update_cost.flops / (chip.gpu.bf16_flops * constants.gemm_peak)
-    parts[UPDATE] += max(chip.passed(update_bytes(run)) + products, host_update)
+    parts[UPDATE] += max(device, host_update)
     return {part: parts[part] for part in PARTS}, host
 
 
+def update_seconds(run: Run, chip: Chip) -> tuple[float, float]:
+    """Of norm, clip and update: the kernels, and the host that launches them."""
+    cost, constants = run.update_cost, chip.constants
+    device = chip.passed(update_bytes(run) + cost.passed) + cost.launches * constants.launch_us * US
+    multiplying, launches = replace(chip, element=cost.element), cost.launches
+    for product, times in cost.products.items():
+        rows, columns, depth, adds = product
+        gemm = Gemm(rows, columns, depth, (depth, columns, columns), more=rows * columns * adds)
+        device += times * multiplying.seconds(gemm)
+        launches += times
+    return device, (constants.optimizer_us + launches * constants.update_launch_us) * US
+
+
 def update_bytes(run: Run) -> float:
-    """What norm, clip and update read and write: the gradient twice, weight and state; and the
-    clipped gradient, which torch's fused optimizers write back."""
-    gradient = 2 if run.config.optim.clip is None else 3
-    state = sum(map(run.optimizer_elements, run.weights))
-    return FP32 * ((2 + gradient) * run.trainable + 2 * state) / run.planner.copy_size(run)
+    """What norm, clip and AdamW read and write: gradients, weights and state. torch's fused AdamW
+    clips as it reads and writes gradients back; an optimizer of matrices gets them clipped in a
+    pass before, and `update_cost` has what it then does with those of the blocks."""
+    config, clips = run.config, run.config.optim.clip is not None
+    whole = config.method.needs_matrices or config.optim.needs_matrices
+    updated = [w for w in run.weights if w.trainable and not (whole and w.block_matrix)]
+    gradients = (1 + clips * (2 if whole else 1)) * run.trainable
+    adamw = sum(3 * weight.elements + 2 * run.optimizer_elements(weight) for weight in updated)
+    return FP32 * (gradients + adamw) / run.planner.copy_size(run)

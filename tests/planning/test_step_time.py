@@ -21,6 +21,7 @@ from cola_train.planning.estimate import Assumptions, StepTime, step_time
 from cola_train.planning.launch_time import Chip
 from cola_train.planning.run import Run
 from cola_train.planning.search import engines_left_open
+from cola_train.planning.step_time import update_bytes
 
 H100 = GPUS["h100-80gb"]
 GIVEN = Assumptions(H100, 0.7, 400.0, 0.1)
@@ -59,6 +60,8 @@ def test_a_gemm_by_its_shape():
     assert odd / even == pytest.approx(BF16.constants.odd_rows, rel=0.02)
     thin = BF16.seconds(linear(8, 8192, 8192))
     assert thin == pytest.approx(2 * 8192**2 / 3.0e12, rel=0.1)
+    vector = dataclasses.replace(BF16, element=4).seconds(linear(8192, 8192, 1))
+    assert vector == pytest.approx(4 * 8192**2 / 3.0e12, rel=0.1)
 
 
 def test_fp8_halves_the_main_loop_and_pays_for_its_casts():
@@ -139,6 +142,23 @@ def test_a_captured_step_waits_for_one_launch():
     run = Run(config, Topology(1, 1), gpu=H100)
     assert {engine.name for engine, _ in engines_left_open(run, set())} == {"fsdp"}
     assert any("whole step at once" in line for line in GIVEN.describe(run))
+
+
+def test_updates_of_matrices_take_their_kernels_or_python_that_launches_them():
+    """Many for each matrix, with products of APOLLO and GaLore in fp32, of Muon in bf16."""
+    few = ["train.batch_size=8", "model=60m"]  # 56 matrices, of one multiplication each
+    launched = 1.3e-3 + 56 * (60 + 1) * 4.0e-6
+    assert time_of(*few, "method=apollo").update == pytest.approx(launched)
+    for overrides, peak in (["method=galore"], 67e12), (["method=full", "optim=muon"], 989e12):
+        config = config_of("model=7b", *overrides, gpus=1)
+        time, run = time_of("model=7b", *overrides), Run(config, Topology(1, 1), gpu=H100)
+        products = run.update_cost.flops / (0.874 * peak)
+        passed = (update_bytes(run) + run.update_cost.passed) / 2.8e12
+        assert products + passed < time.update < 1.2 * products + 1.1 * passed
+    # full rank's update has none of that; eight GPUs share it, but for what Python launches
+    ways = ["full", "apollo", "galore", "galore method.fira=true"]
+    updates = [time_of("model=7b", *f"method={way}".split(), gpus=8).update for way in ways]
+    assert updates == sorted(updates) and updates[1] > 5 * updates[0]
 
 
 def test_more_tokens_take_longer_but_less_each():

@@ -1,5 +1,6 @@
 """APOLLO's options, and what its optimizer holds and sends."""
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -11,11 +12,13 @@ from cola_train.methods.costs import Weight
 from cola_train.methods.options import Run
 from cola_train.methods.projected import ProjectedOptions
 from cola_train.methods.recipe import Recipe
-from cola_train.optim import OptimOptions, UpdateCost, sides
+from cola_train.optim import OptimOptions, sides
+from cola_train.optim.costs import ADAM, DECAY, LIMIT, Kernels, Product, UpdateCost
 from cola_train.parallel.topology import Topology
 
 FP32 = 4  # bytes
 MOST = 256  # the largest rank unless another is asked for (arXiv 2412.05270, section 5)
+DRAW = Kernels(29, 101)  # P, in passes over fp32: of int64, most of them, as two each
 
 
 @dataclass(frozen=True)
@@ -76,20 +79,29 @@ class ApolloOptions(ProjectedOptions):
         self, model: ModelConfig, optim: OptimOptions, weights: Sequence[Weight], shards: int = 1
     ) -> UpdateCost:
         """As apollo/optimizer.py does it, of one matrix after the other."""
-        flops = workspace = reduced = norms = 0
+        passed = launches = workspace = reduced = norms = 0
+        products: Counter[Product] = Counter()
         for weight in weights:
             if not weight.block_matrix:
                 continue
             (m, n), r = weight.shape, min(self.bottleneck(model), *weight.shape)
             rows, right = -(-m // shards), sides.on_the_right(weight.shape)
-            flops += 2 * rows * n * r
+            products[Product(rows, r, n) if right else Product(r, n, rows)] += 1
             # P while it is drawn, 20 bytes an entry; P, R and three of R's shape
             P, R = (r * n, rows * r) if right else (rows * r, r * n)
             workspace = max(workspace, 20 * P, FP32 * (P + 4 * R))
+            moment, _ = self.projected(model, weight, shards)
+            # the factors, of squares of N and R; G scaled, and added to W
+            launches += DRAW.launches + ADAM.launches + 8 + 2 + LIMIT.launches + DECAY.launches
+            passed += DRAW.passes * P + (ADAM.passes + 6) * moment
+            passed += (5 + LIMIT.passes + DECAY.passes) * rows * n
+            if shards > 1:  # sums of R on the left, of squares, of the limiter's norm
+                launches += (not right) + (self.mini or not right) + 1
             if not right:
                 reduced += FP32 * -(-r // shards) * shards * n
                 norms += FP32 * 2 * n
         traffic = {"reduce_scatter": reduced}
         if not self.mini:  # whose norms are single numbers
             traffic["all_reduce"] = norms
-        return UpdateCost(flops, workspace, traffic if shards > 1 else {})
+        sent = traffic if shards > 1 else {}
+        return UpdateCost(products, FP32, launches, FP32 * passed, workspace, sent)

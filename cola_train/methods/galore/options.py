@@ -10,7 +10,10 @@ from cola_train.config.groups import ModelConfig
 from cola_train.methods.costs import Weight
 from cola_train.methods.projected import ProjectedOptions
 from cola_train.methods.recipe import Recipe, by_size
-from cola_train.optim import OptimOptions, UpdateCost, sides
+from cola_train.optim import OptimOptions, sides
+from cola_train.optim.costs import ADAM, DECAY, LIMIT, Product, UpdateCost
+
+FP32 = 4  # bytes
 
 
 @dataclass(frozen=True)
@@ -58,9 +61,10 @@ class GaloreOptions(ProjectedOptions):
     def update_cost(
         self, model: ModelConfig, optim: OptimOptions, weights: Sequence[Weight], shards: int = 1
     ) -> UpdateCost:
-        """FLOPs and traffic are those of a step that keeps its projections; workspace is of one
-        that makes them anew. All of it is in fp32."""
-        flops = held = 0
+        """Those of a step that keeps its projections; workspace is of one that makes them anew.
+        All of it is in fp32."""
+        passed = launches = held = 0
+        products: Counter[Product] = Counter()
         traffic: Counter[str] = Counter()
         for weight in weights:
             if not weight.block_matrix:
@@ -68,17 +72,24 @@ class GaloreOptions(ProjectedOptions):
             m, n = weight.shape
             rows, k = -(-m // shards), min(m, n)
             r, (moment, _) = min(self.bottleneck(model), k), self.projected(model, weight, shards)
+            right = sides.on_the_right(weight.shape)
             sent = -(-r // shards) * shards * n if shards > 1 else 0
-            # R or N, with what the projection leaves out
-            flops += (6 if self.fira else 4) * r * rows * n
-            traffic["all_gather"] += 4 * sent  # P; on the left N
-            if not sides.on_the_right(weight.shape):
-                traffic["reduce_scatter"] += 4 * sent
-                traffic["all_gather"] += 4 * sent * self.fira
+            products[Product(rows, r, n) if right else Product(r, n, rows)] += 1  # R
+            products[Product(rows, n, r, adds=True)] += 1 + self.fira  # N, and R, back
+            launches += ADAM.launches + DECAY.launches + (shards > 1) * (1 if right else 2)
+            passed += ADAM.passes * moment + DECAY.passes * rows * n
+            if self.fira:  # two norms and their ratio; what is outside scaled, shortened and added
+                launches += 4 + 3 + LIMIT.launches + (shards > 1) * (1 if right else 2)
+                passed += 2 * (moment if right else r * n) + (7 + LIMIT.passes) * rows * n
+            traffic["all_gather"] += FP32 * sent  # P; on the left N
+            if not right:
+                traffic["reduce_scatter"] += FP32 * sent
+                traffic["all_gather"] += FP32 * sent * self.fira
             # R, and what N is made of; N, R and the update
             held = max(held, sent + 3 * moment, sent + 2 * moment + rows * n * self.fira)
             # of a refresh: the gradient whole, from its parts; then a copy, vectors of both sides
             whole = m * n * (shards > 1)
             svd = m * n + (m + n) * k if self.svd == "exact" else 0
             held = max(held, whole + max(whole, svd))
-        return UpdateCost(flops, 4 * held, {kind: size for kind, size in traffic.items() if size})
+        sizes = {kind: size for kind, size in traffic.items() if size}
+        return UpdateCost(products, FP32, launches, FP32 * passed, FP32 * held, sizes)
