@@ -63,11 +63,14 @@ class Muon(MatrixOptimizer):
         matrices = sorted(matrices, key=lambda matrix: matrix.parameter.numel(), reverse=True)
         at_a_time = matrices[0].spread.processes if matrices else 1
         for i in range(0, len(matrices), at_a_time):
-            some = matrices[i : i + at_a_time]
-            for matrix, update in zip(some, self._orthogonal(some), strict=True):
-                lr = _adjust_lr(matrix.group["lr"], self.options.adjust_lr_fn, matrix.own_shape)
-                decay(matrix)
-                matrix.weight.add_(update, alpha=-lr)
+            self._update(matrices[i : i + at_a_time])
+
+    def _update(self, matrices: list[Matrix]) -> None:
+        """Of these, P or fewer; nothing of it is held when the next ones come."""
+        for matrix, update in zip(matrices, self._orthogonal(matrices), strict=True):
+            lr = _adjust_lr(matrix.group["lr"], self.options.adjust_lr_fn, matrix.own_shape)
+            decay(matrix)
+            matrix.weight.add_(update, alpha=-lr)
 
     def _orthogonal(self, matrices: list[Matrix]) -> list[Tensor]:
         """The updates of these, P or fewer: this process's rows of each, bf16."""
