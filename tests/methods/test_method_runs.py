@@ -6,7 +6,7 @@ import json
 import pytest
 import toy_method
 from helpers import PERIODS, exit_code_of, launch, result_of_worker, wait_for_step
-from workers.method_runs_worker import LAST, MOVED, PLACES, SAVED, SKIPPED, STEPS
+from workers.method_runs_worker import LAST, MOVED, SKIPPED, STEPS, places, saved
 
 from cola_train.methods import METHODS
 
@@ -31,7 +31,7 @@ def found(tmp_path_factory):
 def test_losses_do_not_depend_on_the_number_of_processes(found, method):
     alone = found[1][method]["full"]["losses"]
     assert len(alone) == STEPS and alone[-1] < alone[1] - 0.1
-    for processes, shardings in PLACES.items():
+    for processes, shardings in places(method).items():
         for sharding in shardings:
             losses = found[processes][method][sharding]["losses"]
             assert losses == pytest.approx(alone, rel=0, abs=ROUNDING), (processes, sharding)
@@ -40,7 +40,7 @@ def test_losses_do_not_depend_on_the_number_of_processes(found, method):
 @pytest.mark.slow
 @pytest.mark.parametrize("method", METHODS)
 def test_a_skipped_step_leaves_no_trace(found, method):
-    for processes, shardings in PLACES.items():
+    for processes, shardings in places(method).items():
         for sharding in shardings:
             assert found[processes][method][sharding]["changed"] == []
     losses = found[1][method]["full"]["losses"]
@@ -52,7 +52,7 @@ def test_a_skipped_step_leaves_no_trace(found, method):
 @pytest.mark.parametrize("method", METHODS)
 def test_around_an_event_a_checkpoint_resumes_to_the_bit(found, method):
     undisturbed, resumed = found[2][method]["full"], found[2][method]["resumed"]
-    assert set(resumed) == {str(step) for step in SAVED}
+    assert set(resumed) == {str(step) for step in saved(method)}
     for step, run in resumed.items():
         assert run["losses"] == undisturbed["losses"][int(step) : LAST], step
         assert run["state"] == undisturbed["state"], step
@@ -63,7 +63,7 @@ def test_around_an_event_a_checkpoint_resumes_to_the_bit(found, method):
 def test_a_checkpoint_moves_to_other_processes_and_to_another_engine(found, method):
     """From two processes to one, to four in two copies, and to DeepSpeed."""
     expected = found[2][method]["full"]["losses"][MOVED:LAST]
-    for processes in PLACES:
+    for processes in places(method):
         moved = found[processes][method]["moved"]["losses"]
         assert moved == pytest.approx(expected, rel=0, abs=ROUNDING), processes
 

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 import toy_method
 from helpers import (
+    PERIODS,
     digest,
     load_checkpoint,
     method_values,
@@ -30,8 +31,6 @@ from cola_train.train import build
 
 STEPS, ROWS, EVERY = 20, 4, 5  # EVERY: steps between merges or refreshes
 SKIPPED = 8
-# A merge comes after step 10; a refresh in step 12, of 10 good steps before it.
-SAVED = (9, 10, 11, 12)
 MOVED, LAST = 11, 14  # the step of the checkpoint that moves; the last one of a resumed run
 Values = dict[str, Any]
 SHARDINGS: dict[str, Values] = {
@@ -39,8 +38,25 @@ SHARDINGS: dict[str, Values] = {
     "replicate": {"name": "fsdp", "sharding": "replicate"},
     "hybrid": {"name": "fsdp", "sharding": "hybrid", "shard_size": 2},
 }
-PLACES = {1: ["full"], 2: ["full", "replicate"], 4: ["full", "hybrid"]}
 ZERO: Values = {"name": "deepspeed", "zero_stage": 2}
+
+
+def has_events(method: str) -> bool:
+    """Whether something happens every few steps; such methods are tried more often."""
+    return method in PERIODS
+
+
+def saved(method: str) -> tuple[int, ...]:
+    """Steps whose checkpoints are resumed. A merge comes after step 10; a refresh in step 12, of 10
+    good steps before it."""
+    return (9, 10, 11, 12) if has_events(method) else (MOVED,)
+
+
+def places(method: str) -> dict[int, list[str]]:
+    """Number of processes -> shardings; the method contract has copies of every method."""
+    if has_events(method):
+        return {1: ["full"], 2: ["full", "replicate"], 4: ["full", "hybrid"]}
+    return {1: ["full"], 2: ["full"], 4: ["hybrid"]}
 
 
 def config_of(method: str, engine: Values) -> Config:
@@ -83,7 +99,7 @@ def undisturbed(method: str, sharding: str, folder: Path | None) -> dict[str, An
         assert result.skipped == (number == SKIPPED)
         engine.after_step(number)
         losses.append(result.loss)
-        if folder and number in SAVED:
+        if folder and number in saved(method):
             target = place(folder, distributed.world_size(), method, number)
             save_checkpoint(engine, target, number)
         if number == LAST:
@@ -109,16 +125,16 @@ def resumed(method: str, engine_values: Values, folder: Path, processes: int, nu
 
 def runs(method: str, folder: Path) -> dict[str, Any]:
     processes = distributed.world_size()
-    first, *others = PLACES[processes]
+    first, *others = places(method)[processes]
     saves = processes == 2
     found = {first: undisturbed(method, first, folder if saves else None)}
     found |= {sharding: undisturbed(method, sharding, None) for sharding in others}
     if saves:
         of_full = SHARDINGS["full"]
-        found["resumed"] = {n: resumed(method, of_full, folder, 2, n) for n in SAVED}
+        found["resumed"] = {n: resumed(method, of_full, folder, 2, n) for n in saved(method)}
         found["moved"] = resumed(method, zero(method), folder, 2, MOVED)
     else:
-        found["moved"] = resumed(method, SHARDINGS[PLACES[processes][-1]], folder, 2, MOVED)
+        found["moved"] = resumed(method, SHARDINGS[places(method)[processes][-1]], folder, 2, MOVED)
     return found
 
 
