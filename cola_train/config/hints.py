@@ -17,7 +17,7 @@ SYNONYMS = {
     "val_check_interval validation_every",
     "evaluation.tokens": "eval_tokens val_tokens eval_iters max_eval_steps limit_val_batches",
     "method.alpha": "lora_alpha galore_scale",
-    "method.merge_every": "relora cycle_length reset_every",
+    "method.merge_every": "cycle_length reset_every",
     "method.rank": "r lora_rank lora_r rank_size bottleneck",
     "method.refresh_every": "update_proj_gap",
     "method.rewarm_steps": "restart_warmup_steps",
