@@ -1,5 +1,6 @@
 """The bytes of every collective that this process really takes part in."""
 
+import os
 import time
 from collections import Counter
 from typing import Any
@@ -8,7 +9,14 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-SETTLE_SECONDS = 0.004  # until gloo's thread has let go of a finished collective
+SETTLE_SECONDS = 0.004  # until gloo's thread has let go of a finished collective, if it has a core
+
+
+def settle() -> None:
+    """Wait for gloo's threads: longer, as more threads than there are cores wait for one."""
+    waiting = os.getloadavg()[0] / (os.cpu_count() or 1)
+    time.sleep(SETTLE_SECONDS * max(1.0, waiting))
+
 
 # Name of an op of c10d or of _c10d_functional: kind, and the argument with the whole message.
 KINDS = {
@@ -47,7 +55,7 @@ class Collectives(TorchDispatchMode):
                 for work in tree_leaves(out):
                     if hasattr(work, "wait") and not isinstance(work, Tensor):
                         work.wait()
-                time.sleep(SETTLE_SECONDS)
+                settle()
         return out
 
     def count(self, name: str, args: Any) -> None:
