@@ -78,11 +78,9 @@ def counted(config: Config, precision: str) -> dict[str, Any]:
     train = replace(config.train, precision=precision)  # type: ignore[arg-type]
     on_cpu = distributed.device().type == "cpu"
     plan = Run(replace(config, train=train), Topology(1, 1), on_cpu=on_cpu)
-    blocks = costs.block_cost(config).weights * config.model.n_layers
-    weights = [*costs.root_weights(config), *blocks]
     return {
         "parameters": costs.parameters(config),
-        "trained_parameters": sum(w.elements for w in weights if w.trainable),
+        "trained_parameters": costs.parameters(config, trained=True),
         "optimizer_bytes": FP32 * sum(map(plan.optimizer_elements, plan.weights)),
         "flops_per_token": costs.training_flops_per_token(config),
         "planned_bytes": memory(plan).total,

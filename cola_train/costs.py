@@ -20,11 +20,19 @@ def root_weights(config: Config) -> tuple[Weight, ...]:
     return embedding, Weight((d,), in_block=False), head
 
 
-def parameters(config: Config) -> int:
-    """Parameters of the whole model: untied embedding and head, blocks, norms; no biases."""
-    block = sum(weight.elements for weight in block_cost(config).weights)
-    root = sum(weight.elements for weight in root_weights(config))
-    return config.model.n_layers * block + root
+def weights(config: Config) -> tuple[Weight, ...]:
+    """Every parameter: untied embedding and head, blocks, norms; no biases."""
+    return root_weights(config) + block_cost(config).weights * config.model.n_layers
+
+
+def parameters(config: Config, trained: bool = False) -> int:
+    """Elements of all parameters, or of those that are trained."""
+    return sum(w.elements for w in weights(config) if w.trainable or not trained)
+
+
+def micro_batch_flops(config: Config) -> int:
+    """What comes once a micro-batch beside the FLOPs of its tokens."""
+    return config.model.n_layers * block_cost(config).pass_flops.total
 
 
 def forward_flops_per_token(config: Config) -> int:

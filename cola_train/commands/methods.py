@@ -47,11 +47,7 @@ def config_of(method: str, size: str) -> Config:
 
 def parameters(run: Run) -> str:
     """All of them, and after a slash those that are trained, where some are not."""
-    config = run.config
-    block = costs.block_cost(config).weights * config.model.n_layers
-    weights = [*costs.root_weights(config), *block]
-    every = sum(weight.elements for weight in weights)
-    trained = sum(weight.elements for weight in weights if weight.trainable)
+    every, trained = (costs.parameters(run.config, trained=only) for only in (False, True))
     return f"{millions(every)} / {millions(trained)}" if trained < every else millions(every)
 
 
@@ -76,7 +72,7 @@ def flops(run: Run) -> float:
 
 
 def pass_flops(run: Run) -> int:
-    return run.config.model.n_layers * run.cost.pass_flops.total
+    return costs.micro_batch_flops(run.config)
 
 
 def page() -> Iterator[str]:

@@ -160,7 +160,7 @@ def describe(
             "training": costs.training_flops_per_token(config),
             "recomputed": again,
         },
-        "flops_per_micro_batch": config.model.n_layers * run.cost.pass_flops.total,
+        "flops_per_micro_batch": costs.micro_batch_flops(config),
         "memory": {
             "moment": held.peak.name,
             "total_bytes": held.total,

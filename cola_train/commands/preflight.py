@@ -69,12 +69,8 @@ def disk_problems(config: Config) -> list[str]:
 
 def checkpoint_bytes(config: Config) -> int:
     """fp32 weights and the state of the optimizer."""
-    weights = [
-        *costs.root_weights(config),
-        *costs.block_cost(config).weights * config.model.n_layers,
-    ]
     state = partial(config.method.optimizer_elements, config.model, config.optim)
-    return 4 * sum(weight.elements + state(weight) for weight in weights)
+    return 4 * sum(weight.elements + state(weight) for weight in costs.weights(config))
 
 
 def main() -> None:

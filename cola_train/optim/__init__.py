@@ -4,6 +4,7 @@ Importing this package imports no torch. A new optimizer is a module here with i
 they build, one entry in OPTIMIZERS, one YAML file, one test.
 """
 
+from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -30,7 +31,7 @@ class GroupOptions:
 
 
 @dataclass(frozen=True)
-class OptimOptions:
+class OptimOptions(ABC):
     """The optimizer, and the learning rate over the run."""
 
     name: str
@@ -49,9 +50,9 @@ class OptimOptions:
     implementation: ClassVar[str]
     needs_matrices: ClassVar[bool] = False  # the update is not element by element
 
+    @abstractmethod
     def state_elements(self, shape: tuple[int, ...], block_matrix: bool) -> int:
         """Elements of state of a parameter of that shape; block_matrix: a matrix of a block."""
-        raise NotImplementedError
 
     def update_cost(self, matrices: Sequence[tuple[int, int]], shards: int) -> UpdateCost:
         """Of the trained matrices of all blocks, cut by rows among `shards` processes, on the one

@@ -113,12 +113,9 @@ def test_counted_traffic_is_the_plans(saved, method, engine):
 @pytest.mark.parametrize(("method", "engine"), EACH)
 def test_optimizer_elements_are_those_counted(saved, method, engine):
     config = values_config(**groups_of(method, engine))
-    weights = [
-        *costs.root_weights(config),
-        *costs.block_cost(config).weights * config.model.n_layers,
-    ]
     expected = sum(
-        config.method.optimizer_elements(config.model, config.optim, weight) for weight in weights
+        config.method.optimizer_elements(config.model, config.optim, weight)
+        for weight in costs.weights(config)
     )
     assert saved[0][f"{method} fp32 {engine}"]["optimizer elements"] == expected
 

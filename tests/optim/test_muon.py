@@ -210,10 +210,8 @@ def test_every_method_with_layers_of_its_own_takes_it():
             engine.after_step(step)
         assert of[-1] < of[0] - 0.2, method
         state = [t for n, t in whole_state(engine).items() if n.startswith("optimizer.")]
-        blocks = costs.block_cost(config).weights * config.model.n_layers
         counted = config.method.optimizer_elements
-        planned = [counted(config.model, config.optim, w) for w in costs.root_weights(config)]
-        planned += [counted(config.model, config.optim, w) for w in blocks]
+        planned = [counted(config.model, config.optim, w) for w in costs.weights(config)]
         assert sum(t.numel() for t in state if t.dim() > 0) == sum(planned), method
         engine.close()
     assert taken == [m for m in METHOD_NAMES if m not in ("galore", "apollo")]

@@ -103,9 +103,7 @@ def engines(folder: Path) -> dict[str, Any]:
                 of["losses"].append(engine.train_step(micro_batches(step), LR).loss)
             states = [t for n, t in whole_state(engine).items() if n.startswith("optimizer.")]
             of["elements"] = sum(t.numel() for t in states if t.dim() > 0)
-            blocks = costs.block_cost(config).weights * config.model.n_layers
-            counted = config.method.optimizer_elements
-            own = [*costs.root_weights(config), *blocks]
+            counted, own = config.method.optimizer_elements, costs.weights(config)
             of["planned"] = sum(counted(config.model, config.optim, w) for w in own)
             engine.close()
             found[f"{method}{kind}"] = of
