@@ -42,8 +42,11 @@ def _rotated(x: Tensor, cos: Tensor, sin: Tensor, direction: int) -> Tensor:
     return y
 
 
-def rotary_for(table: Tensor, x_BTD: Tensor) -> Tensor:
-    """`table`, from `rotary_table`, for x's positions: (2, T, 1, K), of x's dtype."""
+def rotary_for(table: Tensor, x_BTD: Tensor, positions_BT: Tensor | None = None) -> Tensor:
+    """`table`, from `rotary_table`, for x's positions, of x's dtype: (2, T, 1, K) of the first T;
+    (2, B, T, 1, K) of `positions_BT`, int64."""
+    if positions_BT is not None:
+        return table[:, positions_BT, None].to(x_BTD.dtype)
     return table[:, : x_BTD.shape[1], None].to(x_BTD.dtype)
 
 
@@ -65,6 +68,9 @@ class Attention(nn.Module):
 
     def forward(self, x_BTD: Tensor, context: AttentionContext, residual_BTD: Tensor) -> Tensor:
         """residual + attention(x), (B, T, D)."""
+        if context.cache is not None:
+            y_BTHK = context.cache.attend(self.qkv, x_BTD, self.head_dim, context)
+            return self.out(y_BTHK.flatten(-2), residual_BTD)[0]
         shape = (*x_BTD.shape[:2], -1, self.head_dim)
         q, k, v = (y.view(shape) for y in self.qkv(x_BTD))
         q, k = rotate(q, context.rotary), rotate(k, context.rotary)

@@ -4,13 +4,13 @@ Shapes: B sequences, T positions, H heads, K = head width. A mask is an object t
 is one type for each kind, and Attention knows none of them.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 # Names of the ops that attend, as the dispatcher writes them, for recompute policies.
 ATTENTION_OPS = frozenset(
@@ -35,12 +35,34 @@ class Mask(Protocol):
 MaskMaker = Callable[[Tensor | None, Tensor], Mask]
 
 
+class LayerCache(Protocol):
+    """What one block keeps of the positions that it has seen, in place of a mask."""
+
+    def attend(
+        self, qkv: nn.Module, x_BTD: Tensor, head_dim: int, context: "AttentionContext"
+    ) -> Tensor:
+        """Attention of x's positions over those before and themselves, which are kept for the next
+        call, (B, T, H, K). qkv: the block's projections of x (`model.llama.Layers`)."""
+        ...
+
+
+class Cache(Protocol):
+    """What a model keeps of the positions that it has seen (inference/caches.py)."""
+
+    def contexts(self, table: Tensor, x_BTD: Tensor) -> Sequence["AttentionContext"]:
+        """One for each block, of a forward pass over the next T positions. table: of
+        `attention.rotary_table`."""
+        ...
+
+
 @dataclass(frozen=True)
 class AttentionContext:
-    """rotary: (2, T, 1, K), of the blocks' dtype, from `attention.rotary_for`."""
+    """rotary: (2, T, 1, K), or (2, B, T, 1, K) where positions differ from row to row, of the
+    blocks' dtype, from `attention.rotary_for`. cache: of this block; none in training."""
 
     rotary: Tensor
     mask: Mask
+    cache: LayerCache | None = None
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,9 @@ recomputation and compilation are applied from outside.
 Shapes: B sequences, T positions, D = d_model, F = d_ff, V = vocabulary.
 """
 
+from collections.abc import Iterable
 from functools import partial
+from itertools import repeat
 from typing import Protocol
 
 import torch
@@ -16,7 +18,7 @@ from cola_train.config.schema import Config
 from cola_train.hardware import compiled_on, compute_dtype, kernels_on
 from cola_train.model import cpu
 from cola_train.model.attention import Attention, rotary_for, rotary_table
-from cola_train.model.context import MASKS, AttentionContext
+from cola_train.model.context import MASKS, AttentionContext, Cache
 from cola_train.model.init import Fill, computed, normal
 from cola_train.model.linear import INIT_STD
 from cola_train.model.loss import CrossEntropy, cross_entropy_, linear_cross_entropy
@@ -127,21 +129,30 @@ class Llama(nn.Module):
         tokens_BT: Tensor,
         targets_BT: Tensor | None = None,
         documents_BT: Tensor | None = None,
+        cache: Cache | None = None,
+        last: int | None = None,
     ) -> Tensor:
         """Logits (B, T, V); with targets, the summed cross-entropy in nats (fp32 scalar).
 
         Args:
-            tokens_BT: int64, T at most `max_length`.
+            tokens_BT: int64, T at most `max_length`; with a cache, what follows it.
             targets_BT: int64, IGNORE_INDEX where no loss is wanted.
             documents_BT: int, the document of each position; those of one row do not see each
                 other. None: the row is one document.
+            cache: of the positions before, which then has these too.
+            last: logits of the last so many positions alone; None: of all.
         """
         x_BTD = self.embedding(tokens_BT)
-        context = AttentionContext(
-            rotary_for(self.rotary, x_BTD), self.make_mask(documents_BT, x_BTD)
-        )
-        for layer in self.layers:
+        contexts: Iterable[AttentionContext]
+        if cache is None:
+            mask = self.make_mask(documents_BT, x_BTD)
+            contexts = repeat(AttentionContext(rotary_for(self.rotary, x_BTD), mask))
+        else:
+            contexts = cache.contexts(self.rotary, x_BTD)
+        for layer, context in zip(self.layers, contexts, strict=False):
             x_BTD = layer(x_BTD, context)
+        if last is not None:
+            x_BTD = x_BTD[:, -last:]
         return self.head(self.norm(x_BTD), targets_BT)
 
     def sums(self) -> dict[str, Tensor]:

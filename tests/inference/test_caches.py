@@ -1,0 +1,38 @@
+"""Generation with a cache computes what a pass over all positions does."""
+
+import pytest
+import torch
+from helpers import make_config
+
+from cola_train.inference.caches import KeyValueCache
+from cola_train.methods.base import build_method
+from cola_train.model.init import initialise
+from cola_train.model.llama import Llama, build_model
+
+CPU = torch.device("cpu")
+
+
+def tiny(method: str) -> Llama:
+    config = make_config(
+        f"method={method}", "model.n_layers=2", "model.d_model=32", "model.d_ff=37",
+        "model.n_heads=2", "model.vocab_size=300", "train.sequence_length=24",
+        "train.precision=fp32",
+    )  # fmt: skip
+    model = build_model(config, build_method(config, CPU), CPU)
+    model.to_empty(device=CPU)
+    initialise(model, 0)
+    return model.eval().requires_grad_(False)
+
+
+@pytest.mark.parametrize("method", ["full", "cola"])
+def test_cached_logits_are_those_of_a_whole_pass(method: str) -> None:
+    model, generator = tiny(method), torch.Generator().manual_seed(0)
+    tokens = torch.randint(300, (3, 20), generator=generator)
+    starts = torch.tensor([0, 4, 7])
+    cache = KeyValueCache(model, batch=3, length=20, starts_B=starts)
+    parts = [model(part, cache=cache) for part in tokens.split([9, 1, 3, 1, 6], dim=1)]
+    cached = torch.cat(parts, dim=1)
+    for row, start in enumerate(starts.tolist()):
+        alone = model(tokens[row : row + 1, start:])
+        torch.testing.assert_close(cached[row : row + 1, start:], alone)
+    assert cached.isfinite().all()
