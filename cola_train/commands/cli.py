@@ -4,7 +4,7 @@ import os
 import sys
 from collections.abc import Callable, Iterable, Mapping, Set
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeVar
 
 import hydra
 from hydra._internal.utils import get_args_parser
@@ -22,6 +22,7 @@ from cola_train.commands.overrides import without_replaced
 from cola_train.commands.results import Job, report
 from cola_train.commands.sweep import Folders, clean_state, job_name, one_folder_for_all, swept
 from cola_train.config.checks import CHECKS, Check, load
+from cola_train.config.fields import build, field_types
 from cola_train.config.schema import Config
 from cola_train.errors import (
     EXIT_DONE,
@@ -34,6 +35,7 @@ from cola_train.errors import (
 )
 from cola_train.run.console import keep_going_without_console
 
+T = TypeVar("T")
 Task = Callable[[Mapping[str, Any], list[str]], int]  # of plain values, and problems found before
 
 
@@ -57,15 +59,19 @@ def run_app(
 def run_composed(
     task: Task,
     arguments: list[str] | None = None,
-    primary: str = "config",
-    options: Mapping[str, Any] = OPTIONS,
     command: str = "cola-train",
+    own: type | None = None,
+    shared: Mapping[str, Any] = OPTIONS,
 ) -> NoReturn:
     """`run_app` for a task that takes plain values, and the problems found so far, to load itself.
 
-    primary: the file of configs/ to start from; options: the types of its options, by name.
-    command: whose help this is.
+    command: whose help this is. own: a dataclass of options that it alone has; it starts from the
+    file of configs/ named as it is without `cola-`. shared: those of `cola-train` that it takes,
+    by name: their types.
     """
+    primary = "config" if own is None else command.removeprefix("cola-")
+    options = shared if own is None else {**field_types(own), **shared}
+    register_options(command, own)
     if "LOCAL_RANK" in os.environ:  # DeepSpeed's launcher also gives it as an argument
         sys.argv = [word for word in sys.argv if not word.startswith("--local_rank=")]
     keep_going_without_console()
@@ -79,10 +85,10 @@ def run_composed(
             complete(command, arguments, primary)
         if parsed["help"]:
             files = [word for word in words if is_file(word)]
-            own = [Path(own_groups)] if own_groups else []
-            groups = choices([*own, *(Path(file).parent for file in files)])
+            folders = [Path(own_groups)] if own_groups else []
+            groups = choices([*folders, *(Path(file).parent for file in files)])
             asked = [word for word in words if word not in files]
-            print("\n".join(help_lines(command, asked, groups, options)))
+            print("\n".join(help_lines(command, asked, groups, shared, own)))
             sys.exit(EXIT_DONE)
         line = read_command_line(words, options, parsed["multirun"], own_groups)
         problems = line.problems
@@ -107,6 +113,19 @@ def run_composed(
         print("interrupted", file=sys.stderr)
         distributed.exit_without_peers(EXIT_INTERRUPTED)
     sys.exit(code)
+
+
+def run_own(task: Callable[[T], int], own: type[T], command: str) -> NoReturn:
+    """The same for a task that takes the options of a command that has none but its own, in the
+    dataclass `own`."""
+
+    def of_values(values: Mapping[str, Any], problems: list[str]) -> int:
+        options = build(own, values, "", problems)
+        if problems:
+            raise UserError(*problems)
+        return task(options)
+
+    run_composed(of_values, command=command, own=own, shared={})
 
 
 def parse_flags(arguments: list[str]) -> dict[str, Any]:

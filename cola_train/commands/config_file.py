@@ -16,7 +16,7 @@ from hydra.errors import HydraException
 from omegaconf import OmegaConf
 
 from cola_train.commands import quoting
-from cola_train.commands.groups import OPTIONS, UNIONS, Choices, choices, config_dir
+from cola_train.commands.groups import OPTIONS, UNIONS, Choices, choices, config_dir, takes_group
 from cola_train.commands.overrides import check_overrides, given_options
 from cola_train.config.fields import defaults, unknown
 from cola_train.errors import UserError
@@ -63,7 +63,8 @@ def read_command_line(
     own = [*([Path(folder)] if folder else []), *(Path(file).parent for file in files)]
     searched = search_path(rest)
     local = [place.removeprefix("file://") for place in searched]
-    groups = choices([Path(place) for place in local if "://" not in place] + own)
+    found = choices([Path(place) for place in local if "://" not in place] + own)
+    groups = {name: members for name, members in found.items() if takes_group(name, options)}
     good, problems = check_overrides(rest, options, multirun, groups)
     problems += [p for word in good for p in own_group_problems(word, options, groups)]
     if any((place / group).is_dir() for place in own for group in groups):

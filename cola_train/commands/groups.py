@@ -1,8 +1,9 @@
 """What can be chosen and set: the groups of configs/, and the options of the dataclasses."""
 
 import dataclasses
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 from hydra.core.config_store import ConfigStore
 from omegaconf import DictConfig, OmegaConf
@@ -30,6 +31,11 @@ def config_dir() -> Path:
     return installed if installed.is_dir() else package.parent / "configs"
 
 
+def takes_group(group: str, options: Mapping[str, Any]) -> bool:
+    """Whether a command with these options takes choices of the group; an experiment sets any."""
+    return group in options or (group == "experiment" and options.keys() >= OPTIONS.keys())
+
+
 def choices(more: Iterable[Path] = ()) -> Choices:
     """Of each group, from the project's configs and from a user's folders like them.
 
@@ -55,15 +61,20 @@ def choices(more: Iterable[Path] = ()) -> Choices:
     return found
 
 
-def register_options() -> None:
+def register_options(command: str = "", own: type | None = None) -> None:
     """Give Hydra the options' defaults, which stand in the dataclasses: configs/ says only what
-    differs from them, and which member a union begins with; and the resolver of recipes."""
+    differs from them, and which member a union begins with; and the resolver of recipes.
+
+    own: options of that command alone, which its file of configs/ names as `own@_here_: COMMAND`.
+    """
     OmegaConf.register_new_resolver("recipe", of_recipe, replace=True)
     store = ConfigStore.instance()
     store.store(name="options", node=defaults(Config))
     for group, union in UNIONS.items():
         for tag, member in union.members.items():
             store.store(group=f"options/{group}", name=tag, node=defaults(member))
+    if own is not None:
+        store.store(group="own", name=command, node=defaults(own))
 
 
 def of_recipe(size: str, field: str = "", *, _root_: DictConfig) -> float | None:

@@ -4,16 +4,15 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from cola_train.commands.groups import Choices
+from cola_train.commands.groups import OPTIONS, Choices, takes_group
 from cola_train.commands.options import (
     GROUPS,
     choice_lines,
     default_choice,
     meaning,
     of_group,
-    of_plan,
 )
-from cola_train.config.describe import Option, about
+from cola_train.config.describe import Option, about, options_of
 from cola_train.config.fields import unknown
 from cola_train.config.hints import meant
 from cola_train.errors import UserError
@@ -61,34 +60,44 @@ cola-plan my.yaml plot=memory.png             memory by part""",
 
 
 def help_lines(
-    command: str, words: list[str], groups: Choices, types: Mapping[str, Any]
+    command: str,
+    words: list[str],
+    groups: Choices,
+    shared: Mapping[str, Any] = OPTIONS,
+    own: type | None = None,
 ) -> Iterator[str]:
     """What `--help WORDS` prints; each word a group, a choice (GROUP=CHOICE) or an option.
 
-    types: of all options of the command, by name.
+    shared: types of those options of `cola-train` that the command takes, by name. own: a
+    dataclass of those that it alone has.
 
     Raises:
         UserError: a word is none of them.
     """
-    own = {option.name: option for option in of_plan(types)} if command == "cola-plan" else {}
+    of_command = {option.name: option for option in options_of(own)} if own else {}
+    types = [*of_command, *shared]
+    groups = {name: members for name, members in groups.items() if takes_group(name, shared)}
     if not words:
-        yield from screen(command, groups, list(own.values()))
+        yield from screen(command, groups, shared, list(of_command.values()))
     for word in words:
         name, _, choice = word.partition("=")
         group = name.partition(".")[0]
-        if name in groups or name in GROUPS:
+        if name in groups or (name in GROUPS and name in shared):
             if choice and choice not in groups.get(name, {}):
                 raise UserError(unknown(choice, list(groups.get(name, {})), f"{name}:"))
             yield from of(name, choice, groups)
         elif name in types:
             found = of_group(group if "." in name else "", "", groups)
-            rows = [own[name]] if name in own else [each for each in found if each.name == name]
+            rows = [each for each in found if each.name == name]
+            rows = [of_command[name]] if name in of_command else rows
             yield from lines(rows)
         else:
-            raise UserError(meant(name, types) or unknown(name, [*types, "experiment"], "option"))
+            raise UserError(meant(name, types) or unknown(name, [*types, *groups], "option"))
 
 
-def screen(command: str, groups: Choices, own: list[Option]) -> Iterator[str]:
+def screen(
+    command: str, groups: Choices, shared: Mapping[str, Any], own: list[Option]
+) -> Iterator[str]:
     """The whole command on one screen."""
     said = COMMANDS[command]
     yield f"{command}: {said.about}"
@@ -97,8 +106,10 @@ def screen(command: str, groups: Choices, own: list[Option]) -> Iterator[str]:
     every = {each.name: each for group in ("", *GROUPS) for each in of_group(group, "", groups)}
     used = own or [every[name] for name in said.most_used.split()]
     yield from ("", "Its own options:" if own else "Most used:", *lines(used, with_kind=False))
-    yield from ("", "Groups, with their choices (* is the default):")
-    for group in dict.fromkeys([*GROUPS, *groups]):
+    listed = [group for group in dict.fromkeys([*GROUPS, *groups]) if takes_group(group, shared)]
+    if listed:
+        yield from ("", "Groups, with their choices (* is the default):")
+    for group in listed:
         first = default_choice(group)
         names = [f"{name}*" if name == first else name for name in groups.get(group, {})]
         yield f"  {group:12}{'  '.join(names) or 'options alone'}"

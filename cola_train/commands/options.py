@@ -1,14 +1,13 @@
 """Every option with its kind, default and meaning: for `--help GROUP` and docs/options.md."""
 
 import dataclasses
-import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from cola_train.commands.config_file import load_yaml
 from cola_train.commands.groups import UNIONS, Choices, choices, config_dir
-from cola_train.config.describe import Option, about, is_group, kind_of, options_of, shown
+from cola_train.config.describe import Option, about, is_group, options_of, shown
 from cola_train.config.schema import Config
 
 GROUPS = {field.name: field.type for field in dataclasses.fields(Config) if is_group(field.type)}
@@ -46,19 +45,6 @@ def default_choice(group: str) -> str:
         if isinstance(entry, dict) and entry.get(group):
             return str(entry[group])
     return ""
-
-
-def of_plan(types: Mapping[str, Any]) -> list[Option]:
-    """What `cola-plan` takes beside all others: default and meaning stand in configs/plan.yaml.
-
-    types: of all its options, by name."""
-    file = config_dir() / "plan.yaml"
-    said = dict(re.findall(r"^(\w+): [^#\n]*# (.*)$", file.read_text(), re.MULTILINE))
-    values = {k: v for k, v in load_yaml(file).items() if k not in ("defaults", "hydra")}
-    return [
-        Option(name, kind_of(types[name]), shown(value), said.get(name, ""))
-        for name, value in values.items()
-    ]
 
 
 def first_comment(file: Path) -> str:

@@ -1,6 +1,6 @@
 """The command `cola-plan`: parameters, FLOPs, memory, traffic and time before paying for them.
 
-It takes what `cola-train` takes, and the options of configs/plan.yaml. Nothing is built, no engine
+It takes what `cola-train` takes, and options of its own. Nothing is built, no engine
 and no torch imported.
 """
 
@@ -15,7 +15,6 @@ from typing import Annotated, Any, Literal
 
 from cola_train import costs
 from cola_train.commands.cli import run_composed
-from cola_train.commands.groups import OPTIONS
 from cola_train.commands.overrides import given_options
 from cola_train.config.checks import OF_THE_CONFIG, load
 from cola_train.config.fields import (
@@ -26,7 +25,6 @@ from cola_train.config.fields import (
     PositiveFraction,
     Range,
     build,
-    field_types,
 )
 from cola_train.errors import EXIT_DONE, UserError
 from cola_train.gpus import GPUS
@@ -44,26 +42,29 @@ PAPER_BATCH = 512  # sequences; what a search starts from if no batch is given
 
 @dataclass(frozen=True)
 class PlanConfig:
-    """The options of configs/plan.yaml, which `cola-train` does not take."""
+    """What `cola-plan` takes beside every option of `cola-train`."""
 
-    gpus: Annotated[int, Range(1, 10**6)]
-    gpus_per_node: Annotated[int, Range(1, 10**6)]
-    gpu: Annotated[str, Among(GPUS)]
-    goal: Literal["throughput", "memory"] | None
-    output: Literal["table", "json"]
-    plot: PathText | None
-    explain: bool
-    constants: PathText | None
-    link_utilisation: PositiveFraction
-    network_gbit: PositiveFloat
-    reserved: Fraction
+    gpus: Annotated[int, Range(1, 10**6)] = 1  # processes, one a GPU
+    gpus_per_node: Annotated[int, Range(1, 10**6)] = 8  # at most
+    gpu: Annotated[str, Among(GPUS)] = "h100-80gb"  # cola_train/gpus.py lists them
+    # throughput | memory: search engine, sharding, recomputation and micro-batch; null: none
+    goal: Literal["throughput", "memory"] | None = None
+    output: Literal["table", "json"] = "table"  # table | json
+    # FILE.png: memory and the step's time by part, under each recompute policy
+    plot: PathText | None = None
+    explain: bool = False  # list the step's time by part, as output=json always does
+    # FILE.json of the step-time model's, by `benchmarks gpu`; null: those of an H100
+    constants: PathText | None = None
+    link_utilisation: PositiveFraction = 0.7  # assumed, of the links' bandwidth, by collectives
+    network_gbit: PositiveFloat = 400.0  # assumed between nodes, each way, for each GPU
+    # assumed, of the GPU's memory: CUDA, NCCL, libraries, fragmentation
+    reserved: Fraction = 0.1
 
 
 def main() -> None:
     """The command `cola-plan`."""
     signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `cola-plan ... | head` just ends
-    options = field_types(PlanConfig) | OPTIONS
-    run_composed(plan, primary="plan", options=options, command="cola-plan")
+    run_composed(plan, command="cola-plan", own=PlanConfig)
 
 
 def plan(values: Mapping[str, Any], problems: list[str]) -> int:

@@ -10,11 +10,9 @@ from cola_train.commands.options import (
     default_choice,
     meaning,
     of_group,
-    of_plan,
 )
 from cola_train.commands.plan import PlanConfig
-from cola_train.config.describe import Option, about
-from cola_train.config.fields import field_types
+from cola_train.config.describe import Option, about, options_of
 
 
 def page() -> Iterator[str]:
@@ -28,7 +26,7 @@ def page() -> Iterator[str]:
         yield from table(of_group(group))
     yield from ("", "## experiment", "", "Several groups and options at once.")
     yield from choice_list("experiment")
-    yield from ("", "## cola-plan's own", *table(of_plan(field_types(PlanConfig))))
+    yield from ("", "## cola-plan's own", *table(options_of(PlanConfig)))
 
 
 def choice_list(group: str) -> Iterator[str]:
