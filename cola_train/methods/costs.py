@@ -86,6 +86,24 @@ class BlockCost:
         return element * self.saved + 4 * self.saved_fp32
 
 
+@dataclass(frozen=True)
+class CacheCost:
+    """What generation keeps of one position in one block, and what a new token then costs there.
+
+    elements: kept, in the compute dtype, with their zeros. flops: for each position that is
+    attended to. workspace: elements made anew of each such position, of one block at a time.
+    """
+
+    elements: int
+    flops: int
+    workspace: int = 0
+
+
+def key_value_cache(model: ModelConfig) -> CacheCost:
+    """Keys and values, as any method has them."""
+    return CacheCost(elements=2 * model.d_model, flops=4 * model.d_model)
+
+
 def norm_weights(model: ModelConfig) -> tuple[Weight, ...]:
     """The two norms of a block."""
     return (Weight((model.d_model,)),) * 2

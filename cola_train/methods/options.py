@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Protocol
 from cola_train.config.groups import ModelConfig, RecomputeConfig, TrainConfig
 from cola_train.engines.options import EngineOptions
 from cola_train.methods import launches
-from cola_train.methods.costs import BlockCost, Weight
+from cola_train.methods.costs import BlockCost, CacheCost, Weight, key_value_cache
 from cola_train.methods.recipe import Recipe, by_size
 from cola_train.optim import OptimOptions
 from cola_train.optim.costs import UpdateCost
@@ -91,6 +91,10 @@ class MethodOptions(ABC):
     def block_cost(self, model: ModelConfig, length: int, policy: str, fused: bool) -> BlockCost:
         """Of one block, at sequences of `length` under a recompute policy; `fused`: on Triton
         kernels, where there are any."""
+
+    def caches(self, model: ModelConfig) -> dict[str, CacheCost]:
+        """By name, what generation may keep of a block's positions (inference/caches.py)."""
+        return {"kv": key_value_cache(model)}
 
     def block_launches(self, model: ModelConfig, work: launches.Work) -> Iterator[launches.Launch]:
         """The kernels of one block, forward and backward, in any order. A method that joins its

@@ -10,6 +10,7 @@ from cola_train.methods.bottleneck.launches import AutoEncoderBlock, Silus
 from cola_train.methods.costs import (
     NORMS_FP32,
     BlockCost,
+    CacheCost,
     attention_backward_flops,
     attention_flops,
     attention_fp32,
@@ -66,6 +67,17 @@ class BottleneckOptions(RankOptions):
             saved_fp32=saved_fp32,
             workspace=workspace,
         )
+
+    def caches(self, model: ModelConfig) -> dict[str, CacheCost]:
+        """Values are B_v s_v of rank-r vectors s_v = s(z_v): `absorbed` keeps keys and s_v, to which
+        all heads attend, and multiplies by B_v afterwards. `latent` keeps s_k too in place of keys,
+        which are positions' own once they are rotated: each new token rebuilds them all."""
+        d, r, R = model.d_model, int(self.bottleneck(model)), self.bottleneck(model).stored
+        scores, values = 2 * d, 2 * model.n_heads * r
+        return super().caches(model) | {
+            "absorbed": CacheCost(elements=d + R, flops=scores + values),
+            "latent": CacheCost(2 * R, flops=2 * r * d + scores + values, workspace=d),
+        }
 
     @property
     def block_kind(self) -> type[AutoEncoderBlock]:
