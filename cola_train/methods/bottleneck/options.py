@@ -69,9 +69,9 @@ class BottleneckOptions(RankOptions):
         )
 
     def caches(self, model: ModelConfig) -> dict[str, CacheCost]:
-        """Values are B_v s_v of rank-r vectors s_v = s(z_v): `absorbed` keeps keys and s_v, to which
-        all heads attend, and multiplies by B_v afterwards. `latent` keeps s_k too in place of keys,
-        which are positions' own once they are rotated: each new token rebuilds them all."""
+        """Values are B_v s_v of rank-r vectors s_v = s(z_v): `absorbed` keeps keys and s_v, to
+        which all heads attend, and multiplies by B_v afterwards. `latent` keeps s_k too in place
+        of keys, which positions turn, so that each new token rebuilds them all."""
         d, r, R = model.d_model, int(self.bottleneck(model)), self.bottleneck(model).stored
         scores, values = 2 * d, 2 * model.n_heads * r
         return super().caches(model) | {

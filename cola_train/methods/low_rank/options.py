@@ -6,7 +6,7 @@ from cola_train.config.fields import PositiveFloat
 from cola_train.config.groups import ModelConfig
 from cola_train.methods.bottleneck.launches import AutoEncoderBlock, Silus
 from cola_train.methods.bottleneck.options import BottleneckOptions
-from cola_train.methods.costs import BlockCost
+from cola_train.methods.costs import BlockCost, CacheCost
 from cola_train.methods.low_rank.launches import ExpandingBlock
 from cola_train.methods.options import MethodOptions
 
@@ -30,6 +30,11 @@ class LowRankOptions(BottleneckOptions):
     @property
     def folded(self) -> MethodOptions:
         return replace(self, dlr=None)
+
+    def caches(self, model: ModelConfig) -> dict[str, CacheCost]:
+        """DLR's values are no product of the rank-r vectors, until it is folded."""
+        found = super().caches(model)
+        return found if self.dlr is None else {"kv": found["kv"]}
 
     def block_cost(self, model: ModelConfig, length: int, policy: str, fused: bool) -> BlockCost:
         """DLR adds no product and keeps nothing more, but the MLP's middle is made of torch's ops
