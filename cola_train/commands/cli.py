@@ -66,12 +66,13 @@ def run_composed(
     """`run_app` for a task that takes plain values, and the problems found so far, to load itself.
 
     command: whose help this is. own: a dataclass of options that it alone has; it starts from the
-    file of configs/ named as it is without `cola-`. shared: those of `cola-train` that it takes,
-    by name: their types.
+    file of configs/ named as it is without `cola-`, `-` for a blank. shared: those of `cola-train`
+    that it takes, by name: their types.
     """
-    primary = "config" if own is None else command.removeprefix("cola-")
+    named = command.replace(" ", "-")
+    primary = "config" if own is None else named.removeprefix("cola-")
     options = shared if own is None else {**field_types(own), **shared}
-    register_options(command, own)
+    register_options(named, own)
     if "LOCAL_RANK" in os.environ:  # DeepSpeed's launcher also gives it as an argument
         sys.argv = [word for word in sys.argv if not word.startswith("--local_rank=")]
     keep_going_without_console()

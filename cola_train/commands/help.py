@@ -56,6 +56,13 @@ cola-plan model=7b gpus=64 goal=throughput    search engine, sharding, recomputa
 cola-plan my.yaml plot=memory.png             memory by part""",
         "",
     ),
+    "cola-plan inference": Command(
+        "what a model in use will need: memory, the least time of a token; which cache to take.",
+        """\
+cola-plan inference model=7b batch=8 length=4096
+cola-plan inference model=7b method=full gpu=a100-80gb output=json""",
+        "",
+    ),
 }
 
 

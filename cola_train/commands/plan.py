@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from cola_train import costs
+from cola_train.commands import plan_inference
 from cola_train.commands.cli import run_composed
 from cola_train.commands.overrides import given_options
 from cola_train.config.checks import OF_THE_CONFIG, load
@@ -62,8 +63,11 @@ class PlanConfig:
 
 
 def main() -> None:
-    """The command `cola-plan`."""
+    """The command `cola-plan`; `cola-plan inference` is another."""
     signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `cola-plan ... | head` just ends
+    if sys.argv[1:2] == ["inference"]:
+        del sys.argv[1]
+        plan_inference.main()
     run_composed(plan, command="cola-plan", own=PlanConfig)
 
 

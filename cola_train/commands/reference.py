@@ -12,6 +12,7 @@ from cola_train.commands.options import (
     of_group,
 )
 from cola_train.commands.plan import PlanConfig
+from cola_train.commands.plan_inference import InferenceOptions
 from cola_train.config.describe import Option, about, options_of
 
 
@@ -27,6 +28,7 @@ def page() -> Iterator[str]:
     yield from ("", "## experiment", "", "Several groups and options at once.")
     yield from choice_list("experiment")
     yield from ("", "## cola-plan's own", *table(options_of(PlanConfig)))
+    yield from ("", "## cola-plan inference's own", *table(options_of(InferenceOptions)))
 
 
 def choice_list(group: str) -> Iterator[str]:

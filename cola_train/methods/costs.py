@@ -90,10 +90,12 @@ class BlockCost:
 class CacheCost:
     """What generation keeps of one position in one block, and what a new token then costs there.
 
-    elements: kept, in the compute dtype, with their zeros. flops: for each position that is
-    attended to. workspace: elements made anew of each such position, of one block at a time.
+    about: in words. elements: kept, in the compute dtype; models in use have no padding. flops: for
+    each position that is attended to. workspace: elements made anew of each such position, of one
+    block at a time.
     """
 
+    about: str
     elements: int
     flops: int
     workspace: int = 0
@@ -101,7 +103,7 @@ class CacheCost:
 
 def key_value_cache(model: ModelConfig) -> CacheCost:
     """Keys and values, as any method has them."""
-    return CacheCost(elements=2 * model.d_model, flops=4 * model.d_model)
+    return CacheCost("keys and values", elements=2 * model.d_model, flops=4 * model.d_model)
 
 
 def norm_weights(model: ModelConfig) -> tuple[Weight, ...]:

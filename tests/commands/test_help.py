@@ -9,11 +9,12 @@ from cola_train.commands.groups import OPTIONS, UNIONS, choices
 from cola_train.commands.help import COMMANDS, help_lines
 from cola_train.commands.options import GROUPS, of_group
 from cola_train.commands.plan import PlanConfig
+from cola_train.commands.plan_inference import InferenceOptions
 from cola_train.commands.reference import page
 from cola_train.config.describe import about, options_of
 from cola_train.methods import METHODS
 
-OWN = {"cola-plan": PlanConfig}
+OWN = {"cola-plan": PlanConfig, "cola-plan inference": InferenceOptions}
 
 
 @pytest.fixture(autouse=True)

@@ -72,11 +72,18 @@ class BottleneckOptions(RankOptions):
         """Values are B_v s_v of rank-r vectors s_v = s(z_v): `absorbed` keeps keys and s_v, to
         which all heads attend, and multiplies by B_v afterwards. `latent` keeps s_k too in place
         of keys, which positions turn, so that each new token rebuilds them all."""
-        d, r, R = model.d_model, int(self.bottleneck(model)), self.bottleneck(model).stored
+        d, r = model.d_model, int(self.bottleneck(model))
         scores, values = 2 * d, 2 * model.n_heads * r
         return super().caches(model) | {
-            "absorbed": CacheCost(elements=d + R, flops=scores + values),
-            "latent": CacheCost(2 * R, flops=2 * r * d + scores + values, workspace=d),
+            "absorbed": CacheCost(
+                "keys, and the rank-r vectors of values", elements=d + r, flops=scores + values
+            ),
+            "latent": CacheCost(
+                "the rank-r vectors of keys and values; keys are rebuilt for each token",
+                elements=2 * r,
+                flops=2 * r * d + scores + values,
+                workspace=d,
+            ),
         }
 
     @property
