@@ -18,18 +18,25 @@ from cola_train.model.llama import Llama
 class KeyValueCache:
     """Keys and values of each block.
 
-    length: positions that there is room for. starts_B: how many of a row's first columns are
-    padding, int64; None: no row has any.
+    length: columns that there is room for. starts_B: how many of a row's first columns are
+    padding, int64; None: no row has any. dtype: of activations; None: that of the weights, which
+    a model in training may hold in another.
     """
 
     def __init__(
-        self, model: Llama, batch: int, length: int, starts_B: Tensor | None = None
+        self,
+        model: Llama,
+        batch: int,
+        length: int,
+        starts_B: Tensor | None = None,
+        dtype: torch.dtype | None = None,
     ) -> None:
         config, weight = model.config, model.embedding.weight
         shape = (2, batch, length, config.n_heads, config.head_dim)
         self.length, self.filled, self.starts_B = length, 0, starts_B
         self.blocks = [
-            torch.zeros(shape, dtype=weight.dtype, device=weight.device) for _ in model.layers
+            torch.zeros(shape, dtype=dtype or weight.dtype, device=weight.device)
+            for _ in model.layers
         ]
 
     def contexts(self, table: Tensor, x_BTD: Tensor) -> Sequence[AttentionContext]:
@@ -38,7 +45,9 @@ class KeyValueCache:
         self.filled = end
         columns_T = torch.arange(begin, end, device=x_BTD.device)
         starts_B1 = 0 if self.starts_B is None else self.starts_B[:, None]
-        positions_BT = (columns_T - starts_B1).clamp(min=0).expand(x_BTD.shape[0], -1)
+        # a row that has come to the model's length may stand beside one that has not
+        last = table.shape[1] - 1
+        positions_BT = (columns_T - starts_B1).clamp(0, last).expand(x_BTD.shape[0], -1)
         rotary, mask = rotary_for(table, x_BTD, positions_BT), self.mask(begin, end, x_BTD.device)
         return [
             AttentionContext(rotary, mask, KeyValues(block, begin, end)) for block in self.blocks

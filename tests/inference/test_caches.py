@@ -36,3 +36,11 @@ def test_cached_logits_are_those_of_a_whole_pass(method: str) -> None:
         alone = model(tokens[row : row + 1, start:])
         torch.testing.assert_close(cached[row : row + 1, start:], alone)
     assert cached.isfinite().all()
+
+
+def test_rows_go_on_beside_one_that_has_come_to_the_models_length() -> None:
+    model, tokens = tiny("full"), torch.arange(2 * 30).view(2, 30)
+    cache = KeyValueCache(model, batch=2, length=30, starts_B=torch.tensor([0, 8]))
+    logits = model(tokens, cache=cache)
+    torch.testing.assert_close(logits[1:, 8:], model(tokens[1:, 8:])[:, :22])
+    assert logits.shape[1] == 30 > model.max_length == 24
