@@ -1,19 +1,16 @@
 """A trained model, without its engine, its optimizer or its data."""
 
-from dataclasses import replace
 from pathlib import Path
 
 import torch
 
-from cola_train.checkpoint.checkpointer import load_part, newest_good, read_state
-from cola_train.config.schema import Config
+from cola_train.checkpoint.checkpointer import load_part, newest_good
+from cola_train.checkpoint.recorded import config_of
 from cola_train.engines.base import persistent_buffers
-from cola_train.errors import UserError
 from cola_train.methods.base import build_method
 from cola_train.model.init import initialise
 from cola_train.model.llama import Llama, build_model
 from cola_train.model.padding import remove_padding
-from cola_train.run.recorded import read_recorded, recorded_config
 
 
 def load_model(path: str | Path, device: torch.device | str = "cpu") -> Llama:
@@ -36,20 +33,3 @@ def load_model(path: str | Path, device: torch.device | str = "cpu") -> Llama:
     tensors |= {f"model.{name}": buffer for name, buffer in persistent_buffers(model)}
     load_part(checkpoint, tensors)
     return model.eval().requires_grad_(False)
-
-
-def config_of(checkpoint: Path) -> Config:
-    """The config of the run that saved it, for a model in fp32 that nothing has compiled.
-
-    Raises:
-        UserError: an earlier version saved it, and its run's config.yaml is not there.
-    """
-    values = read_state(checkpoint).get("config")
-    if values is None:
-        path = checkpoint.parents[1] / "config.yaml"
-        try:
-            values = read_recorded(path)
-        except (OSError, ValueError) as error:
-            raise UserError(f"{path}: cannot be read ({error}); {checkpoint} needs it") from None
-    config = recorded_config(values)
-    return replace(config, train=replace(config.train, precision="fp32", compile=False))
