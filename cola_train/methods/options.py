@@ -2,7 +2,7 @@
 
 import dataclasses
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol
 
@@ -45,6 +45,7 @@ class MethodOptions(ABC):
     fused_kernels: ClassVar[bool] = False  # whether Triton kernels exist for its layers
     needs_matrices: ClassVar[bool] = False  # its optimizer's update is not element by element
     warm_starts: ClassVar[tuple[str, ...]] = ()  # methods all of whose weights it has; `warm_start`
+    model_type: ClassVar[str | None] = None  # of its models in config.json, if any say what it is
 
     @property
     def warm_start(self) -> str | None:
@@ -77,6 +78,20 @@ class MethodOptions(ABC):
     def folded(self) -> "MethodOptions":
         """Of the plainest model that `Method.fold` makes weights for, as exports have it."""
         return self
+
+    def exported(self, model: ModelConfig) -> dict[str, Any]:
+        """What config.json of an exported model of a `model_type` says beside that and the model's
+        shape: what `of_exported` reads."""
+        return {}
+
+    @classmethod
+    def of_exported(cls, fields: Mapping[str, Any]) -> dict[str, Any]:
+        """The options' values for an exported model, by config.json's fields.
+
+        Raises:
+            ValueError: a field is missing, or says what the method has not.
+        """
+        return {}
 
     def label(self, model: ModelConfig) -> str:
         """What people call this variant of the method; empty if there is only one."""

@@ -3,6 +3,7 @@
 from abc import abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 from cola_train.config.groups import ModelConfig
 from cola_train.methods import launches
@@ -26,10 +27,20 @@ class BottleneckOptions(RankOptions):
     implementation = "cola_train.methods.bottleneck.layers:Bottlenecks"
     policies = ("none", "light", "cola_m", "full")
     fused_kernels = True
+    model_type = "cola"
 
     @abstractmethod
     def silus(self, model: ModelConfig) -> Silus:
         """Where a model has them."""
+
+    def exported(self, model: ModelConfig) -> dict[str, Any]:
+        """Its rank, and where SiLU stands, in the words of `method.activation`."""
+        on_rank_r, on_gate = self.silus(model)
+        both = "both" if on_gate else "low_rank"
+        return {
+            "rank": int(self.bottleneck(model)),
+            "activation": both if on_rank_r else "full_rank",
+        }
 
     def block_cost(self, model: ModelConfig, length: int, policy: str, fused: bool) -> BlockCost:
         d, f, r = model.d_model, model.d_ff, self.bottleneck(model)

@@ -1,6 +1,6 @@
 """CoLA's options: where SiLU stands."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, cast, get_args
 
@@ -30,6 +30,22 @@ class ColaOptions(BottleneckOptions):
 
     def identity(self, model: ModelConfig) -> dict[str, Any]:
         return {"rank": int(self.bottleneck(model)), "activation": self.placement(model)}
+
+    @classmethod
+    def of_exported(cls, fields: Mapping[str, Any]) -> dict[str, Any]:
+        """Also of the reference code, which says `only_lr_act` in place of `activation`, and whose
+        rank is a quarter of the width if it says none."""
+        rank, activation = fields.get("rank"), fields.get("activation")
+        if rank is None:
+            rank = fields["hidden_size"] // 4
+        if not isinstance(rank, int) or rank < 1:
+            raise ValueError(f"rank: must be a whole number of at least 1, got {rank!r}")
+        if activation is None:
+            activation = "low_rank" if fields.get("only_lr_act", True) else "both"
+        if activation not in get_args(Placement):
+            choices = ", ".join(get_args(Placement))
+            raise ValueError(f"activation: must be one of {choices}, got {activation!r}")
+        return {"rank": rank, "activation": activation}
 
     def problems(self, run: Run, topology: Topology) -> Iterator[str]:
         if self.placement(run.model) not in get_args(Placement):

@@ -14,6 +14,7 @@ class FullOptions(MethodOptions):
     """The full-rank baseline."""
 
     implementation = "cola_train.methods.full.layers:FullRank"
+    model_type = "llama"
 
     @property
     def folded(self) -> MethodOptions:
