@@ -46,22 +46,8 @@ from cola_train.checkpoint.files import (
     write_manifest,
 )
 from cola_train.checkpoint.flat_shard import FlatShard
+from cola_train.checkpoint.tensor_file import DTYPE_NAMES, DTYPES, safetensors
 from cola_train.errors import UserError
-
-# The dtypes a checkpoint may hold, by their safetensors names.
-_DTYPES = {
-    "F64": torch.float64,
-    "F32": torch.float32,
-    "F16": torch.float16,
-    "BF16": torch.bfloat16,
-    "I64": torch.int64,
-    "I32": torch.int32,
-    "I16": torch.int16,
-    "I8": torch.int8,
-    "U8": torch.uint8,
-    "BOOL": torch.bool,
-}
-_DTYPE_NAMES = {dtype: name for name, dtype in _DTYPES.items()}
 
 _Place = tuple[str, str]  # a file, and a tensor's name in it
 
@@ -87,24 +73,8 @@ class _PlansAsGiven:
 
 
 def _safetensors(tensors: Mapping[str, Tensor]) -> Iterator[Any]:
-    """The bytes of a safetensors file: length of the header, header (JSON), then the data."""
-    # Widest dtype first keeps every tensor aligned to its own element size.
-    ordered = sorted(tensors.items(), key=lambda pair: -pair[1].element_size())
-    header: dict[str, Any] = {}
-    end = 0
-    for name, tensor in ordered:
-        begin, end = end, end + tensor.numel() * tensor.element_size()
-        header[name] = {
-            "dtype": _DTYPE_NAMES[tensor.dtype],
-            "shape": list(tensor.shape),
-            "data_offsets": [begin, end],
-        }
-    text = json.dumps(header).encode()
-    text += b" " * (-len(text) % 8)
-    yield len(text).to_bytes(8, "little")
-    yield text
-    for _, tensor in ordered:
-        yield tensor.contiguous().reshape(-1).view(torch.uint8).numpy()
+    ordered = dict(sorted(tensors.items(), key=lambda pair: -pair[1].element_size()))
+    return safetensors({name: (t.dtype, t.shape) for name, t in ordered.items()}, ordered.values())
 
 
 class Owner(Protocol):
@@ -232,7 +202,7 @@ def _index(metadata: Metadata, places: Mapping[MetadataIndex, _Place]) -> dict[s
             part = {"offset": list(chunk.offsets), "shape": list(chunk.sizes), "file": file}
             parts.append(part if name == key else part | {"name": name})
         index[key] = {
-            "dtype": _DTYPE_NAMES[tensor.properties.dtype],
+            "dtype": DTYPE_NAMES[tensor.properties.dtype],
             "shape": list(tensor.size),
             "parts": parts,
         }
@@ -264,7 +234,7 @@ class CheckpointReader(_PlansAsGiven, StorageReader):
                     chunks.append(ChunkStorageMetadata(offset, shape))
                     place = str(part["file"]), str(part.get("name", key))
                     self.places[MetadataIndex(key, offset)] = place
-                properties = TensorProperties(dtype=_DTYPES[saved["dtype"]])
+                properties = TensorProperties(dtype=DTYPES[saved["dtype"]])
                 self.tensors[key] = TensorStorageMetadata(
                     properties, torch.Size(saved["shape"]), chunks
                 )
