@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from cola_train import costs, distributed, hardware
+from cola_train import __version__, costs, distributed, hardware
 from cola_train.checkpoint.checkpointer import Checkpointer
 from cola_train.config.schema import Config
 from cola_train.data.loader import BatchLoader, check_predictions, evaluation_batches
@@ -65,7 +65,7 @@ def run(
 
     # Where it is.
     checkpointer = build_checkpointer(config, owner)
-    of_run = about(config, document_mask=uses_documents(config))
+    of_run = about(config, uses_documents(config), __version__)
     state = RunState(engine, loader, checkpointer, owner, watchdog, of_run)
     resumed = state.begin(config.resume, config.method)
     last_step = min(config.train.steps, config.train.stop_after or config.train.steps)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import subprocess
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,12 +15,29 @@ from cola_train.run.recorded import read_recorded, recorded_config
 OTHERS = ("name", "attention", "rank_ratio", "activation")
 
 
-def about(config: Config, document_mask: bool) -> dict[str, Any]:
-    """What a checkpoint says of its run: enough to build the model again, and its identity."""
+def about(config: Config, document_mask: bool, version: str) -> dict[str, Any]:
+    """What a checkpoint says of its run: enough to build the model again, its identity, and the
+    code that trains it. version: of that."""
     return {
         "config": dataclasses.asdict(config),
         "identity": identity(config, document_mask),
+        "code": {"version": version, "commit": git_commit()},
     }
+
+
+def git_commit() -> str | None:
+    """The commit of the code that runs, `-dirty` if changed; None outside a checkout."""
+    try:
+        run = subprocess.run(
+            ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"],
+            cwd=Path(__file__).parent,
+            capture_output=True,
+            text=True,
+            timeout=10,
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return run.stdout.strip() or None
 
 
 def identity(config: Config, document_mask: bool) -> dict[str, Any]:

@@ -6,7 +6,6 @@ import json
 import math
 import os
 import re
-import subprocess
 import time
 import uuid
 from netrc import NetrcParseError, netrc
@@ -18,6 +17,7 @@ from cola_train.config.schema import Config
 from cola_train.errors import UserError
 from cola_train.files import write_text
 from cola_train.progress import Bar, say
+from cola_train.run.identity import git_commit
 from cola_train.run.owner import Owner
 from cola_train.run.plots import plot_loss, read_metrics
 
@@ -246,21 +246,6 @@ def _wandb_id(run_dir: Path) -> str:
     new = f"{int(time.time()):x}{uuid.uuid4().hex[:6]}"
     write_text(path, new)
     return new
-
-
-def git_commit() -> str | None:
-    """The commit of the code that runs, `-dirty` if changed; None outside a checkout."""
-    try:
-        run = subprocess.run(
-            ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"],
-            cwd=Path(__file__).parent,
-            capture_output=True,
-            text=True,
-            timeout=10,
-        )
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return run.stdout.strip() or None
 
 
 def _drop_lines_after(path: Path, step: int) -> list[dict[str, float]]:
