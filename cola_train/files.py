@@ -2,6 +2,9 @@
 
 import json
 import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +36,38 @@ def write_text(path: Path, text: str) -> None:
 def write_json(path: Path, content: Any) -> None:
     """The same, as JSON."""
     write_text(path, json.dumps(content, indent=1) + "\n")
+
+
+@contextmanager
+def whole_folder(path: Path) -> Iterator[Path]:
+    """A hidden folder beside `path`, which becomes `path` when the block ends, and is removed when
+    that fails. Folders above it are made. What the block writes is to be synced by it.
+
+    Raises:
+        FileExistsError: there is something at `path`.
+        OSError: the folder cannot be written.
+    """
+    if os.path.lexists(path):
+        raise FileExistsError(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    hidden = temporary_name(path.with_name(f".{path.name}"))
+    try:
+        hidden.mkdir()
+        yield hidden
+        sync_folder(hidden)
+        hidden.rename(path)  # fails if there is a folder with files by now
+        sync_folder(path.parent)
+    finally:
+        shutil.rmtree(hidden, ignore_errors=True)
+
+
+def sync_folder(path: Path) -> None:
+    """Make the names in `path` survive a power failure."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def read_json(path: Path) -> Any:

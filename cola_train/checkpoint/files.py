@@ -157,15 +157,6 @@ def first_few(items: Sequence[str], separator: str = ", ", limit: int = 3) -> st
     return separator.join([*items[:limit], *more])
 
 
-def sync_folder(path: Path) -> None:
-    """Make the names in `path` survive a power failure."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
 def write_file(path: Path, pieces: Iterable[Any]) -> FileEntry:
     """Write bytes-like `pieces` to `path`, through to the disk, with their checksum."""
     digest, size = hashlib.sha256(), 0

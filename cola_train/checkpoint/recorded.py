@@ -9,8 +9,8 @@ from cola_train.errors import UserError
 from cola_train.run.recorded import read_recorded, recorded_config
 
 
-def config_of(checkpoint: Path) -> Config:
-    """The config of the run that saved it, for a model in fp32 that nothing has compiled.
+def config_of_run(checkpoint: Path) -> Config:
+    """The config of the run that saved it.
 
     Raises:
         UserError: an earlier version saved it, and its run's config.yaml is not there.
@@ -22,5 +22,10 @@ def config_of(checkpoint: Path) -> Config:
             values = read_recorded(path)
         except (OSError, ValueError) as error:
             raise UserError(f"{path}: cannot be read ({error}); {checkpoint} needs it") from None
-    config = recorded_config(values)
+    return recorded_config(values)
+
+
+def config_of(checkpoint: Path) -> Config:
+    """The same, for a model in fp32 that nothing has compiled."""
+    config = config_of_run(checkpoint)
     return replace(config, train=replace(config.train, precision="fp32", compile=False))

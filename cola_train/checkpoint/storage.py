@@ -41,13 +41,13 @@ from cola_train.checkpoint.files import (
     read_json,
     remove,
     remove_unfinished,
-    sync_folder,
     write_file,
     write_manifest,
 )
 from cola_train.checkpoint.flat_shard import FlatShard
 from cola_train.checkpoint.tensor_file import DTYPE_NAMES, DTYPES, safetensors
 from cola_train.errors import UserError
+from cola_train.files import sync_folder
 
 _Place = tuple[str, str]  # a file, and a tensor's name in it
 

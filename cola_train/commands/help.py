@@ -56,6 +56,13 @@ cola-plan model=7b gpus=64 goal=throughput    search engine, sharding, recomputa
 cola-plan my.yaml plot=memory.png             memory by part""",
         "",
     ),
+    "cola-export": Command(
+        "a trained model as a folder that transformers loads: weights, tokenizer, model card.",
+        """\
+cola-export run_dir=outputs/mine out=exported/mine
+cola-export run_dir=outputs/mine/checkpoints/step-00001000 out=exported/mine-bf16 dtype=bf16""",
+        "",
+    ),
     "cola-plan inference": Command(
         "what a model in use will need: memory, the least time of a token; which cache to take.",
         """\

@@ -109,6 +109,13 @@ class Tokenizer:
         """Text of the ids; special tokens (the end of a document) are left out."""
         return self._backend.decode(list(ids), skip_special_tokens=True)
 
+    def token_of(self, token_id: int) -> str:
+        """As the vocabulary spells it. Raises KeyError if there is none of that id."""
+        token = self._backend.id_to_token(token_id)
+        if token is None:
+            raise KeyError(token_id)
+        return token
+
     def lost(self, texts: Iterable[str]) -> tuple[Counter[str], int]:
         """Characters that leave no token, how often each is there, and the number of all; those
         that go in normalising or in splitting into words, as blanks do, are not lost.

@@ -106,7 +106,8 @@ class Method(ABC):
         """Weights for `config.method.folded`, of these, with which its model computes the same.
 
         Args:
-            weights: all that a checkpoint has of the model, by its names, in its shapes.
+            weights: all that a checkpoint has of the model, or of some of its blocks, by its names,
+                in its shapes.
         """
         return dict(weights)
 

@@ -46,6 +46,9 @@ class MethodOptions(ABC):
     needs_matrices: ClassVar[bool] = False  # its optimizer's update is not element by element
     warm_starts: ClassVar[tuple[str, ...]] = ()  # methods all of whose weights it has; `warm_start`
     model_type: ClassVar[str | None] = None  # of its models in config.json, if any say what it is
+    # The module with which transformers runs models of that type, where it has none of its own:
+    # its classes are named by the type, LlamaForCausalLM. Exports carry its file.
+    modeling: ClassVar[str | None] = None
 
     @property
     def warm_start(self) -> str | None:

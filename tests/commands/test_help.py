@@ -5,6 +5,7 @@ import dataclasses
 import pytest
 from helpers import REPOSITORY, exit_code_of, run_python
 
+from cola_train.commands.export import ExportOptions
 from cola_train.commands.groups import OPTIONS, UNIONS, choices
 from cola_train.commands.help import COMMANDS, help_lines
 from cola_train.commands.options import GROUPS, of_group
@@ -14,7 +15,11 @@ from cola_train.commands.reference import page
 from cola_train.config.describe import about, options_of
 from cola_train.methods import METHODS
 
-OWN = {"cola-plan": PlanConfig, "cola-plan inference": InferenceOptions}
+OWN = {
+    "cola-plan": PlanConfig,
+    "cola-plan inference": InferenceOptions,
+    "cola-export": ExportOptions,
+}
 
 
 @pytest.fixture(autouse=True)

@@ -28,6 +28,7 @@ class BottleneckOptions(RankOptions):
     policies = ("none", "light", "cola_m", "full")
     fused_kernels = True
     model_type = "cola"
+    modeling = "cola_train.methods.bottleneck.modeling_cola"
 
     @abstractmethod
     def silus(self, model: ModelConfig) -> Silus:
