@@ -17,7 +17,7 @@ from cola_train.data.loader import BatchLoader, check_predictions, evaluation_ba
 from cola_train.data.prepared import PreparedData, open_data
 from cola_train.engines.base import Engine, StepResult, build_engine
 from cola_train.errors import EXIT_DONE, EXIT_STOPPED_BY_SIGNAL, TrainingError
-from cola_train.evaluate import Validation, evaluate
+from cola_train.evaluation.loss import Validation, evaluate
 from cola_train.inference.generate import sample
 from cola_train.methods.base import build_method
 from cola_train.model.llama import build_model
@@ -164,11 +164,8 @@ def uses_documents(config: Config) -> bool:
     By default where the attention backend does it at full speed: on CPUs (measured: no slower
     than plain causal attention) and with flash-attn; SDPA on a GPU would leave its flash kernel.
     """
-    if config.data.packing == "per_document":
-        return False  # one document a row, its padding at the end: causality is enough
-    if config.data.document_mask is not None:
-        return config.data.document_mask
-    return config.model.attention == "flash" or distributed.device().type == "cpu"
+    at_speed = config.model.attention == "flash" or distributed.device().type == "cpu"
+    return config.data.masks_documents(at_speed)
 
 
 def build_loader(config: Config, data: PreparedData) -> BatchLoader:
@@ -226,7 +223,7 @@ def validate(config: Config, data: PreparedData, state: RunState, tracker: Track
         max_tokens=config.evaluation.tokens,
     )
     watched = state.watchdog.each(batches, f"evaluation after step {state.step}")
-    validation = evaluate(state.engine, watched)
+    validation = evaluate(state.engine.evaluate, watched)
     state.watchdog.advance(f"step {state.step + 1}, after an evaluation")
     tracker.validation(
         {

@@ -36,7 +36,7 @@ from cola_train.data.shards import (
     token_dtype,
 )
 from cola_train.data.sources import READERS
-from cola_train.evaluate import evaluate
+from cola_train.evaluation.loss import evaluate
 from cola_train.files import write_json
 from cola_train.optim import AdamWOptions
 from cola_train.train import build
@@ -74,7 +74,7 @@ def measure(given: Given, record: Record) -> None:
                 seconds = time.perf_counter() - start
                 record("losses", {"steps": step, "seconds": seconds, "losses": losses})
         loader.close()
-        found = evaluate(engine, evaluation_batches(
+        found = evaluate(engine.evaluate, evaluation_batches(
             validation, micro_batch_size=config.batch_size, max_tokens=sizes.validation_tokens,
             **shared,
         ))  # fmt: skip

@@ -48,6 +48,14 @@ cola-prepare list                             the prepared folders of the cache;
         "data.files data.validation_files data.text_field data.tokenizer data.max_files "
         "data.packing data.workers data.cache_dir model.vocab_size",
     ),
+    "cola-eval": Command(
+        "how well a trained model predicts: loss, perplexity, bits per byte.",
+        """\
+cola-eval run_dir=outputs/mine                the run's own validation data
+cola-eval run_dir=outputs/mine data=text 'data.validation_files=[book.txt]' tokens=0
+cola-eval run_dir=outputs/mine output=json    for scripts""",
+        "",
+    ),
     "cola-plan": Command(
         "what a run will need: parameters, FLOPs, memory, traffic, time. Needs no GPU.",
         """\

@@ -3,6 +3,7 @@
 import os
 from collections.abc import Iterator
 
+from cola_train.commands.eval import EvalConfig
 from cola_train.commands.export import ExportOptions
 from cola_train.commands.groups import choices
 from cola_train.commands.options import (
@@ -31,6 +32,7 @@ def page() -> Iterator[str]:
     yield from ("", "## cola-plan's own", *table(options_of(PlanConfig)))
     yield from ("", "## cola-plan inference's own", *table(options_of(InferenceOptions)))
     yield from ("", "## cola-export's own", *table(options_of(ExportOptions)))
+    yield from ("", "## cola-eval's own", *table(options_of(EvalConfig)))
 
 
 def choice_list(group: str) -> Iterator[str]:

@@ -28,6 +28,13 @@ class DataOptions:
     document_mask: bool | None = None  # null: where the attention backend can do it at speed
     verify: bool = True  # compare the shards' checksums at start, the processes sharing the work
 
+    def masks_documents(self, at_speed: bool) -> bool:
+        """Whether the documents of a packed row are hidden from each other; by default where that
+        is `at_speed`."""
+        if self.packing == "per_document":
+            return False  # one document a row, its padding at the end: causality is enough
+        return at_speed if self.document_mask is None else self.document_mask
+
     def problems(self, model: ModelConfig) -> Iterator[str]:
         """Options that others leave without effect."""
         if self.packing == "per_document" and self.document_mask is not None:

@@ -11,13 +11,13 @@ import hashlib
 import json
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any
 
 from cola_train.data import tokenizer as tokenizers
-from cola_train.data.inputs import SPLITS, InputFile, content_digest
+from cola_train.data.inputs import SPLITS, InputFile, Split, content_digest
 from cola_train.data.jobs import (
     POLL_SECONDS,
     Job,
@@ -66,17 +66,19 @@ def prepare(
     model_vocab_size: int | None = None,
     progress: bool = True,
     keep_alive: KeepAlive | None = None,
+    only: Split | None = None,
 ) -> Path:
     """Make the token shards of a corpus, or find them made, and return their folder.
 
     Safe to interrupt at any moment and to run twice at once; finished shards are reused.
-    `keep_alive` is called about five times a second while there is work.
+    `keep_alive` is called about five times a second while there is work. `only`: a split that is
+    enough; files of the other are left unread, which the folder then may be without.
 
     Raises:
         UserError: a mistake in the configuration, an unreadable file, a full disk, a tokenizer
             larger than `model_vocab_size`.
     """
-    if found := problems(data, model_vocab_size):
+    if found := problems(data, model_vocab_size, only):
         raise UserError(*found)
     source = READERS[type(data)]
     if source.folder is not None:
@@ -85,21 +87,49 @@ def prepare(
     files = source.files(data)
     for note in source.notes(data):
         say(note)
-    folder = Path(data.cache_dir) / f"{data.source}-{_key(data, files)}"
+    folder = _folder(data, files)
+    if only is not None and not is_complete(folder):
+        files = [file for file in files if file.split in (None, only)]
+        folder = _folder(data, files)
     if not is_complete(folder):
         keep_alive = keep_alive or (lambda: None)
         with _only_writer(folder, keep_alive):
             if not is_complete(folder):  # another process may have finished it meanwhile
-                _write(data, model_vocab_size, files, folder, progress, keep_alive)
+                divided = files[0].split is None
+                needed = SPLITS if only is None or divided else (only,)
+                _write(data, model_vocab_size, files, folder, progress, keep_alive, needed)
     given = f"data.tokenizer={data.tokenizer}"
     _check_fit(given, read_manifest(folder)["vocab_size"], model_vocab_size)
     return folder
 
 
-def problems(data: DataOptions, model_vocab_size: int | None = None) -> list[str]:
+def prepared_before(data: DataOptions) -> Path | None:
+    """The folder of a corpus whose shards are all there; None if there is work to do.
+
+    Raises:
+        UserError: a mistake in the configuration.
+    """
+    source = READERS[type(data)]
+    if source.folder is not None:
+        return source.folder(data)
+    assert isinstance(data, CorpusOptions)
+    folder = _folder(data, source.files(data))
+    return folder if is_complete(folder) else None
+
+
+def problems(
+    data: DataOptions, model_vocab_size: int | None = None, only: Split | None = None
+) -> list[str]:
     """Mistakes in the configuration that show without reading the corpus or a download."""
     source = READERS[type(data)]
     found: list[str] = []
+    if isinstance(data, TextOptions) and not data.files:
+        if only != "validation":
+            found.append(
+                "data.files: empty: name the training files or their folder, data.files=[corpus]"
+            )
+        elif not data.validation_files:
+            found.append("data.validation_files: empty: name files, or a folder of them")
     try:
         if source.folder is None:
             source.files(data)
@@ -117,6 +147,10 @@ def _check_fit(given: str, vocab_size: int, model_vocab_size: int | None) -> Non
     """given: the option that decides the tokenizer, and its value."""
     if model_vocab_size is not None and vocab_size > model_vocab_size:
         raise UserError(tokenizers.does_not_fit(given, vocab_size, model_vocab_size))
+
+
+def _folder(data: CorpusOptions, files: list[InputFile]) -> Path:
+    return Path(data.cache_dir) / f"{data.source}-{_key(data, files)}"
 
 
 def _key(data: CorpusOptions, files: list[InputFile]) -> str:
@@ -162,6 +196,7 @@ def _write(
     folder: Path,
     progress: bool,
     keep_alive: KeepAlive,
+    needed: Sequence[Split] = SPLITS,
 ) -> None:
     reading = Reading(data.source, data.text_field, data.validation_fraction)
     files = with_both_splits(files, reading, keep_alive)
@@ -181,7 +216,7 @@ def _write(
     _check_fit(f"data.tokenizer={data.tokenizer}", tokenizer.vocab_size, model_vocab_size)
     workers = data.workers or os.cpu_count() or 1
     records = run_jobs(_cut(files), reading, folder, workers, progress, keep_alive)
-    _check_splits(data, files, records)
+    _check_splits(data, files, records, needed)
     with disk_errors(folder):
         write_json(folder / MANIFEST, _manifest(data, tokenizer, records, folder))
 
@@ -273,11 +308,13 @@ def _cut(files: list[InputFile]) -> list[Job]:
     return [Job(index, tuple(group)) for index, group in enumerate(groups)]
 
 
-def _check_splits(data: CorpusOptions, files: list[InputFile], records: list[Record]) -> None:
-    """Both have text."""
+def _check_splits(
+    data: CorpusOptions, files: list[InputFile], records: list[Record], needed: Sequence[Split]
+) -> None:
+    """Those needed have text."""
     counts = {s: sum(r[s].n_documents for r in records if s in r) for s in SPLITS}
     total = sum(counts.values())
-    empty = next((split for split in SPLITS if counts[split] == 0), None)
+    empty = next((split for split in needed if counts[split] == 0), None)
     if empty is None:
         return
     text = isinstance(data, TextOptions)

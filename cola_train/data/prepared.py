@@ -2,11 +2,12 @@
 
 import hashlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from cola_train.data.dataset import TokenDataset
+from cola_train.data.inputs import SPLITS, Split
 from cola_train.data.options import DataOptions
 from cola_train.data.preparation import prepare
 from cola_train.data.shards import MANIFEST, TOKENIZER, read_manifest
@@ -34,16 +35,33 @@ def open_data(
     Raises:
         UserError: on every process, with the problem of the first that had one.
     """
+    folder = _prepared(data, model_vocab_size, progress, None)
+    train, validation = _open_together(folder, SPLITS, data.verify)
+    return PreparedData(train, validation, tokenizer_of(folder))
+
+
+def open_split(
+    data: DataOptions,
+    split: Split,
+    model_vocab_size: int | None = None,
+    progress: bool = True,
+) -> TokenDataset:
+    """The same for one split: a corpus need not have the other, which is not read if its files
+    are others."""
+    folder = _prepared(data, model_vocab_size, progress, split)
+    (opened,) = _open_together(folder, (split,), data.verify)
+    return opened
+
+
+def _open_together(folder: Path, splits: Sequence[Split], verify: bool) -> list[TokenDataset]:
     import torch.distributed as dist
 
-    if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
-        return _open(prepare(data, model_vocab_size, progress), data.verify)
-
-    folder = _prepare_on_one(data, model_vocab_size, progress)
-    opened: PreparedData | None = None
+    if not _in_a_group():
+        return _open(folder, splits, verify)
+    opened: list[TokenDataset] = []
     try:
-        opened = _open(folder, data.verify, dist.get_rank(), dist.get_world_size())
-        outcome: object = [opened.train.fingerprint, opened.validation.fingerprint]
+        opened = _open(folder, splits, verify, dist.get_rank(), dist.get_world_size())
+        outcome: object = [dataset.fingerprint for dataset in opened]
     except UserError as error:
         outcome = error
     outcomes: list[object] = [None] * dist.get_world_size()
@@ -56,21 +74,21 @@ def open_data(
                 f"{folder}: process {rank} sees other tokens there than process 0: put "
                 "data.cache_dir (data.path) on a file system that all nodes share"
             )
-    assert opened is not None
     return opened
 
 
-def _open(folder: Path, verify: bool, part: int = 0, parts: int = 1) -> PreparedData:
-    train = TokenDataset.open(folder, "train")
-    validation = TokenDataset.open(folder, "validation")
-    if verify:
-        train.verify(part, parts)
-        validation.verify(part, parts)
-    return PreparedData(train, validation, _tokenizer(folder))
+def _open(
+    folder: Path, splits: Sequence[Split], verify: bool, part: int = 0, parts: int = 1
+) -> list[TokenDataset]:
+    opened = [TokenDataset.open(folder, split) for split in splits]
+    for dataset in opened if verify else []:
+        dataset.verify(part, parts)
+    tokenizer_of(folder)  # is what made them
+    return opened
 
 
-def _tokenizer(folder: Path) -> Tokenizer:
-    """The one that made the tokens there."""
+def tokenizer_of(folder: Path) -> Tokenizer:
+    """The one that made the tokens there. Raises UserError if it is damaged."""
     manifest, path = read_manifest(folder), folder / TOKENIZER
     fix = "copy it anew, or delete it and run cola-prepare again with the settings that made it"
     try:
@@ -90,7 +108,23 @@ def _tokenizer(folder: Path) -> Tokenizer:
     return tokenizer
 
 
-def _prepare_on_one(data: DataOptions, model_vocab_size: int | None, progress: bool) -> Path:
+def _in_a_group() -> bool:
+    import torch.distributed as dist
+
+    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+
+
+def _prepared(
+    data: DataOptions, model_vocab_size: int | None, progress: bool, only: Split | None
+) -> Path:
+    if not _in_a_group():
+        return prepare(data, model_vocab_size, progress, only=only)
+    return _prepare_on_one(data, model_vocab_size, progress, only)
+
+
+def _prepare_on_one(
+    data: DataOptions, model_vocab_size: int | None, progress: bool, only: Split | None
+) -> Path:
     import torch.distributed as dist
 
     # What rank 0 tells the others: None while it works, then the folder or its error.
@@ -102,7 +136,8 @@ def _prepare_on_one(data: DataOptions, model_vocab_size: int | None, progress: b
     news: object = None
     if dist.get_rank() == 0:
         try:
-            news = prepare(data, model_vocab_size, progress, _every(HEARTBEAT_SECONDS, tell))
+            keep_alive = _every(HEARTBEAT_SECONDS, tell)
+            news = prepare(data, model_vocab_size, progress, keep_alive, only)
         except Exception as error:
             news = error if isinstance(error, UserError) else RuntimeError(repr(error))
             tell(news)

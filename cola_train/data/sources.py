@@ -209,10 +209,6 @@ def _text_files(data: TextOptions) -> list[InputFile]:
                 problems.extend(error.problems)
         return files
 
-    if not data.files:
-        problems.append(
-            "data.files: empty: name the training files or their folder, data.files=[corpus]"
-        )
     train_split: Split | None = "train" if data.validation_files else None
     train = expand("data.files", list(data.files), train_split)
     validation = expand("data.validation_files", list(data.validation_files), "validation")

@@ -5,7 +5,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -115,6 +115,39 @@ class Tokenizer:
         if token is None:
             raise KeyError(token_id)
         return token
+
+    def bytes_of_tokens(self) -> np.ndarray:
+        """UTF-8 bytes of what each token stands for within a text, (vocab_size,) int64: what it
+        adds when it is decoded after others. A special token, as the end of a document, has none.
+        """
+        names = [self._backend.id_to_token(i) or "" for i in range(self.vocab_size)]
+        added = self._backend.get_added_tokens_decoder()
+        decoder = json.loads(self._backend.to_str())["decoder"] or {}
+        kinds = {step["type"] for step in [decoder, *decoder.get("decoders", [])] if step}
+        decode = self._backend.decode_batch
+        once = decode([[i] for i in range(self.vocab_size)])
+        twice = decode([[i, i] for i in range(self.vocab_size)])  # the first may lose its blank
+        counts = [len(b.encode()) - len(a.encode()) for a, b in zip(once, twice, strict=True)]
+        for i, name in enumerate(names):
+            if i in added:
+                counts[i] = 0 if added[i].special else len(name.encode())
+            elif "ByteLevel" in kinds:  # a character of the name is a byte, maybe half a letter
+                counts[i] = len(name)
+            elif "ByteFallback" in kinds and re.fullmatch("<0x[0-9A-F]{2}>", name):
+                counts[i] = 1
+        return np.array(counts, dtype=np.int64)
+
+    def same_tokens(self, other: "Tokenizer") -> bool:
+        """Whether both make the same tokens of any text."""
+        return self.eos_id == other.eos_id and self._makes() == other._makes()
+
+    def _makes(self) -> dict[str, Any]:
+        """What decides the tokens of a text; templates for its ends do not."""
+        values = json.loads(self._backend.to_str())
+        special = {token["content"] for token in values["added_tokens"] if token["special"]}
+        plain = [token for token in values["added_tokens"] if token["content"] not in special]
+        parts = {name: values[name] for name in ("normalizer", "pre_tokenizer", "model")}
+        return {**parts, "added_tokens": plain}
 
     def lost(self, texts: Iterable[str]) -> tuple[Counter[str], int]:
         """Characters that leave no token, how often each is there, and the number of all; those

@@ -5,6 +5,7 @@ import dataclasses
 import pytest
 from helpers import REPOSITORY, exit_code_of, run_python
 
+from cola_train.commands.eval import EvalConfig
 from cola_train.commands.export import ExportOptions
 from cola_train.commands.groups import OPTIONS, UNIONS, choices
 from cola_train.commands.help import COMMANDS, help_lines
@@ -19,6 +20,7 @@ OWN = {
     "cola-plan": PlanConfig,
     "cola-plan inference": InferenceOptions,
     "cola-export": ExportOptions,
+    "cola-eval": EvalConfig,
 }
 
 

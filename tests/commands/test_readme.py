@@ -53,10 +53,16 @@ def test_every_command_runs(page, tmp_path, corpus, monkeypatch, capsys):
         elif words[0] == "cola-train" and "-m" not in words:
             assert exit_code_of([*words[1:], *SMALL]) == 0, line + capsys.readouterr().err
         else:
-            module = {"cola-plan": "cola_train.commands.plan", "cola-prepare": PREPARE}
+            module = {
+                "cola-eval": "cola_train.commands.eval",
+                "cola-plan": "cola_train.commands.plan",
+                "cola-prepare": PREPARE,
+            }
             inner = words[words.index("cola_train") :] if words[0] == "torchrun" else words
             # what only the hub or a large machine has is composed and no more
-            more = {"cola-train": SMALL, "cola-plan": []}.get(words[0], ["--cfg", "job"])
+            more = {"cola-train": SMALL, "cola-plan": [], "cola-eval": []}.get(
+                words[0], ["--cfg", "job"]
+            )
             command = ["-m", module.get(words[0], "cola_train"), *inner[1:], *more]
             subprocess.run([sys.executable, *command], check=True, env=child_environment())
         ran.append(words[0])

@@ -201,3 +201,13 @@ def test_a_tokenizer_that_gives_up_on_an_unknown_word_is_named(
     config = data_config(files=[f"{tmp_path}/a.jsonl"], tokenizer=str(tmp_path))
     with pytest.raises(UserError, match=rf"data\.tokenizer={tmp_path}: cannot encode the text"):
         prepare(config, progress=False)
+
+
+def test_bytes_of_tokens_add_up_to_those_of_the_text() -> None:
+    text = "Naïve 😀 <|endoftext|> cats → trees\n 3.14 ünder"
+    bpe = Tokenizer.train([text * 3], 300)
+    table = bpe.bytes_of_tokens()
+    assert table[bpe.encode(text)].sum() == len(text.encode()) and table[bpe.eos_id] == 0
+    pieces = Tokenizer(t5_like(), "t5")
+    ids = pieces.encode("the cat sat on a mat, dogs!")
+    assert pieces.bytes_of_tokens()[ids].sum() == len(" " + pieces.decode(ids))

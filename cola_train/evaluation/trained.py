@@ -1,0 +1,89 @@
+"""A trained model with all that evaluating it needs: its tokenizer, and what its run was."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cola_train.checkpoint.checkpointer import newest_good, read_state
+from cola_train.checkpoint.recorded import config_of_run
+from cola_train.config.schema import Config
+from cola_train.data.loader import Batch
+from cola_train.data.shards import TOKENIZER
+from cola_train.data.tokenizer import Tokenizer
+from cola_train.errors import UserError
+from cola_train.hardware import compute_dtype
+from cola_train.inference.load import load_model
+from cola_train.model import cpu
+from cola_train.model.llama import Llama
+from cola_train.model.loss import IGNORE_INDEX
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A model in evaluation mode.
+
+    path: what was loaded. tokenizer_file: of the tokens that it was trained on. config: of its
+    run. state: what its checkpoint says beside weights.
+    """
+
+    path: Path
+    model: Llama
+    tokenizer: Tokenizer
+    tokenizer_file: Path
+    config: Config
+    state: Mapping[str, Any]
+
+    @property
+    def device(self) -> torch.device:
+        return self.model.embedding.weight.device
+
+    def loss_of(self, batch: Batch) -> tuple[Tensor, int]:
+        """Summed loss (fp32 scalar, nats) and number of predicted tokens."""
+        batch = batch.to(self.device)
+        loss = self.model(batch.inputs, batch.targets, batch.documents)
+        return loss, int((batch.targets != IGNORE_INDEX).sum())
+
+
+def load_trained(path: str | Path, device: torch.device, precision: str = "run") -> Trained:
+    """What `load_model` loads, computing in `precision`: fp32 | bf16 | run (as its run did, where
+    this device can).
+
+    Raises:
+        UserError: no good checkpoint is there, or the tokenizer is missing or does not fit.
+    """
+    checkpoint = newest_good(Path(path))
+    config, state = config_of_run(checkpoint), read_state(checkpoint)
+    model = load_model(checkpoint, device)
+    dtype = compute_dtype(config.train.precision if precision == "run" else precision, device)
+    if dtype != torch.float32:
+        model.to(dtype)
+        if device.type == "cpu":
+            cpu.specialise(model, dtype, compiled=False)
+    file = tokenizer_file(checkpoint, state)
+    tokenizer = Tokenizer.load(str(file))
+    if tokenizer.vocab_size > model.config.vocab_size:
+        raise UserError(
+            f"{file}: has {tokenizer.vocab_size} tokens, and the model of {checkpoint} "
+            f"{model.config.vocab_size}: bring back the one that it was trained with"
+        )
+    return Trained(checkpoint, model, tokenizer, file, config, state)
+
+
+def tokenizer_file(checkpoint: Path, state: Mapping[str, Any]) -> Path:
+    """Of a run: beside its checkpoints, or where its tokens are.
+
+    Raises:
+        UserError: it is in neither place.
+    """
+    beside = checkpoint.absolute().parents[1] / TOKENIZER
+    places = [beside]
+    if folder := state.get("loader", {}).get("folder"):
+        places.append(Path(folder) / TOKENIZER)
+    for place in places:
+        if place.is_file():
+            return place
+    raise UserError(f"{beside}: no such file: copy the run's {TOKENIZER} there")
