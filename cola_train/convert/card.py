@@ -10,6 +10,7 @@ from cola_train.checkpoint.files import read_manifest, read_state
 from cola_train.checkpoint.recorded import config_of_run
 from cola_train.config.describe import about, shown
 from cola_train.config.schema import Config
+from cola_train.run.identity import is_start
 from cola_train.run.plots import read_metrics
 
 TRANSFORMERS = "4.56"  # the least version that loads what is exported
@@ -25,16 +26,18 @@ def card(checkpoint: Path, parameters: int, modeling: bool, dtype: str) -> str:
     modeling: whether the folder has a modeling file. dtype: that of the weights.
     """
     config = config_of_run(checkpoint)
+    start = is_start(read_state(checkpoint))
     return "\n".join(
         (
             *front_matter(config),
             f"# {config.run_name}",
             "",
-            f"A language model of {parameters:,} parameters, pre-trained with cola_train.",
+            f"A language model of {parameters:,} parameters, "
+            + ("imported into cola_train." if start else "pre-trained with cola_train."),
             "",
             *use(config, modeling, dtype),
             *facts(checkpoint, config),
-            *recipe(config),
+            *(() if start else recipe(config)),
             "",
         )
     )
@@ -75,17 +78,21 @@ def facts(checkpoint: Path, config: Config) -> Iterator[str]:
     method = ", ".join(filter(None, [config.method.name, config.method.label(config.model)]))
     if config.method.folded != config.method:
         method += f"; exported as {config.method.folded.name}, its weights folded"
-    rows: dict[str, Any] = {
-        "method": method,
-        "data": data(config),
-        "steps": f"{manifest.step:,} of {config.train.steps:,}",
-        "tokens": f"{state['progress']['tokens']:,}",
-        "sequence length": f"{config.train.sequence_length:,} tokens",
-        "batch": f"{config.batch_size:,} sequences",
-        **losses(checkpoint.parents[1] / "metrics.jsonl", manifest.step),
-        "cola_train": code.get("version", "unknown"),
-        "commit": code.get("commit") or "unknown",
-    }
+    rows: dict[str, Any] = {"method": method}
+    length = {"sequence length": f"{config.train.sequence_length:,} tokens"}
+    if is_start(state):
+        rows |= {"imported from": state["source"], **length}
+    else:
+        rows |= {
+            "data": data(config),
+            "steps": f"{manifest.step:,} of {config.train.steps:,}",
+            "tokens": f"{state['progress']['tokens']:,}",
+            **length,
+            "batch": f"{config.batch_size:,} sequences",
+            **losses(checkpoint.parents[1] / "metrics.jsonl", manifest.step),
+            "cola_train": code.get("version", "unknown"),
+            "commit": code.get("commit") or "unknown",
+        }
     yield from ("## Facts", "", "| | |", "|---|---|")
     yield from (f"| {name} | {text(value)} |" for name, value in rows.items())
     yield ""

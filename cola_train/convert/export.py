@@ -4,9 +4,7 @@ The folder appears when it is whole. Weights pass one block at a time (folding.p
 need not hold the model.
 """
 
-import errno
 import importlib.util
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -21,12 +19,13 @@ from cola_train.config.schema import Config
 from cola_train.convert.card import card
 from cola_train.convert.folding import FoldedWeights
 from cola_train.convert.names import exported_names
+from cola_train.convert.output import new_folder, refuse_existing
 from cola_train.convert.shards import shards_of, size_of, write_shards
 from cola_train.convert.tokenizer_files import tokenizer_files
 from cola_train.data.shards import TOKENIZER
 from cola_train.data.tokenizer import Tokenizer
 from cola_train.errors import UserError
-from cola_train.files import whole_folder, write_json, write_text
+from cola_train.files import write_json, write_text
 from cola_train.progress import Bar
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -60,23 +59,13 @@ def export(
         **tokenizer_files(text, config.train.sequence_length),
     }
     readme = card(checkpoint, parameters, modeling is not None, dtype)
-    try:
-        refuse_full_disk(out, sum(map(size_of, kinds.values())))
-        with whole_folder(out) as folder:
-            write_shards(folder, shards_of(kinds, shard_bytes), cast(weights, DTYPES[dtype]))
-            for name, content in documents.items():
-                write_json(folder / name, content)
-            if modeling is not None:
-                write_text(folder / modeling.name, modeling.read_text(encoding="utf-8"))
-            write_text(folder / "README.md", readme)
-    except FileExistsError:
-        refuse_existing(out)
-        raise
-    except OSError as error:
-        raise UserError(
-            f"out: {out} cannot be written ({error.strerror}); nothing is left of it. Free some "
-            "space or make the folder above it writable, or choose another out"
-        ) from None
+    with new_folder(out, sum(map(size_of, kinds.values()))) as folder:
+        write_shards(folder, shards_of(kinds, shard_bytes), cast(weights, DTYPES[dtype]))
+        for name, content in documents.items():
+            write_json(folder / name, content)
+        if modeling is not None:
+            write_text(folder / modeling.name, modeling.read_text(encoding="utf-8"))
+        write_text(folder / "README.md", readme)
     return checkpoint
 
 
@@ -177,17 +166,3 @@ def load_tokenizer(path: Path, config: Config) -> Tokenizer:
             "tokenizer=FILE"
         )
     return tokenizer
-
-
-def refuse_existing(out: Path) -> None:
-    if out.exists() or out.is_symlink():
-        raise UserError(f"out: {out} is there already; choose another, or remove it")
-
-
-def refuse_full_disk(out: Path, needed: int) -> None:
-    """Raises OSError if there is no room for so many bytes."""
-    above = next(folder for folder in out.absolute().parents if folder.exists())
-    free = shutil.disk_usage(above).free
-    if free < needed:
-        why = f"{needed / 1e9:.1f} GB are needed and {free / 1e9:.1f} free"
-        raise OSError(errno.ENOSPC, why)

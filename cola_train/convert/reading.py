@@ -16,7 +16,7 @@ from cola_train.config.schema import Config
 from cola_train.convert.description import CONFIG, Description, describe
 from cola_train.convert.names import exported_names
 from cola_train.convert.official import is_official, is_split, official_names
-from cola_train.convert.weights import DTYPES, Weights
+from cola_train.convert.weights import DTYPES, INDEX, Weights
 from cola_train.errors import UserError
 from cola_train.methods.base import build_method
 from cola_train.model.llama import build_model
@@ -42,6 +42,17 @@ class Folder:
     def config(self) -> Config:
         """For building the model in fp32, uncompiled."""
         return self.description.config()
+
+    @property
+    def is_untied(self) -> bool:
+        """Whether the head is read from the embedding, which the model has twice."""
+        return self.theirs[HEAD] == self.theirs[EMBEDDING]
+
+    def unread(self, *used: str) -> list[str]:
+        """Names of the folder's files that nothing here reads, nor those who read `used`."""
+        read = {*used, CONFIG, *(path.name for path in self.weights.paths.values())}
+        names = (path.name for path in self.path.iterdir())
+        return sorted(name for name in names if name not in read and not name.endswith(INDEX))
 
     def read(self, name: str) -> Tensor:
         """The weight that we call so, in our layout and the dtype that it is stored in: not to be

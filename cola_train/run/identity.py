@@ -40,19 +40,40 @@ def git_commit() -> str | None:
     return run.stdout.strip() or None
 
 
+def start_of(config: Config, source: str) -> dict[str, Any]:
+    """What a checkpoint says that is no run's, but weights where one may begin, at step 0 with a
+    fresh optimizer. source: where they are from."""
+    return {
+        "config": dataclasses.asdict(config),
+        "identity": _model_identity(config),
+        "source": source,
+    }
+
+
+def is_start(state: Mapping[str, Any]) -> bool:
+    """Whether a checkpoint is a start, by its state."""
+    return "progress" not in state
+
+
 def identity(config: Config, document_mask: bool) -> dict[str, Any]:
     """Every option that decides what the model computes, by its dotted name, as JSON values.
 
     What may change in a resumed run is not in it: recomputation, engine, kernels, batch size,
     precision, schedule. The loader has the data's own (`BatchLoader.state_dict`).
     """
+    return {
+        **_model_identity(config),
+        "optim": config.optim.name,  # what its state means
+        "data.document_mask": document_mask,
+    }
+
+
+def _model_identity(config: Config) -> dict[str, Any]:
     model = dataclasses.asdict(config.model)
     values = {
         **{f"model.{name}": value for name, value in model.items() if name not in OTHERS},
         "method": config.method.name,
         **{f"method.{name}": value for name, value in config.method.identity(config.model).items()},
-        "optim": config.optim.name,  # what its state means
-        "data.document_mask": document_mask,
     }
     return dict(json.loads(json.dumps(values)))  # as a checkpoint gives it back
 

@@ -18,7 +18,12 @@ from cola_train.errors import TrainingError
 from cola_train.methods import MethodOptions
 from cola_train.progress import say
 from cola_train.run.folder import refuse_to_begin_again
-from cola_train.run.identity import recorded_identity, refuse_another, refuse_warm_start
+from cola_train.run.identity import (
+    is_start,
+    recorded_identity,
+    refuse_another,
+    refuse_warm_start,
+)
 from cola_train.run.owner import Owner
 from cola_train.run.watchdog import Watchdog
 
@@ -82,7 +87,8 @@ class RunState:
         """Go on from the checkpoint that the option `resume` names, if there is one; returns it.
 
         A path is where a new run begins: once the run has a good checkpoint of its own, a restart
-        goes on from that. Without any, begin with the weights that the method's options name.
+        goes on from that. Without any, begin with the weights that the method's options name. Of a
+        checkpoint that is a start (`run.identity.start_of`) there is no more to take than weights.
 
         Raises:
             UserError: the run had a checkpoint and has none that can be read, or the checkpoint
@@ -147,6 +153,8 @@ class RunState:
         """
         before = self.progress
         path = self.checkpointer.find("auto")
+        if path is not None and is_start(self.checkpointer.state(path)):
+            path = None  # as an optimizer begins, this one cannot begin again
         if path is None or before.rollbacks >= MAX_ROLLBACKS:
             self.checkpointer.close()
             why = "there is no checkpoint yet" if path is None else f"{MAX_ROLLBACKS} did not help"
@@ -176,8 +184,14 @@ class RunState:
             unknown = "whether model and method are this run's is known by names and shapes alone"
             say(f"{path}: of an earlier version, without its config.yaml; {unknown}")
         tensors = self.engine.state_dict()
-        self.checkpointer.load(path, tensors)
+        start = is_start(saved)
+        weights = {name: each for name, each in tensors.items() if name.startswith("model.")}
+        self.checkpointer.load(path, weights if start else tensors)
         self.engine.load_state_dict(tensors)
+        if start:
+            if distributed.is_main():
+                say(f"{path}: weights alone; this run begins with them, at step 0")
+            return Progress()
         options = saved.get("config", {}).get("data")
         self.loader.load_state_dict({**saved["loader"], "options": options})
         set_rng_state(saved["rng"])

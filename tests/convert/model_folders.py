@@ -15,7 +15,7 @@ from cola_train.model.padding import remove_padding
 
 CPU = torch.device("cpu")
 TINY = {
-    "vocab_size": 67, "hidden_size": 32, "intermediate_size": 43, "num_hidden_layers": 2,
+    "vocab_size": 300, "hidden_size": 32, "intermediate_size": 43, "num_hidden_layers": 2,
     "num_attention_heads": 2, "max_position_embeddings": 48,
 }  # fmt: skip
 
@@ -37,7 +37,7 @@ def ours(folder: Folder) -> Llama:
 
 
 def tokens() -> Tensor:
-    return torch.randint(67, (2, 40), generator=torch.Generator().manual_seed(0))
+    return torch.randint(300, (2, 40), generator=torch.Generator().manual_seed(0))
 
 
 def write_config(folder: Path, **fields: object) -> None:

@@ -2,6 +2,7 @@
 equations in plain torch. Both kinds: CoLA, and CoLA-M, which cuts blocks where it saves."""
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -9,7 +10,7 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import Tensor
 
-V, D, FF, LAYERS, HEADS, R = 67, 32, 43, 3, 2, 6
+V, D, FF, LAYERS, HEADS, R = 300, 32, 43, 3, 2, 6
 BLOCK = {  # projection: d_in, d_out, where CoLA-M has its A and its B
     "self_attn.q": (D, D, "pre_attn.pre_q", "self_attn.post_q"),
     "self_attn.k": (D, D, "pre_attn.pre_k", "self_attn.post_k"),
@@ -21,26 +22,33 @@ BLOCK = {  # projection: d_in, d_out, where CoLA-M has its A and its B
 }
 
 
+def factor_names(split: bool) -> Iterator[tuple[int, str, str, str]]:
+    """(layer, projection, A or B, name) of every factor; split: CoLA-M's names."""
+    for i in range(LAYERS):
+        layer = f"model.layers.{i}"
+        for name, (_, _, pre, post) in BLOCK.items():
+            a, b = (f"{layer}.{pre}", f"{layer}.{post}") if split else (f"{layer}.{name}",) * 2
+            if split and not post:
+                after = f"model.layers.{i + 1}.last_layer_post_mlp.post_down"
+                b = after if i < LAYERS - 1 else f"{layer}.post_mlp.post_down"
+            yield i, name, "A", f"{a}_proj.cola_a"
+            yield i, name, "B", f"{b}_proj.cola_b"
+
+
 def official_weights(split: bool) -> dict[str, Tensor]:
-    """Random ones, by name; split: CoLA-M's."""
+    """Random ones, by name."""
     draw = torch.Generator().manual_seed(1)
-    shapes = {"model.embed_tokens.weight": (V, D), "lm_head.weight": (V, D)}
+    shapes: dict[str, tuple[int, ...]] = {
+        "model.embed_tokens.weight": (V, D),
+        "lm_head.weight": (V, D),
+    }
+    for _, projection, factor, name in factor_names(split):
+        d_in, d_out, _, _ = BLOCK[projection]
+        shapes[name] = (d_in, R) if factor == "A" else (R, d_out)
     norms = ["model.norm.weight"]
     for i in range(LAYERS):
         layer = f"model.layers.{i}"
-        norms += [
-            f"{layer}.{name}.weight" for name in ("input_layernorm", "post_attention_layernorm")
-        ]
-        for name, (d_in, d_out, pre, post) in BLOCK.items():
-            a, b = (f"{layer}.{pre}", f"{layer}.{post}") if split else (f"{layer}.{name}",) * 2
-            if split and not post:
-                last = f"{layer}.post_mlp.post_down"
-                b = (
-                    f"model.layers.{i + 1}.last_layer_post_mlp.post_down"
-                    if i < LAYERS - 1
-                    else last
-                )
-            shapes[f"{a}_proj.cola_a"], shapes[f"{b}_proj.cola_b"] = (d_in, R), (R, d_out)
+        norms += [f"{layer}.input_layernorm.weight", f"{layer}.post_attention_layernorm.weight"]
     weights = {n: 0.4 * torch.randn(shape, generator=draw) for n, shape in shapes.items()}
     return weights | {n: 1 + 0.1 * torch.randn(D, generator=draw) for n in norms}
 
@@ -93,11 +101,16 @@ def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 
 def write_official(
-    folder: Path, split: bool, gate_silu: bool, torch_file: bool
+    folder: Path,
+    split: bool,
+    gate_silu: bool,
+    torch_file: bool,
+    weights: dict[str, Tensor] | None = None,
 ) -> dict[str, Tensor]:
-    """What the reference code's `save_pretrained` and its trainer write."""
+    """What the reference code's `save_pretrained` and its trainer write; weights: its own if
+    None."""
     folder.mkdir(parents=True, exist_ok=True)
-    weights = official_weights(split)
+    weights = official_weights(split) if weights is None else weights
     if torch_file:
         torch.save(weights, folder / "pytorch_model.bin")
     else:

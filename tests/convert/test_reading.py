@@ -72,7 +72,7 @@ def test_rope_theta_of_either_version_of_transformers(version: int, tmp_path: Pa
         ({"num_attention_heads": 3}, "num_attention_heads: 3"),
         ({"rms_norm_eps": "small"}, "norm_eps"),
         ({"max_position_embeddings": 0}, "max_position_embeddings"),
-        ({"vocab_size": 68}, "embed_tokens.weight is (67, 32), and by config.json (68, 32)"),
+        ({"vocab_size": 301}, "embed_tokens.weight is (300, 32), and by config.json (301, 32)"),
         ({"num_hidden_layers": 3}, "no model.layers.2.input_layernorm.weight"),
         ({"num_hidden_layers": 1}, "model.layers.1.input_layernorm.weight, "),
     ],

@@ -1,0 +1,142 @@
+"""The command `cola-import`: others' weights as the folder of a run that has not begun.
+
+`cola-train resume=OUT` begins there, with a fresh optimizer, and what takes a run takes it.
+"""
+
+import dataclasses
+import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cola_train.checkpoint.files import first_few
+from cola_train.commands.cli import run_composed
+from cola_train.commands.groups import OPTIONS
+from cola_train.commands.overrides import given_options
+from cola_train.config.checks import OF_THE_CONFIG, load
+from cola_train.config.fields import PathText, build
+from cola_train.config.schema import Config
+from cola_train.convert.output import refuse_existing
+from cola_train.convert.reading import Folder, open_folder
+from cola_train.convert.write import write_run
+from cola_train.data.shards import TOKENIZER
+from cola_train.data.tokenizer import Tokenizer
+from cola_train.errors import EXIT_DONE, UserError
+from cola_train.progress import Bar, say
+
+# Those of cola-train that it takes; a tokenizer is its own option.
+SHARED = {
+    name: kind
+    for name, kind in OPTIONS.items()
+    if name.split(".")[0] in ("data", "method")
+    and name not in ("data.tokenizer", "data.vocab_size")
+}
+
+
+@dataclass(frozen=True)
+class ImportOptions:
+    """What is imported, and where to."""
+
+    # the folder of config.json and weights: LlamaForCausalLM's, the CoLA reference code's
+    # (ColaForCausalLM, ColaMForCausalLM), or one that cola-export wrote
+    source: PathText
+    out: PathText  # the run's folder to make, which must not be there yet
+    tokenizer: PathText | None = None  # a tokenizer.json, or a hub's name; null: the source's
+
+
+def main() -> None:
+    run_composed(import_, command="cola-import", own=ImportOptions, shared=SHARED)
+
+
+def import_(values: Mapping[str, Any], problems: list[str]) -> int:
+    """Raises UserError: an option, the source or its tokenizer is wrong, or `out` cannot be."""
+    own = {field.name for field in dataclasses.fields(ImportOptions)}
+    options = build(ImportOptions, {k: v for k, v in values.items() if k in own}, "", problems)
+    if problems:
+        raise UserError(*problems)
+    refuse_existing(Path(options.out))
+    folder = open_folder(Path(options.source))
+    config = config_of_run(folder, options, {k: v for k, v in values.items() if k not in own})
+    tokenizer = tokenizer_of(folder, options)
+    for line in remarks(folder):
+        say(line)
+    write_run(config, folder.shapes, masters(folder), tokenizer, source=str(folder.path))
+    print(config.run_dir)
+    return EXIT_DONE
+
+
+def config_of_run(folder: Folder, options: ImportOptions, values: Mapping[str, Any]) -> Config:
+    """The model's and method's options from the folder, the rest as composed."""
+    described, out = folder.description, Path(options.out)
+    given = {name for name in given_options(sys.argv[1:]) if name.split(".")[0] == "method"}
+    if given:
+        raise UserError(
+            f"{min(given)}: {options.source} holds a model of method={described.method.name}; "
+            "leave it out"
+        )
+    hints = {"activation": described.model.activation or values["model"]["activation"]}
+    data = dict(values["data"])
+    data |= {"tokenizer": str(out / TOKENIZER)} if "tokenizer" in data else {}
+    data |= {"vocab_size": described.model.vocab_size} if "vocab_size" in data else {}
+    return load(
+        {
+            **values,
+            "run_name": out.name,
+            "run_dir": options.out,
+            "model": {**dataclasses.asdict(described.model), **hints},
+            "method": dataclasses.asdict(described.method),
+            "data": data,
+            "train": {**values["train"], "sequence_length": described.length},
+        },
+        checks=OF_THE_CONFIG,
+    )
+
+
+def tokenizer_of(folder: Folder, options: ImportOptions) -> Tokenizer:
+    name = options.tokenizer
+    if name is None:
+        if not (folder.path / TOKENIZER).is_file():
+            raise UserError(
+                f"tokenizer: {folder.path} has no {TOKENIZER}; give the one that the model was "
+                "trained with: tokenizer=FILE, or a name on the Hugging Face hub"
+            )
+        name = str(folder.path / TOKENIZER)
+    try:
+        tokenizer = Tokenizer.load(name)
+    except UserError as error:
+        said = (problem.replace("data.tokenizer=", "tokenizer=") for problem in error.problems)
+        raise UserError(*said) from None
+    size = folder.description.model.vocab_size
+    if tokenizer.vocab_size > size:
+        raise UserError(
+            f"tokenizer: {name} has {tokenizer.vocab_size} tokens, and the model of {folder.path} "
+            f"{size}: the model was not trained with it; give the right one: tokenizer=FILE"
+        )
+    return tokenizer
+
+
+def remarks(folder: Folder) -> Iterator[str]:
+    """What the user should know of how the folder was taken."""
+    if folder.is_untied:
+        yield "the head is the embedding there (tied): it is copied, and trained apart from here on"
+    if others := folder.unread(TOKENIZER):
+        yield f"not read, of {folder.path}: {first_few(others, limit=8)}"
+
+
+def masters(folder: Folder) -> Iterator[Tensor]:
+    """The weights, fp32, one at a time."""
+    total, done = sum(shape.numel() for shape in folder.shapes.values()), 0
+    with Bar("import", total, unit=" weights") as bar:
+        for name in folder.shapes:
+            weight = folder.read(name).to(torch.float32)
+            yield weight
+            done += weight.numel()
+            bar.show(done, name)
+
+
+if __name__ == "__main__":
+    main()
