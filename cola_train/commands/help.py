@@ -71,6 +71,15 @@ cola-export run_dir=outputs/mine out=exported/mine
 cola-export run_dir=outputs/mine/checkpoints/step-00001000 out=exported/mine-bf16 dtype=bf16""",
         "",
     ),
+    "cola-import": Command(
+        "others' weights, or exported ones, as the folder of a run, where training may begin.",
+        """\
+cola-import source=exported/mine out=outputs/again           cola-export's folder
+cola-import source=llama out=outputs/llama                   LlamaForCausalLM's
+cola-import source=model_10000 out=outputs/theirs tokenizer=t5-base   the reference code's
+cola-train outputs/again/config.yaml resume=outputs/again run_name=more   goes on from there""",
+        "",
+    ),
     "cola-plan inference": Command(
         "what a model in use will need: memory, the least time of a token; which cache to take.",
         """\

@@ -41,9 +41,7 @@ SHARED = {
 class ImportOptions:
     """What is imported, and where to."""
 
-    # the folder of config.json and weights: LlamaForCausalLM's, the CoLA reference code's
-    # (ColaForCausalLM, ColaMForCausalLM), or one that cola-export wrote
-    source: PathText
+    source: PathText  # config.json and weights: LLaMA's, CoLA's reference code's, cola-export's
     out: PathText  # the run's folder to make, which must not be there yet
     tokenizer: PathText | None = None  # a tokenizer.json, or a hub's name; null: the source's
 

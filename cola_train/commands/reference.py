@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from cola_train.commands.eval import EvalConfig
 from cola_train.commands.export import ExportOptions
 from cola_train.commands.groups import choices
+from cola_train.commands.import_ import ImportOptions
 from cola_train.commands.options import (
     GROUPS,
     choice_lines,
@@ -33,6 +34,7 @@ def page() -> Iterator[str]:
     yield from ("", "## cola-plan inference's own", *table(options_of(InferenceOptions)))
     yield from ("", "## cola-export's own", *table(options_of(ExportOptions)))
     yield from ("", "## cola-eval's own", *table(options_of(EvalConfig)))
+    yield from ("", "## cola-import's own", *table(options_of(ImportOptions)))
 
 
 def choice_list(group: str) -> Iterator[str]:

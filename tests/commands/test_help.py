@@ -9,6 +9,7 @@ from cola_train.commands.eval import EvalConfig
 from cola_train.commands.export import ExportOptions
 from cola_train.commands.groups import OPTIONS, UNIONS, choices
 from cola_train.commands.help import COMMANDS, help_lines
+from cola_train.commands.import_ import ImportOptions
 from cola_train.commands.options import GROUPS, of_group
 from cola_train.commands.plan import PlanConfig
 from cola_train.commands.plan_inference import InferenceOptions
@@ -21,6 +22,7 @@ OWN = {
     "cola-plan inference": InferenceOptions,
     "cola-export": ExportOptions,
     "cola-eval": EvalConfig,
+    "cola-import": ImportOptions,
 }
 
 

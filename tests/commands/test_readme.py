@@ -18,7 +18,13 @@ SMALL = """
     evaluation.tokens=256 evaluation.batch_size=4 evaluation.sample_tokens=1 tracking=local
     tracking.progress=false data.max_files=30
 """.split()
-PREPARE = "cola_train.commands.prepare"
+# of commands whose module is not `cola_train.commands.NAME`
+MODULES = {
+    **dict.fromkeys(("cola-train", "torchrun"), "cola_train"),
+    "cola-import": "cola_train.commands.import_",
+}
+COMPOSED = ["--cfg", "job"]  # what only the hub or a large machine has is composed and no more
+MORE = {"cola-train": SMALL, "cola-prepare": COMPOSED, "torchrun": COMPOSED}
 ELSEWHERE = ("make", "launch/", "$EDITOR")  # the set-up; scripts with a test of their own
 
 
@@ -53,17 +59,10 @@ def test_every_command_runs(page, tmp_path, corpus, monkeypatch, capsys):
         elif words[0] == "cola-train" and "-m" not in words:
             assert exit_code_of([*words[1:], *SMALL]) == 0, line + capsys.readouterr().err
         else:
-            module = {
-                "cola-eval": "cola_train.commands.eval",
-                "cola-plan": "cola_train.commands.plan",
-                "cola-prepare": PREPARE,
-            }
             inner = words[words.index("cola_train") :] if words[0] == "torchrun" else words
-            # what only the hub or a large machine has is composed and no more
-            more = {"cola-train": SMALL, "cola-plan": [], "cola-eval": []}.get(
-                words[0], ["--cfg", "job"]
-            )
-            command = ["-m", module.get(words[0], "cola_train"), *inner[1:], *more]
+            name = words[0].removeprefix("cola-")
+            module = MODULES.get(words[0], f"cola_train.commands.{name}")
+            command = ["-m", module, *inner[1:], *MORE.get(words[0], [])]
             subprocess.run([sys.executable, *command], check=True, env=child_environment())
         ran.append(words[0])
     assert {"cola-train", "cola-plan"} <= set(ran) and len(ran) > 8
