@@ -13,7 +13,7 @@ from cola_train.config.schema import Config
 from cola_train.run.identity import is_start
 from cola_train.run.plots import read_metrics
 
-TRANSFORMERS = "4.56"  # the least version that loads what is exported
+TRANSFORMERS = "4.50"  # the least version that loads what is exported
 # Of a machine, not of a recipe.
 LOCAL = (
     "cache_dir", "workers", "verify", "threads", "log_every", "hang_seconds", "micro_batch_size",

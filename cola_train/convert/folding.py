@@ -39,14 +39,17 @@ class FoldedWeights:
             UserError: the checkpoint does not hold what it should, or is damaged.
         """
         for block, names in groupby(self.kinds, block_of):
-            tensors = {
-                name: torch.empty(shape, dtype=dtype)
-                for name, (dtype, shape) in self._saved.items()
-                if block_of(name) == block
-            }
-            load_part(self.checkpoint, {f"model.{name}": each for name, each in tensors.items()})
-            folded = self._method.fold(tensors)
-            yield from ((name, folded[name]) for name in names)
+            folded = self._folded(block)
+            yield from ((name, folded.pop(name)) for name in names)
+
+    def _folded(self, block: str) -> dict[str, Tensor]:
+        tensors = {
+            name: torch.empty(shape, dtype=dtype)
+            for name, (dtype, shape) in self._saved.items()
+            if block_of(name) == block
+        }
+        load_part(self.checkpoint, {f"model.{name}": each for name, each in tensors.items()})
+        return self._method.fold(tensors)
 
 
 def kinds_of(config: Config) -> dict[str, Kind]:
