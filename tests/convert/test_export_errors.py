@@ -4,6 +4,7 @@ import dataclasses
 import errno
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -72,7 +73,7 @@ def test_nothing_is_left_of_an_export_that_fails(run, tmp_path, monkeypatch, cap
     assert run_command(monkeypatch, *words) == 130
     assert list(out.parent.iterdir()) == []
     monkeypatch.undo()
-    monkeypatch.setattr(exporting.shutil, "disk_usage", lambda _: type("", (), {"free": 10}))
+    monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=10))
     assert run_command(monkeypatch, *words) == 2
     assert "0.0 GB are needed and 0.0 free" in capsys.readouterr().err
     monkeypatch.undo()
