@@ -10,6 +10,7 @@ stored with zeros (model/padding.py): inputs and outputs are as wide as that.
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cola_train.model.init import Fill, normal
@@ -62,7 +63,11 @@ class Linears(PaddedModule):
 
         `residual`, (..., d_out), is added to the output of a single projection.
         """
-        return self.ops.linear(x, [getattr(self, name) for name in self.d_outs], residual)
+        return self.ops.linear(x, self.weights(), residual)
+
+    def weights(self) -> list[Tensor]:
+        """One for each projection, in order."""
+        return [getattr(self, name) for name in self.d_outs]
 
     def init(self, name: str) -> Fill:
         return normal(INIT_STD)
@@ -96,9 +101,28 @@ class AutoEncoders(PaddedModule):
 
         `residual`, (..., d_out), is added to the output of a single projection.
         """
-        z = tap("z", self.ops.down(x, [getattr(self, f"{name}_A") for name in self.d_outs]))
-        weights = [getattr(self, f"{name}_B") for name in self.d_outs]
-        return self.ops.up(z, weights, residual, self.activation)
+        z = tap("z", self.ops.down(x, self.encoders()))
+        return self.ops.up(z, self.decoders(), residual, self.activation)
+
+    def bottlenecks(self, x: Tensor) -> tuple[Tensor, ...]:
+        """(..., d_in) -> one s(A_i x), (..., r), for each projection, in order: what a cache may
+        keep in place of what `expand` makes of it."""
+        z = self.ops.down(x, self.encoders())
+        s = F.silu(z) if self.activation else z
+        return s.chunk(len(self.d_outs), dim=-1)
+
+    def expand(self, name: str, s: Tensor) -> Tensor:
+        """A projection's output of its bottleneck s: (..., r) -> (..., d_out)."""
+        B = self.decoders()[list(self.d_outs).index(name)]
+        return self.ops.up(s, [B], None, False)[0]
+
+    def encoders(self) -> list[Tensor]:
+        """A of each projection, in order."""
+        return [getattr(self, f"{name}_A") for name in self.d_outs]
+
+    def decoders(self) -> list[Tensor]:
+        """B of each projection, in order."""
+        return [getattr(self, f"{name}_B") for name in self.d_outs]
 
     def init(self, name: str) -> Fill:
         d_out = self.d_outs[name.removesuffix("_A").removesuffix("_B")]

@@ -4,7 +4,7 @@ recomputation and compilation are applied from outside.
 Shapes: B sequences, T positions, D = d_model, F = d_ff, V = vocabulary.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from functools import partial
 from itertools import repeat
 from typing import Protocol
@@ -85,6 +85,9 @@ class Head(nn.Module):
     def __init__(self, d_model: int, vocab_size: int) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.empty(vocab_size, d_model))
+        self.linear: Callable[[Tensor, Tensor], Tensor] = (
+            F.linear
+        )  # inference/prepare.py may choose another
         self.cross_entropy: CrossEntropy = cross_entropy_  # build_model may choose another
         self.z_loss = 0.0
         self.z_sum: Tensor | None = None  # of z-loss's terms, until `Llama.sums` takes it
@@ -92,7 +95,7 @@ class Head(nn.Module):
     def forward(self, h_BTD: Tensor, targets_BT: Tensor | None) -> Tensor:
         """Logits (B, T, V), or with targets the summed cross-entropy (fp32 scalar)."""
         if targets_BT is None:
-            return F.linear(h_BTD, self.weight)
+            return self.linear(h_BTD, self.weight)
         loss = linear_cross_entropy(h_BTD, self.weight, targets_BT, self.cross_entropy, self.z_loss)
         if loss.dim() == 0:
             return loss

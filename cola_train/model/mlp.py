@@ -56,12 +56,16 @@ class AutoEncoderMLP(PaddedModule):
         self.down_B = self.add_weight("down_B", d_model, rank)
 
     def forward(self, x_BTD: Tensor, residual_BTD: Tensor) -> Tensor:
-        z_BTR = tap("z", self.ops.down(x_BTD, [self.gate_A, self.up_A]))
+        z_BTR = tap("z", self.ops.down(x_BTD, self.encoders()))
         z_BTR = self.ops.gated_down(
             z_BTR, self.gate_B, self.up_B, self.down_A, self.activation, self.gate_silu
         )
         z_BTR = tap("z", z_BTR)
         return self.ops.up(z_BTR, [self.down_B], residual_BTD, self.activation)[0]
+
+    def encoders(self) -> list[Tensor]:
+        """A of gate and up, which share their input."""
+        return [self.gate_A, self.up_A]
 
     def init(self, name: str) -> Fill:
         # all three projections join the same two widths

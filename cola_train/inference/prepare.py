@@ -1,0 +1,145 @@
+"""A model's weights as generation reads them fastest.
+
+Decoding reads each weight once a token, and does little else. So what reads one input lies in one
+tensor, where training joins the parameters at every call; and on CPUs in oneDNN's layout.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from cola_train.inference import packed
+from cola_train.model.linear import AutoEncoders, Linears, Ops
+from cola_train.model.llama import Block, Llama
+from cola_train.model.mlp import MLP, AutoEncoderMLP
+from cola_train.model.norm import RMSNorm
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How weights are laid out, and with what ops they are read; None: the module's own."""
+
+    of: Callable[[Tensor], Tensor]
+    ops: Ops | None
+
+    def joined(self, weights: list[Tensor]) -> nn.Parameter:
+        """Those of one input, one below the other."""
+        return frozen(self.of(torch.cat(weights) if len(weights) > 1 else weights[0]))
+
+
+def frozen(weight: Tensor) -> nn.Parameter:
+    return nn.Parameter(weight, requires_grad=False)
+
+
+@torch.no_grad()
+def prepare(model: Llama, dtype: torch.dtype, pack: bool = True) -> Llama:
+    """Change a model in place, and for good, into one that only generates.
+
+    Its function stays, but for rounding. Its weights have other names and shapes, and on CPUs a
+    layout that no other op reads. Memory is that of the weights, and meanwhile of a module's more.
+
+    dtype: of weights and activations. pack: lay out weights for this CPU, if that is faster;
+        torch.compile wants torch's layout.
+    """
+    for parameter in model.parameters():  # buffers keep theirs: rotary angles are fp32
+        parameter.requires_grad_(False)
+        parameter.data = parameter.data.to(dtype)
+    device = model.embedding.weight.device
+    pack = pack and packed.can_pack(device, dtype)
+    layout = (
+        Layout(packed.pack, packed.PackedOps()) if pack else Layout(lambda weight: weight, None)
+    )
+    for block in model.layers:
+        assert isinstance(block, Block)
+        block.attention.qkv = ready(block.attention.qkv, layout)
+        block.attention.out = ready(block.attention.out, layout)
+        block.mlp = ready(block.mlp, layout)
+    if pack:
+        model.head.weight = frozen(packed.pack(model.head.weight))
+        model.head.linear = packed.linear
+    if device.type == "cpu":
+        for module in [*model.modules()]:
+            if isinstance(module, RMSNorm):
+                module.normalise = RowNorm(module.weight, module.eps)
+    return model.eval()
+
+
+def ready(module: nn.Module, layout: Layout) -> nn.Module:
+    """The module's twin of joined weights; itself where it has none, which is slower."""
+    if isinstance(module, Linears):
+        return JoinedLinears(module, layout)
+    if isinstance(module, AutoEncoders):
+        return JoinedAutoEncoders(module, layout)
+    if isinstance(module, AutoEncoderMLP):
+        return JoinedAutoEncoderMLP(module, layout)
+    if isinstance(module, MLP):
+        module.gate_up = ready(module.gate_up, layout)
+        module.down = ready(module.down, layout)
+    return module
+
+
+class JoinedLinears(nn.Module):
+    """`Linears` that own one weight."""
+
+    def __init__(self, linears: Linears, layout: Layout) -> None:
+        super().__init__()
+        weights = linears.weights()
+        self.widths = [len(weight) for weight in weights]
+        self.ops = layout.ops or linears.ops
+        self.weight = layout.joined(weights)
+        self.joined = [self.weight]  # found faster than a parameter
+
+    def forward(self, x: Tensor, residual: Tensor | None = None) -> tuple[Tensor, ...]:
+        (y,) = self.ops.linear(x, self.joined, residual)
+        return (y,) if len(self.widths) == 1 else y.split(self.widths, dim=-1)
+
+
+class JoinedAutoEncoders(AutoEncoders):
+    """The same, of one A."""
+
+    def __init__(self, layers: AutoEncoders, layout: Layout) -> None:
+        nn.Module.__init__(self)
+        self.d_in, self.d_outs, self.rank = layers.d_in, layers.d_outs, layers.rank
+        self.activation, self.ops = layers.activation, layout.ops or layers.ops
+        self.A = layout.joined(layers.encoders())
+        self.B = nn.ParameterList(frozen(layout.of(B)) for B in layers.decoders())
+        self.lists: tuple[list[Tensor], list[Tensor]] = [self.A], [*self.B]
+
+    def encoders(self) -> list[Tensor]:
+        return self.lists[0]
+
+    def decoders(self) -> list[Tensor]:
+        return self.lists[1]
+
+
+class JoinedAutoEncoderMLP(AutoEncoderMLP):
+    """The same, of one A for gate and up."""
+
+    def __init__(self, mlp: AutoEncoderMLP, layout: Layout) -> None:
+        nn.Module.__init__(self)
+        self.d_model, self.d_ff, self.rank = mlp.d_model, mlp.d_ff, mlp.rank
+        self.activation, self.gate_silu = mlp.activation, mlp.gate_silu
+        self.ops = layout.ops or mlp.ops
+        self.A = layout.joined(mlp.encoders())
+        self.list: list[Tensor] = [self.A]
+        for name in ("gate_B", "up_B", "down_A", "down_B"):
+            setattr(self, name, frozen(layout.of(getattr(mlp, name))))
+
+    def encoders(self) -> list[Tensor]:
+        return self.list
+
+
+class RowNorm:
+    """RMSNorm in fewer of torch's ops than its own has on a CPU: hypot(|x|, sqrt(D eps)) is
+    sqrt(D) times what x is divided by."""
+
+    def __init__(self, weight: Tensor, eps: float) -> None:
+        D = len(weight)
+        self.weight = weight.detach().float() * D**0.5
+        self.least = torch.tensor((D * eps) ** 0.5)
+
+    def __call__(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        length = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float32)
+        return (x / length.hypot_(self.least)).mul_(self.weight).to(x.dtype)

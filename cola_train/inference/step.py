@@ -1,0 +1,91 @@
+"""What all blocks share in a pass over new columns of a cache, and attention over the kept ones.
+
+Shapes: B sequences, T new columns, S columns that they see, H heads, K = head width, V = width of
+what is kept of values, which all heads may share (G = 1) or not (G = H).
+"""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from cola_train.model.context import Mask
+
+
+@dataclass(frozen=True)
+class Step:
+    """A pass over columns (T, int64).
+
+    end: of the columns that they see. begin: the first of them, where the host knows it: it may
+    change from step to step, and a recorded graph must not depend on it. rotary: with `first` as an
+    `AttentionContext` has it; else for `turn`. bias: (1 or B, 1, T, end) fp32, -inf where a column
+    is not seen; None: all are. first: there is nothing before these columns, and this is how they
+    see each other.
+    """
+
+    columns: Tensor
+    begin: int | None
+    end: int
+    rotary: Tensor
+    bias: Tensor | None = None
+    first: Mask | None = None
+
+    def keep(self, kept_BGSV: Tensor, new_BGTV: Tensor) -> None:
+        if self.begin is None:
+            kept_BGSV.index_copy_(2, self.columns, new_BGTV.to(kept_BGSV.dtype))
+        else:
+            kept_BGSV[:, :, self.begin : self.end] = new_BGTV
+
+    def seen(self, kept_BGSV: Tensor) -> Tensor:
+        return kept_BGSV[:, :, : self.end]
+
+    def turn(self, q_BTHK: Tensor, k_BTHK: Tensor) -> tuple[Tensor, Tensor]:
+        """Queries by their angles and 1 / sqrt(K), keys by their angles; fp32."""
+        both = torch.stack([q_BTHK, k_BTHK], dim=2)
+        q, k = turned(both, self.rotary).unbind(2)
+        return q, k
+
+    def attend(self, q_BTHK: Tensor, keys_BHSK: Tensor, values_BGSV: Tensor) -> Tensor:
+        """softmax(q k^T) v over what is seen of the kept, (B, T, H, V), of q from `turn`; fp32 on
+        CPUs, whose own attention of bf16 is many times slower."""
+        q = q_BTHK.transpose(1, 2)
+        keys, values = self.seen(keys_BHSK), self.seen(values_BGSV)
+        if q.device.type == "cpu":
+            keys, values = keys.float(), values.float()
+        else:
+            q = q.to(keys.dtype)
+            if values.shape[1] == q.shape[1]:
+                bias = None if self.bias is None else self.bias.to(q.dtype)
+                y = F.scaled_dot_product_attention(q, keys, values, attn_mask=bias, scale=1.0)
+                return y.transpose(1, 2)
+        scores = torch.matmul(q, keys.mT)
+        if self.bias is not None:
+            scores = scores + self.bias
+        p_BHTS = scores.softmax(-1, dtype=torch.float32).to(values.dtype)
+        if values.shape[1] == 1:  # one product for all heads
+            p_BS = p_BHTS.flatten(1, 2)
+            y = torch.bmm(p_BS, values[:, 0]).unflatten(1, q.shape[1:3])
+        else:
+            y = torch.matmul(p_BHTS, values)
+        return y.transpose(1, 2)
+
+
+def turned(x: Tensor, rotary: Tensor) -> Tensor:
+    """x (..., K) by the angles of `angles`, fp32."""
+    cos, sin = rotary
+    return torch.addcmul(x * cos, x.roll(x.shape[-1] // 2, -1), sin)
+
+
+def angles(table: Tensor, positions_BT: Tensor) -> Tensor:
+    """cos, and sin with the sign of its half, (2, 1 or B, T, 1, K), fp32; table: of
+    `attention.rotary_table`."""
+    cos, sin = table[:, positions_BT, None]
+    first, second = sin.chunk(2, dim=-1)
+    return torch.stack([cos, torch.cat([-first, second], dim=-1)])
+
+
+def query_key_angles(table: Tensor, positions_BT: Tensor) -> Tensor:
+    """The same for `Step.turn`, (2, 1 or B, T, 2, 1, K): those of queries times 1 / sqrt(K)."""
+    rotary = angles(table, positions_BT)
+    return torch.stack([rotary * table.shape[-1] ** -0.5, rotary], dim=3)
