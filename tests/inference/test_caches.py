@@ -8,6 +8,7 @@ from cola_train.inference.caches import KeyValueCache
 from cola_train.methods.base import build_method
 from cola_train.model.init import initialise
 from cola_train.model.llama import Llama, build_model
+from cola_train.parallel.compile import compile_blocks
 
 CPU = torch.device("cpu")
 
@@ -44,3 +45,16 @@ def test_rows_go_on_beside_one_that_has_come_to_the_models_length() -> None:
     logits = model(tokens, cache=cache)
     torch.testing.assert_close(logits[1:, 8:], model(tokens[1:, 8:])[:, :22])
     assert logits.shape[1] == 30 > model.max_length == 24
+
+
+def test_blocks_in_training_are_not_compiled_for_each_token(monkeypatch):
+    """`train.sample` at the end of a run with train.compile."""
+    compiled = []
+    monkeypatch.setattr(torch, "compile", lambda forward, **_: compiled.append)
+    model = tiny("cola")
+    compile_blocks(model)
+    cache = KeyValueCache(model, batch=1, length=20)
+    assert model(torch.zeros(1, 1, dtype=torch.int64), cache=cache).isfinite().all()
+    assert not compiled
+    with pytest.raises(TypeError):  # as the stand-in for compiled code takes no context
+        model(torch.zeros(1, 1, dtype=torch.int64))
