@@ -20,6 +20,7 @@ REGISTRY = {
     "official": "benchmarks.official",
     "bigram": "benchmarks.bigram",
     "kernels": "benchmarks.kernels",
+    "decode_kernels": "benchmarks.decode_kernels",
     "gpu": "benchmarks.gpu",
     "recompute": "benchmarks.recompute",
     "recompute_curve": "benchmarks.recompute_curve",

@@ -20,13 +20,19 @@ _compiled: dict[tuple[Any, ...], Any] = {}
 @dataclass(frozen=True)
 class Launch:
     """A Triton kernel, its grid, and all of its arguments in the kernel's order: the tensors, then
-    what follows from their shapes."""
+    what follows from their shapes.
+
+    cooperative: the GPU must hold all of the grid's programs at once, or refuse the launch.
+    dependent: may begin before the launch before it ends (`gdc_wait` in the kernel waits for that).
+    """
 
     kernel: Any
     grid: tuple[int, ...]
     tensors: tuple[Tensor, ...]
     numbers: tuple[int | float, ...]
     config: Config
+    cooperative: bool = False
+    dependent: bool = False
 
     @property
     def arguments(self) -> dict[str, Argument]:
@@ -54,7 +60,12 @@ class Launch:
     @property
     def options(self) -> dict[str, int]:
         """Of Triton's compiler."""
-        return {"num_warps": self.config.warps, "num_stages": self.config.stages}
+        options = {"num_warps": self.config.warps, "num_stages": self.config.stages}
+        if self.cooperative:
+            options["launch_cooperative_grid"] = True
+        if self.dependent:
+            options["launch_pdl"] = True
+        return options
 
     def prepare(self, device: int) -> Any:
         """The kernel compiled for the current device, whose index is `device`: once, and from

@@ -72,6 +72,61 @@ def gated_down(
     return F.linear((F.silu(g) if gate_silu else g) * u, down)
 
 
+def encode(
+    x: Tensor,
+    a: Sequence[Tensor],
+    b: Sequence[Tensor],
+    residual: Tensor | None = None,
+    norm: Tensor | None = None,
+    eps: float = 0.0,
+    activation: bool = True,
+) -> tuple[Tensor, ...]:
+    """y_i = s(x A_i^T) B_i^T, plus `residual` where there is one: auto-encoders of one input, which
+    with `norm` (d,) is normalised first: x / rms(x) * norm.
+
+    Args:
+        x: (..., d).
+        a: each (r_i, d).
+        b: each (d_i, r_i).
+        residual: (..., d_1), only with one of each.
+
+    Returns:
+        One (..., d_i) for each.
+    """
+    return up(down(_normalised(x, norm, eps), a), b, residual, activation)
+
+
+def mlp(
+    x: Tensor,
+    a: Sequence[Tensor],
+    b: Sequence[Tensor],
+    down_weights: Sequence[Tensor],
+    residual: Tensor | None = None,
+    norm: Tensor | None = None,
+    eps: float = 0.0,
+    activation: bool = True,
+    gate_silu: bool = False,
+) -> Tensor:
+    """The gated MLP of auto-encoders, from its input, maybe normalised, to its output.
+
+    Args:
+        x: (..., d).
+        a, b: of gate and of up: (r, d) and (F, r).
+        down_weights: (r_d, F) and (d_1, r_d).
+        residual: (..., d_1).
+
+    Returns:
+        (..., d_1).
+    """
+    z = down(_normalised(x, norm, eps), a)
+    z = gated_down(z, *b, down_weights[0], activation, gate_silu)
+    return up(z, [down_weights[1]], residual, activation)[0]
+
+
+def _normalised(x: Tensor, norm: Tensor | None, eps: float) -> Tensor:
+    return x if norm is None else F.rms_norm(x, norm.shape, norm, eps)
+
+
 def sparse_low_rank(
     x: Tensor,
     a: Tensor,

@@ -52,6 +52,10 @@ def test_every_row_compiles(version: str, tmp_path: Path, arch: str) -> None:
     )
 
 
+def test_the_decode_kernels_compile(version: str, tmp_path: Path) -> None:
+    assert "| mlp_kernel |" in run(version, tmp_path, "decode_report", "--arch", "sm_90", "--brief")
+
+
 def test_kernels_are_right_and_race_free(version: str, tmp_path: Path) -> None:
     """On sm_90, where TMA loads need no proxy fence: 3.6.0 has none for `cp.async`."""
     said = run(version, tmp_path, "ptx", "--arch", "sm_90", "--shape", "ragged")

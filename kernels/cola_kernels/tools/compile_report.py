@@ -37,6 +37,7 @@ SIGNATURES = {
     torch.bfloat16: "bf16",
     torch.float16: "fp16",
     torch.float32: "fp32",
+    torch.int32: "i32",
     torch.int64: "i64",
 }
 DOTS = {"up_add": 1, "gated_up": 2, "gated_backward": 1, "gated_recompute": 3}  # in the loops

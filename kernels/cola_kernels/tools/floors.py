@@ -4,10 +4,13 @@ Shapes: n rows, d model width, F = d_ff, r bottleneck width, e bytes an element.
 input read once, each output written once, everything else in caches. "gradients" is an op's whole
 backward pass, from what it keeps: all that it recomputes, every gradient.
 
+Of decoding: what a token reads at least, the weights, and what launches and barriers of the grid
+add to it (`cola_kernels.decode`).
+
 Run it for the tables: `python -m cola_kernels.tools.floors`
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 # An H100 as measured on large bf16 products and large copies.
 FLOPS_PER_SECOND = 800e12
@@ -37,7 +40,46 @@ class Cost:
         return max(self.flops / FLOPS_PER_SECOND, self.bytes / BYTES_PER_SECOND)
 
 
+# Of decoding: bytes a second of data sheets; microseconds from one kernel's last block to the next
+# one's first in a CUDA graph, and of a barrier: a fence and two ways to the L2 cache and back. The
+# latter two are assumed, not measured.
+BANDWIDTHS = {"H100": 3.35e12, "H200": 4.8e12}
+LAUNCH, BARRIER = 2.5, 1.2
+TORCH_LAUNCHES = 20  # of a block, with joined weights: products, SiLUs, norms, gate and residuals
+
 SHAPES = {"1b": Shape(2048, 5461, 512), "7b": Shape(4096, 11008, 1024)}
+
+
+# d_ff as it is stored; a single row
+DECODED = {
+    "350m": Shape(1024, 2736, 256, 1),
+    "1b": Shape(2048, 5504, 512, 1),
+    "7b": Shape(4096, 11008, 1024, 1),
+}
+BLOCKS = {"350m": 24, "1b": 24, "7b": 32}
+VOCABULARY = 32000
+
+
+def encode(n: int, d: int, d_out: int, r: int, parts: int, e: int = 2) -> Cost:
+    """`parts` y (n, d_out) from x (n, d) and as many pairs of weights (r, d) and (d_out, r)."""
+    weights = parts * r * (d + d_out)
+    return Cost(2 * n * weights, e * (weights + n * (d + parts * d_out)))
+
+
+def decoded_mlp(n: int, d: int, d_ff: int, r: int, e: int = 2) -> Cost:
+    """y (n, d) from x (n, d) and six weights; z, p and z_d stay in the L2 cache."""
+    weights = 3 * r * (d + d_ff)
+    return Cost(2 * n * weights, e * (weights + 2 * n * d))
+
+
+def decoded(shape: Shape) -> dict[str, Cost]:
+    """The layers of a block in decoding, by name; x is each residual too, read once."""
+    n, d, r = shape.n, shape.d, shape.r
+    return {
+        "qkv": encode(n, d, d, r, 3),
+        "o": encode(n, d, d, r, 1),
+        "mlp": decoded_mlp(n, d, shape.d_ff, r),
+    }
 
 
 def up_add(n: int, d: int, r: int, e: int = 2) -> Cost:
@@ -100,6 +142,27 @@ def table(shape: Shape) -> dict[str, Cost]:
     }
 
 
+def decode_table() -> None:
+    """Microseconds a token of the linears of all blocks, without attention, embedding and head."""
+    print("\ndecoding, bf16: the linears of all blocks, \u00b5s a token\n")
+    print("| model, GPU | rows | weights MB | full rank's MB | floor | one launch a layer "
+          "| a launch a phase | torch's launches |")  # fmt: skip
+    print("|" + "---|" * 8)
+    for name, one in DECODED.items():
+        for gpu, bandwidth in BANDWIDTHS.items():
+            for n in (1, 4, 16):
+                costs = decoded(replace(one, n=n))
+                blocks = BLOCKS[name]
+                floor = blocks * sum(cost.bytes for cost in costs.values()) / bandwidth * 1e6
+                weights = blocks * one.r * (8 * one.d + 3 * (one.d + one.d_ff)) * 2 / 1e6
+                full = blocks * one.d * (4 * one.d + 3 * one.d_ff) * 2 / 1e6
+                together = floor + blocks * (3 * LAUNCH + 5 * BARRIER)
+                apart = floor + blocks * 8 * LAUNCH
+                unfused = floor + blocks * TORCH_LAUNCHES * LAUNCH
+                print(f"| {name}, {gpu} | {n} | {weights:.0f} | {full:.0f} | {floor:.0f} "
+                      f"| {together:.0f} | {apart:.0f} | {unfused:.0f} |")  # fmt: skip
+
+
 def main() -> None:
     for name, shape in SHAPES.items():
         print(f"\n{name}: d = {shape.d}, d_ff = {shape.d_ff}, r = {shape.r}, n = {shape.n}, bf16\n")
@@ -111,6 +174,7 @@ def main() -> None:
                 f"| {cost.flops / FLOPS_PER_SECOND * 1e6:.0f} "
                 f"| {cost.bytes / BYTES_PER_SECOND * 1e6:.0f} | {cost.floor_seconds * 1e6:.0f} |"
             )
+    decode_table()
 
 
 if __name__ == "__main__":

@@ -36,6 +36,7 @@ LOGIC: dict[str, Any] = {
 REAL: dict[str, Any] = {
     "add": np.add, "sub": np.subtract, "mul": np.multiply, "div": np.divide,
     "fma": lambda x, y, z: x * y + z, "max": np.fmax, "ex2": np.exp2,
+    "rsqrt": lambda x: 1 / np.sqrt(x),
 }  # fmt: skip
 
 
@@ -91,13 +92,13 @@ def to_generic(i: Instruction) -> Operation:
     return binary("64", i, lambda x: x)
 
 
-@decoder("add", "sub", "mul", "mad", "fma", "min", "max", "div", "neg")
+@decoder("add", "sub", "mul", "mad", "fma", "min", "max", "div", "rem", "neg")
 def arithmetic(i: Instruction) -> Operation:
     kind = i.parts[-1]
     return real(i) if kind.removesuffix("x2") in FLOATS else integer(i)
 
 
-@decoder("ex2")
+@decoder("ex2", "rsqrt")
 def real(i: Instruction) -> Operation:
     """In fp64 where the result would be rounded twice otherwise."""
     kind, apply = i.parts[-1], REAL.get(i.parts[0])
@@ -147,9 +148,12 @@ def integer(i: Instruction) -> Operation:
             raise FaultError("division by zero")
         return np.abs(x) // np.abs(y) * np.sign(x) * np.sign(y)
 
+    def remainder(x: Any, y: Any) -> Any:
+        return x - divide(x, y) * y
+
     table: dict[str, Any] = {
         "add": np.add, "sub": np.subtract, "mul": np.multiply, "div": divide,
-        "min": np.minimum, "max": np.maximum, "neg": np.negative,
+        "rem": remainder, "min": np.minimum, "max": np.maximum, "neg": np.negative,
     }  # fmt: skip
     if name != "mad":
         apply = table[name]

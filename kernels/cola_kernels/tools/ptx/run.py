@@ -60,7 +60,7 @@ def compiled(launch: Launch, arch: str) -> Any:
     return triton.compile(
         source_of(launch),
         target=GPUTarget("cuda", int(arch.removeprefix("sm_")), 32),
-        options={"num_warps": launch.config.warps, "num_stages": launch.config.stages},
+        options=launch.options,
     )
 
 

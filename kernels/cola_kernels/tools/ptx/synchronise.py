@@ -41,6 +41,12 @@ def barrier(i: Instruction) -> Operation:
     return run
 
 
+@decoder("griddepcontrol", "prefetch")
+def nothing(i: Instruction) -> Operation:
+    """One launch is executed, and without caches."""
+    return lambda block, threads: None
+
+
 @decoder("fence")
 def fence(i: Instruction) -> Operation:
     if i.op in ("fence.proxy.async.shared::cta", "fence.proxy.async"):
