@@ -118,8 +118,9 @@ def mlp(
     Returns:
         (..., d_1).
     """
+    gate, up_weight = b
     z = down(_normalised(x, norm, eps), a)
-    z = gated_down(z, *b, down_weights[0], activation, gate_silu)
+    z = gated_down(z, gate, up_weight, down_weights[0], activation, gate_silu)
     return up(z, [down_weights[1]], residual, activation)[0]
 
 

@@ -41,6 +41,7 @@ def test_against_the_reference(interpret: bool) -> None:
 def test_benchmark_and_tuner_on_a_gpu(tmp_path: Path) -> None:
     for command in (
         ["benchmarks", "kernels", "--model", "1b", "--op", "gated", "--rounds", "2"],
+        ["benchmarks", "decode_kernels", "--model", "350m", "--rows", "1", "--rounds", "2"],
         ["cola_kernels.tools.tune", "--kernel", "up_add", "--row", "wide", "--rounds", "1"],
     ):
         ran = python("-m", *command, interpret=False)

@@ -36,13 +36,13 @@ def layer(decoder: Decoder, shape: Shape, dtype: torch.dtype, device: str) -> No
     def new(*size: int) -> Tensor:
         return torch.empty(*size, dtype=dtype, device=device)
 
-    x, norm, gate_up = new(shape.n, d), new(d), [new(d_ff, r), new(d_ff, r)]
-    three = [[new(*size) for _ in range(3)] for size in ((r, d), (d, r))]
-    decoder.encode(x, *three, norm=norm, eps=1e-5)
+    x, norm, gate, up = new(shape.n, d), new(d), new(d_ff, r), new(d_ff, r)
+    a, b = ([new(*size) for _ in range(3)] for size in ((r, d), (d, r)))
+    decoder.encode(x, a, b, norm=norm, eps=1e-5)
     decoder.encode(x, [new(r, d)], [new(d, r)], x)
     down = [new(r, d_ff), new(d, r)]
-    decoder.mlp(x, three[0][:2], gate_up, down, x, norm, 1e-5, True, True)
-    decoder.gated_down(new(shape.n, 2 * r), *gate_up, down[0])
+    decoder.mlp(x, a[:2], [gate, up], down, x, norm, 1e-5, True, True)
+    decoder.gated_down(new(shape.n, 2 * r), gate, up, down[0])
 
 
 def launches(shape: Shape, dtype: torch.dtype, arch: str, way: str) -> list[Launch]:
