@@ -6,7 +6,7 @@ from typing import Any, get_origin
 
 from cola_train.commands import quoting
 from cola_train.commands.groups import OPTIONS, UNIONS, Choices, choices
-from cola_train.config.fields import is_text, is_texts, unknown
+from cola_train.config.fields import is_as_typed, is_text, is_texts, unknown
 from cola_train.config.hints import meant
 
 
@@ -61,6 +61,8 @@ def readable(word: str, options: Mapping[str, Any], multirun: bool) -> tuple[str
     """An override as Hydra reads what was meant, and what the user must be told, if anything; with
     that said, the value stands for the one meant, so that no second problem follows from it."""
     kind = options.get(word.partition("=")[0].lstrip("+"))
+    if is_as_typed(kind) and "=" in word:
+        return quoting.whole(word), ""
     takes_text = is_text(kind) or is_texts(kind)
     override = quoting.parse(word)
     if override is None or (is_text(kind) and isinstance(override.value(), list | dict)):

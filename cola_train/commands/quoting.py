@@ -33,6 +33,13 @@ def quote(text: str, kind: Any) -> str:
     return f"{option}=[{','.join(map(_quoted, items))}]"
 
 
+def whole(text: str) -> str:
+    """The override whose value is all that follows the `=`, as it stands."""
+    option, _, value = text.partition("=")
+    value = re.sub(r"(\\*)\$\{", r"\1\1\\${", value)  # no interpolation begins in it
+    return f"{option}={_between_quotes(value)}"
+
+
 def as_typed(text: str, override: Override, kind: Any) -> str:
     """The override, quoted where a text would come out as another than the one typed: `1e3` as
     1000.0, or without the blank at its end."""
@@ -95,7 +102,11 @@ def _quoted(text: str) -> str:
 
 
 def _in_quotes(text: str) -> str:
+    # the beginning of no interpolation
+    return _between_quotes(re.sub(r"\$\{(?![^{}]*\})", r"\\${", text))
+
+
+def _between_quotes(text: str) -> str:
     text = re.sub(r'(\\*)"', r'\1\1\\"', text)  # a backslash escapes only before a quote
-    text = re.sub(r"(\\+)$", r"\1\1", text)
-    text = re.sub(r"\$\{(?![^{}]*\})", r"\\${", text)  # the beginning of no interpolation
+    text = re.sub(r"(\\+)\Z", r"\1\1", text)
     return f'"{text}"'

@@ -69,6 +69,14 @@ class FileName:
 
 
 @dataclass(frozen=True)
+class AsTyped:
+    """A text of which all is meant: a command line's quotes, commas and `=` are its own."""
+
+    def allows(self, value: str) -> bool:
+        return True
+
+
+@dataclass(frozen=True)
 class OneOf:
     """Marks a group that is one of several dataclasses; its field `tag` says which."""
 
@@ -99,6 +107,7 @@ Seconds = Annotated[float, Range(1e-3, 1e6)]  # the longest wait that C librarie
 Fraction = Annotated[float, Range(0.0, 1.0)]
 PositiveFraction = Annotated[float, Range(1e-6, 1.0)]
 PathText = Annotated[str, FileName()]
+TypedText = Annotated[str, AsTyped()]
 Workers = Annotated[int, Range(1, 1024)]  # threads or processes of a machine
 
 
@@ -139,6 +148,13 @@ def is_text(kind: Any) -> bool:
     if get_origin(kind) in (Annotated, types.UnionType):
         return is_text(get_args(kind)[0])
     return kind is str
+
+
+def is_as_typed(kind: Any) -> bool:
+    """Whether a type is `TypedText`, optional or not."""
+    if get_origin(kind) is types.UnionType:
+        return is_as_typed(get_args(kind)[0])
+    return any(isinstance(mark, AsTyped) for mark in get_args(kind)[1:])
 
 
 def is_texts(kind: Any) -> bool:
