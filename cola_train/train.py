@@ -18,13 +18,14 @@ from cola_train.data.prepared import PreparedData, open_data
 from cola_train.engines.base import Engine, StepResult, build_engine
 from cola_train.errors import EXIT_DONE, EXIT_STOPPED_BY_SIGNAL, TrainingError
 from cola_train.evaluation.loss import Validation, evaluate
-from cola_train.inference.generate import sample
+from cola_train.inference.sample import sample
 from cola_train.methods.base import build_method
 from cola_train.model.llama import build_model
 from cola_train.model.sdpa import sdpa_kernels
 from cola_train.optim.groups import parameter_groups
 from cola_train.parallel.compile import compile_blocks
 from cola_train.parallel.recompute import apply_recompute
+from cola_train.run.console import printable
 from cola_train.run.folder import record_config, record_tokenizer, refuse_to_mix_runs
 from cola_train.run.identity import about
 from cola_train.run.owner import Owner
@@ -65,7 +66,7 @@ def run(
 
     # Where it is.
     checkpointer = build_checkpointer(config, owner)
-    of_run = about(config, uses_documents(config), __version__)
+    of_run = about(config, uses_documents(config), __version__, data.tokenizer_sha256)
     state = RunState(engine, loader, checkpointer, owner, watchdog, of_run)
     resumed = state.begin(config.resume, config.method)
     last_step = min(config.train.steps, config.train.stop_after or config.train.steps)
@@ -279,7 +280,7 @@ def conclude(config: Config, data: PreparedData, state: RunState, tracker: Track
     if state.saved_step < state.step:
         state.save(validation.loss)
         state.checkpointer.wait()  # the run is done, whatever comes of the rest
-    text = sample_text(config, state.engine, data)
+    text = sample_text(config, state.engine, data, tracker)
     tracker.sample(text)
     print_summary(config, validation, text)
 
@@ -342,26 +343,26 @@ def headline(config: Config, device: torch.device, resumed: Path | None) -> str:
     )
 
 
-def sample_text(config: Config, engine: Engine, data: PreparedData) -> str:
+def sample_text(config: Config, engine: Engine, data: PreparedData, tracker: Tracker) -> str:
     """The prompt and what the model makes of it."""
-    prompt = config.evaluation.sample_prompt
-    ids = data.tokenizer.encode(prompt) or [data.tokenizer.eos_id]
-    if config.evaluation.sample_tokens == 0:
+    prompt, wanted = config.evaluation.sample_prompt, config.evaluation.sample_tokens
+    if wanted == 0:
         return ""
+    tokenizer = data.tokenizer
+    tokens = tokenizer.encode(prompt) or [tokenizer.eos_id]
     new = sample(
         engine,
-        ids,
-        config.evaluation.sample_tokens,
-        max_length=config.train.sequence_length,
-        vocab_size=data.tokenizer.vocab_size,
+        tokens,
+        wanted,
+        vocab_size=tokenizer.vocab_size,
         seed=config.seed,
+        dtype=hardware.compute_dtype(config.train.precision, engine.device),
     )
-    return prompt + data.tokenizer.decode(new)
-
-
-def printable(text: str) -> str:
-    """What a model has made up, without characters that a terminal or a log takes as commands."""
-    return "".join(c if c.isprintable() or c == "\n" else repr(c)[1:-1] for c in text)
+    if len(new) < wanted:
+        length = config.train.sequence_length
+        tracker.say(f"the sample has {len(new)} tokens: the model's length is {length}")
+    # decoded together: a first word's blank is left out
+    return prompt + tokenizer.decode([*tokens, *new])[len(tokenizer.decode(tokens)) :]
 
 
 def print_summary(config: Config, validation: Validation, text: str) -> None:

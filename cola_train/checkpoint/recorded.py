@@ -17,7 +17,7 @@ def config_of_run(checkpoint: Path) -> Config:
     """
     values = read_state(checkpoint).get("config")
     if values is None:
-        path = checkpoint.parents[1] / "config.yaml"
+        path = run_of(checkpoint) / "config.yaml"
         try:
             values = read_recorded(path)
         except (OSError, ValueError) as error:
@@ -29,3 +29,8 @@ def config_of(checkpoint: Path) -> Config:
     """The same, for a model in fp32 that nothing has compiled."""
     config = config_of_run(checkpoint)
     return replace(config, train=replace(config.train, precision="fp32", compile=False))
+
+
+def run_of(checkpoint: Path) -> Path:
+    """The folder of the run that saved it, where that has not been moved."""
+    return checkpoint.absolute().parents[1]

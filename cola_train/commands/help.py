@@ -80,6 +80,14 @@ cola-import source=model_10000 out=outputs/theirs tokenizer=t5-base   the refere
 cola-train outputs/again/config.yaml resume=outputs/again run_name=more   goes on from there""",
         "",
     ),
+    "cola-generate": Command(
+        "text from a trained model: a run's, or a checkpoint's, of any engine.",
+        """\
+cola-generate run_dir=outputs/mine prompt='Once upon a time'
+cola-generate run_dir=outputs/mine prompts_file=prompts.txt output=json temperature=0
+cola-generate run_dir=outputs/mine            on a terminal: each line that is typed is a prompt""",
+        "",
+    ),
     "cola-plan inference": Command(
         "what a model in use will need: memory, the least time of a token; which cache to take.",
         """\

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 
 from cola_train.commands.eval import EvalConfig
 from cola_train.commands.export import ExportOptions
+from cola_train.commands.generate import GenerateOptions
 from cola_train.commands.groups import choices
 from cola_train.commands.import_ import ImportOptions
 from cola_train.commands.options import (
@@ -31,6 +32,7 @@ def page() -> Iterator[str]:
     yield from ("", "## experiment", "", "Several groups and options at once.")
     yield from choice_list("experiment")
     yield from ("", "## cola-plan's own", *table(options_of(PlanConfig)))
+    yield from ("", "## cola-generate's own", *table(options_of(GenerateOptions)))
     yield from ("", "## cola-plan inference's own", *table(options_of(InferenceOptions)))
     yield from ("", "## cola-export's own", *table(options_of(ExportOptions)))
     yield from ("", "## cola-eval's own", *table(options_of(EvalConfig)))

@@ -98,6 +98,8 @@ class _Invalid:
 
 INVALID: Any = _Invalid()  # stands for a field whose value was refused, while others are checked
 
+UNION_ORIGINS = (types.UnionType, typing.Union)  # of `A | None`; the second if A is Annotated
+
 # Wider than any use, and narrow enough for int64 and fp32.
 PositiveInt = Annotated[int, Range(1, 10**12)]
 NaturalInt = Annotated[int, Range(0, 10**12)]
@@ -145,14 +147,14 @@ def defaults(cls: Any) -> dict[str, Any]:
 
 def is_text(kind: Any) -> bool:
     """Whether a type is text, optional or bounded text included."""
-    if get_origin(kind) in (Annotated, types.UnionType):
+    if get_origin(kind) in (Annotated, *UNION_ORIGINS):
         return is_text(get_args(kind)[0])
     return kind is str
 
 
 def is_as_typed(kind: Any) -> bool:
     """Whether a type is `TypedText`, optional or not."""
-    if get_origin(kind) is types.UnionType:
+    if get_origin(kind) in UNION_ORIGINS:
         return is_as_typed(get_args(kind)[0])
     return any(isinstance(mark, AsTyped) for mark in get_args(kind)[1:])
 
@@ -296,7 +298,7 @@ def _convert(value: Any, kind: Any) -> Any:
         if not bounds.allows(converted):
             raise ValueError(f"must be {bounds}")
         return bounds.expanded(converted) if isinstance(bounds, FileName) else converted
-    if origin is types.UnionType or origin is typing.Union:
+    if origin in UNION_ORIGINS:
         choices = [k for k in get_args(kind) if k is not types.NoneType]
         return None if value is None else _convert(value, choices[0])
     if origin is Literal:

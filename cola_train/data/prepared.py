@@ -24,6 +24,12 @@ class PreparedData:
     validation: TokenDataset
     tokenizer: Tokenizer
 
+    @property
+    def tokenizer_sha256(self) -> str:
+        """Of its file, in hex."""
+        digest: str = read_manifest(self.train.folder)["tokenizer"]["sha256"]
+        return digest
+
 
 def open_data(
     data: DataOptions, model_vocab_size: int | None = None, progress: bool = True

@@ -4,7 +4,7 @@ A module with parameters or buffers of its own has `init(name)`, which returns a
 """
 
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -89,11 +89,13 @@ def own_tensors(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
 
 
 @torch.no_grad()
-def initialise(model: nn.Module, seed: int) -> None:
-    """Fill every parameter and buffer, as its module says."""
+def initialise(model: nn.Module, seed: int, but: Container[str] = ()) -> None:
+    """Fill every parameter and buffer, as its module says, but those of these names."""
     for module_name, module in model.named_modules():
         paddings = module.paddings if isinstance(module, PaddedModule) else {}
         for name, tensor in own_tensors(module):
+            if f"{module_name}.{name}".lstrip(".") in but:
+                continue
             begin: Any = module.init  # a module without it is a bug of ours
             key = f"{seed}/{module_name}.{name}"
             local, first = local_rows(tensor, key)

@@ -1,7 +1,7 @@
 """Stdout and stderr that may fail: what reads them has ended, the terminal or the disk is gone.
 
 Whoever prints goes on; `| head`, a closed terminal or a full disk under the log is no reason to
-lose a training.
+lose a training. `printable`: what may be shown there.
 """
 
 import os
@@ -50,6 +50,11 @@ class Console:
             self.stream = nowhere
         if self.told is not None:
             print(self.failure, file=self.told, flush=True)
+
+
+def printable(text: str) -> str:
+    """What a model has made up, without characters that a terminal or a log takes as commands."""
+    return "".join(c if c.isprintable() or c == "\n" else repr(c)[1:-1] for c in text)
 
 
 def _nowhere() -> TextIO:

@@ -15,11 +15,15 @@ from cola_train.run.recorded import read_recorded, recorded_config
 OTHERS = ("name", "attention", "rank_ratio", "activation")
 
 
-def about(config: Config, document_mask: bool, version: str) -> dict[str, Any]:
+def about(config: Config, document_mask: bool, version: str, tokenizer: str) -> dict[str, Any]:
     """What a checkpoint says of its run: enough to build the model again, its identity, and the
-    code that trains it. version: of that."""
+    code that trains it.
+
+    version: of that. tokenizer: the SHA-256 of the run's tokenizer.json, in hex.
+    """
     return {
         "config": dataclasses.asdict(config),
+        "tokenizer": tokenizer,
         "identity": identity(config, document_mask),
         "code": {"version": version, "commit": git_commit()},
     }

@@ -7,6 +7,7 @@ from helpers import REPOSITORY, exit_code_of, run_python
 
 from cola_train.commands.eval import EvalConfig
 from cola_train.commands.export import ExportOptions
+from cola_train.commands.generate import GenerateOptions
 from cola_train.commands.groups import OPTIONS, UNIONS, choices
 from cola_train.commands.help import COMMANDS, help_lines
 from cola_train.commands.import_ import ImportOptions
@@ -23,6 +24,7 @@ OWN = {
     "cola-export": ExportOptions,
     "cola-eval": EvalConfig,
     "cola-import": ImportOptions,
+    "cola-generate": GenerateOptions,
 }
 
 

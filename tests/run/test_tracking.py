@@ -15,9 +15,9 @@ from wandb.proto import wandb_internal_pb2
 from cola_train import progress
 from cola_train.progress import Bar
 from cola_train.run import tracking
+from cola_train.run.console import printable
 from cola_train.run.owner import Owner, SupersededError
 from cola_train.run.tracking import Tracker
-from cola_train.train import printable
 
 TIME = r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d "
 STEP = TIME + (
