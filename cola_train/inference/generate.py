@@ -18,6 +18,7 @@ from cola_train.inference.load import Trained
 from cola_train.inference.pieces import Pieces, StopStrings
 from cola_train.inference.sampling import NOT_FINITE, Sampler, Sampling
 from cola_train.model.context import Cache
+from cola_train.model.llama import Llama
 
 # (rows, columns that there is room for, how many of each row's first ones are padding or None)
 CacheMaker = Callable[[int, int, Tensor | None], Cache]
@@ -165,8 +166,8 @@ def encoded(trained: Trained, prompt: str) -> list[int]:
     return tokens
 
 
-def cache_of(model: nn.Module, dtype: torch.dtype | None = None) -> CacheMaker:
-    """What makes caches for a `Llama`; dtype: as `KeyValueCache` has it."""
+def cache_of(model: Llama, dtype: torch.dtype | None = None) -> CacheMaker:
+    """What makes a model's caches; dtype: as `KeyValueCache` has it."""
 
     def make(batch: int, length: int, starts_B: Tensor | None) -> Cache:
         return KeyValueCache(model, batch, length, starts_B, dtype)

@@ -3,7 +3,7 @@
 import hashlib
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Protocol
+from typing import Literal, Protocol
 
 import torch
 from torch import Tensor
@@ -128,8 +128,8 @@ class Checkpoint:
 
     def weights(self, config: Config) -> dict[str, Tensor]:
         model = _on_meta(config, torch.device("cpu"))
-        named = {**dict(model.named_parameters()), **dict(persistent_buffers(model))}
-        weights = {name: torch.empty_like(like.detach(), device="cpu") for name, like in named.items()}
+        named = [*model.named_parameters(), *persistent_buffers(model)]
+        weights = {name: torch.empty_like(like.detach(), device="cpu") for name, like in named}
         load_part(self.path, {f"model.{name}": tensor for name, tensor in weights.items()})
         return weights
 
@@ -162,7 +162,7 @@ def _fitting(path: Path, vocab_size: int, fix: str, sha256: str | None = None) -
 
 def _runnable(config: Config, device: torch.device, dtype: torch.dtype) -> Config:
     """For the same function on another device and in another dtype, which nothing has compiled."""
-    precision = "fp32" if dtype == torch.float32 else "bf16"
+    precision: Literal["bf16", "fp32"] = "fp32" if dtype == torch.float32 else "bf16"
     attention = config.model.attention if device.type == "cuda" else "sdpa"
     return replace(
         config,

@@ -7,9 +7,12 @@ import pytest
 
 from cola_train.commands import sweep
 from cola_train.commands.cli import compose
+from cola_train.commands.generate import GenerateOptions
+from cola_train.commands.groups import register_options
 from cola_train.commands.overrides import check_overrides
 from cola_train.commands.quoting import PARSER
 from cola_train.config.checks import OF_THE_CONFIG, load
+from cola_train.config.fields import field_types
 from cola_train.config.schema import Config
 from cola_train.errors import UserError
 
@@ -35,6 +38,15 @@ def test_a_text_is_what_was_typed(text):
     )
     assert config.evaluation.sample_prompt == text
     assert config.tracking.tags == ["a", text.strip() or "b"]
+
+
+@pytest.mark.parametrize("text", [*AS_TYPED, *RIDDLES, "${x} \\\\${y}", "null", "\\\n", '"a", b'])
+def test_a_prompt_needs_no_quotes(text):
+    """But those of a shell."""
+    register_options("cola-generate", GenerateOptions)
+    words = ["run_dir=a", f"prompt={text}"]
+    good, problems = check_overrides(words, field_types(GenerateOptions), groups={})
+    assert problems == [] and compose(good, [], "generate")["prompt"] == text
 
 
 @pytest.mark.parametrize("text", RIDDLES)

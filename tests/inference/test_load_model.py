@@ -1,9 +1,12 @@
 """A model that was trained, in one line."""
 
+import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+import torch
 from helpers import exit_code_of, make_config, run_to_end
 from torch.nn import functional as F
 
@@ -11,6 +14,7 @@ import cola_train
 from cola_train.data.loader import evaluation_batches
 from cola_train.data.prepared import open_data
 from cola_train.errors import UserError
+from cola_train.inference.load import load
 
 
 @pytest.mark.parametrize("engine", ["fsdp", "deepspeed"])
@@ -45,6 +49,35 @@ def test_what_cannot_be_loaded_is_named(tiny, tmp_path):
     file.write_bytes(file.read_bytes()[:-1])
     with pytest.raises(UserError, match=file.name):
         cola_train.load_model(tmp_path / "run")
+
+
+def test_folded_weights_compute_what_the_trained_ones_do(tiny, tmp_path):
+    run_dir = tmp_path / "run"
+    options = ["method=lora", "model.d_ff=37", "train.steps=3", "optim.lr=1e-2"]
+    assert exit_code_of([*tiny, *options, f"run_dir={run_dir}"]) == 0
+    trained, model = load(run_dir), cola_train.load_model(run_dir)
+    assert trained.config.method.name == "full" and len([*model.parameters()]) > 30
+    tokens = torch.arange(1, 33)[None]
+    torch.testing.assert_close(trained.model(tokens), model(tokens))
+    half = load(run_dir / "checkpoints" / "step-00000003", dtype=torch.bfloat16).model
+    assert {weight.dtype for weight in half.parameters()} == {torch.bfloat16}
+    assert half.rotary.dtype == torch.float32  # angles of far positions need it
+    torch.testing.assert_close(half(tokens).float(), model(tokens), rtol=0.05, atol=0.05)
+
+
+def test_another_tokenizer_or_none_is_named_with_the_fix(tiny, tmp_path):
+    run_dir = tmp_path / "run"
+    assert exit_code_of([*tiny, "train.steps=1", f"run_dir={run_dir}"]) == 0
+    path, (state,) = run_dir / "tokenizer.json", run_dir.glob("checkpoints/*/state.json")
+    (kept,) = {Path(json.loads(state.read_text())["loader"]["folder"]) / "tokenizer.json"}
+    path.write_text(path.read_text().replace('"!"', '"!!"'))
+    with pytest.raises(UserError, match=f"{path}: another tokenizer .* bring back the one of the"):
+        load(run_dir)
+    path.unlink()
+    with pytest.raises(UserError, match=f"{path}: cannot be read .* copy {kept} there"):
+        load(run_dir)
+    path.write_bytes(kept.read_bytes())
+    assert load(run_dir).tokenizer.decode(load(run_dir).tokenizer.encode("a cat")) == "a cat"
 
 
 def test_the_package_says_its_version_without_torch():
