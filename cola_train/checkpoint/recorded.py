@@ -26,9 +26,10 @@ def config_of_run(checkpoint: Path) -> Config:
 
 
 def config_of(checkpoint: Path) -> Config:
-    """The same, for a model in fp32 that nothing has compiled."""
+    """The same, for a model in fp32 that nothing has compiled, on any device."""
     config = config_of_run(checkpoint)
-    return replace(config, train=replace(config.train, precision="fp32", compile=False))
+    train = replace(config.train, precision="fp32", compile=False)
+    return replace(config, train=train, kernels="auto")
 
 
 def run_of(checkpoint: Path) -> Path:

@@ -27,7 +27,7 @@ READY = "> "  # before what is typed on a terminal
 class Prompts:
     """What goes on, and what model writes it."""
 
-    run_dir: PathText  # a run's folder, or a checkpoint
+    run_dir: PathText  # a run's folder, a checkpoint or an exported folder
     prompt: TypedText | None = None  # as it is typed; with none at all, each line of stdin is one
     prompts: list[str] = field(default_factory=list)  # several
     prompts_file: PathText | None = None  # each line is one

@@ -81,7 +81,7 @@ cola-train outputs/again/config.yaml resume=outputs/again run_name=more   goes o
         "",
     ),
     "cola-generate": Command(
-        "text from a trained model: a run's, or a checkpoint's, of any engine.",
+        "text from a trained model: a run's, a checkpoint's of any engine, or an exported one.",
         """\
 cola-generate run_dir=outputs/mine prompt='Once upon a time'
 cola-generate run_dir=outputs/mine prompts_file=prompts.txt output=json temperature=0

@@ -1,6 +1,7 @@
 """A trained model with what is needed to use it, and without its engine, optimizer and data."""
 
 import hashlib
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, Protocol
@@ -11,16 +12,18 @@ from torch import Tensor
 from cola_train.checkpoint.checkpointer import load_part, newest_good, read_state
 from cola_train.checkpoint.recorded import config_of, run_of
 from cola_train.config.schema import Config
+from cola_train.convert.folding import FoldedWeights, kinds_of
 from cola_train.convert.reading import Folder, is_folder, open_folder
 from cola_train.data.shards import TOKENIZER
 from cola_train.data.tokenizer import Tokenizer
-from cola_train.engines.base import persistent_buffers
 from cola_train.errors import UserError
 from cola_train.hardware import compute_dtype
 from cola_train.methods.base import build_method
 from cola_train.model.init import initialise
 from cola_train.model.llama import Llama, build_model
 from cola_train.model.padding import remove_padding
+
+Weights = Iterable[tuple[str, Tensor]]
 
 
 @dataclass(frozen=True)
@@ -45,12 +48,10 @@ def load(
         UserError: no good checkpoint or export is there, or it does not say what model it is of;
             its tokenizer is missing, or another one.
     """
-    source, device = source_at(path), torch.device(device)
-    config = _runnable(source.config, device, dtype)
+    source = source_at(path)
     tokenizer = source.tokenizer()
-    weights = build_method(config, device).fold(source.weights(config))
-    config = replace(config, method=config.method.folded)
-    return Trained(_model(config, weights, device, dtype), tokenizer, config)
+    config, weights = source.folded()
+    return Trained(_model(config, weights, torch.device(device), dtype), tokenizer, config)
 
 
 def load_model(path: str | Path, device: torch.device | str = "cpu") -> Llama:
@@ -59,9 +60,8 @@ def load_model(path: str | Path, device: torch.device | str = "cpu") -> Llama:
 
     `model(tokens_BT)` gives logits (B, T, V), T at most the sequence length it was trained with.
     """
-    source, device = source_at(path), torch.device(device)
-    config = _runnable(source.config, device, torch.float32)
-    return _model(config, source.weights(config), device, torch.float32)
+    source = source_at(path)
+    return _model(source.config, source.weights(), torch.device(device), torch.float32)
 
 
 def chosen_device(name: str) -> torch.device:
@@ -82,12 +82,17 @@ def chosen_dtype(name: str, device: torch.device) -> torch.dtype:
 
 
 class Source(Protocol):
-    """Where a model comes from. weights: parameters and persistent buffers, by name, on the CPU."""
+    """Where a model comes from. Weights are parameters and persistent buffers by name, on the CPU,
+    read as they are asked for."""
 
     @property
     def config(self) -> Config: ...
 
-    def weights(self, config: Config) -> dict[str, Tensor]: ...
+    def weights(self) -> Weights: ...
+
+    def folded(self) -> tuple[Config, Weights]:
+        """The plainest model that computes the same."""
+        ...
 
     def tokenizer(self) -> Tokenizer: ...
 
@@ -108,8 +113,11 @@ class Exported:
     def config(self) -> Config:
         return self.folder.config
 
-    def weights(self, config: Config) -> dict[str, Tensor]:
-        return {name: self.folder.read(name).contiguous() for name in self.folder.shapes}
+    def weights(self) -> Weights:
+        return ((name, self.folder.read(name).contiguous()) for name in self.folder.shapes)
+
+    def folded(self) -> tuple[Config, Weights]:
+        return self.config, self.weights()
 
     def tokenizer(self) -> Tokenizer:
         fix = "bring the model's there"
@@ -126,12 +134,15 @@ class Checkpoint:
     def config(self) -> Config:
         return config_of(self.path)
 
-    def weights(self, config: Config) -> dict[str, Tensor]:
-        model = _on_meta(config, torch.device("cpu"))
-        named = [*model.named_parameters(), *persistent_buffers(model)]
-        weights = {name: torch.empty_like(like.detach(), device="cpu") for name, like in named}
-        load_part(self.path, {f"model.{name}": tensor for name, tensor in weights.items()})
-        return weights
+    def weights(self) -> Weights:
+        kinds = kinds_of(self.config)
+        tensors = {name: torch.empty(shape, dtype=dtype) for name, (dtype, shape) in kinds.items()}
+        load_part(self.path, {f"model.{name}": tensor for name, tensor in tensors.items()})
+        yield from tensors.items()
+
+    def folded(self) -> tuple[Config, Weights]:
+        weights = FoldedWeights(self.path, self.config)
+        return weights.plain, weights
 
     def tokenizer(self) -> Tokenizer:
         path, state = run_of(self.path) / TOKENIZER, read_state(self.path)
@@ -160,36 +171,22 @@ def _fitting(path: Path, vocab_size: int, fix: str, sha256: str | None = None) -
     return tokenizer
 
 
-def _runnable(config: Config, device: torch.device, dtype: torch.dtype) -> Config:
-    """For the same function on another device and in another dtype, which nothing has compiled."""
+def _model(config: Config, weights: Weights, device: torch.device, dtype: torch.dtype) -> Llama:
+    """Of these weights."""
     precision: Literal["bf16", "fp32"] = "fp32" if dtype == torch.float32 else "bf16"
     attention = config.model.attention if device.type == "cuda" else "sdpa"
-    return replace(
+    config = replace(
         config,
         model=replace(config.model, attention=attention),
-        train=replace(config.train, precision=precision, compile=False),
-        kernels="auto",
+        train=replace(config.train, precision=precision),
     )
-
-
-def _on_meta(config: Config, device: torch.device) -> Llama:
-    """The model without padding, as it will run on `device`."""
     model = build_model(config, build_method(config, device), device)
     remove_padding(model)
-    return model
-
-
-def _model(
-    config: Config, weights: dict[str, Tensor], device: torch.device, dtype: torch.dtype
-) -> Llama:
-    """Of these weights, which it takes over."""
-    model = _on_meta(config, device)
     for module in model.modules():  # what no checkpoint holds, like RoPE's table
         for name in module._non_persistent_buffers_set:
             setattr(module, name, torch.empty_like(module.get_buffer(name), device=device))
-    initialise(model, config.seed, but=weights.keys())
-    parameters = {name for name, _ in model.named_parameters()}
-    for name in list(weights):  # one at a time, so that few are there twice
-        weights[name] = weights[name].to(device, dtype if name in parameters else None)
-    model.load_state_dict(weights, assign=True)
+    floats = {name for name, _ in model.named_parameters()}
+    state = {name: of.to(device, dtype if name in floats else None) for name, of in weights}
+    initialise(model, config.seed, but=state.keys())
+    model.load_state_dict(state, assign=True)
     return model.eval().requires_grad_(False)

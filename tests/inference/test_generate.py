@@ -7,6 +7,7 @@ import pytest
 import torch
 from helpers import exit_code_of
 
+from cola_train.convert.export import export
 from cola_train.convert.names import exported_names
 from cola_train.data.tokenizer import Tokenizer
 from cola_train.errors import TrainingError, UserError
@@ -62,6 +63,16 @@ def test_greedy_text_is_that_of_transformers(trained: Trained) -> None:
         assert answer.tokens == expected and len(set(expected)) > 9
         assert generate(trained, [prompt], limits, GREEDY)[0].tokens == expected
         assert answer.ended == "new_tokens" and answer.text
+
+
+def test_an_exported_folder_gives_the_text_of_its_run(run: Path, tmp_path: Path) -> None:
+    export(run, tmp_path / "out", dtype="fp32", shard_bytes=20_000)
+    limits = Limits(new_tokens=30)
+    there, here = (generate(load(path), PROMPTS, limits) for path in (tmp_path / "out", run))
+    assert there == here and len({answer.text for answer in here}) == 3
+    (tmp_path / "out" / "tokenizer.json").unlink()
+    with pytest.raises(UserError, match="tokenizer.json: cannot be read .* bring the model's"):
+        load(tmp_path / "out")
 
 
 def test_the_same_seed_gives_the_same_text_in_any_batch(trained: Trained) -> None:
