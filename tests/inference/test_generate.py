@@ -71,7 +71,7 @@ def test_an_exported_folder_gives_the_text_of_its_run(run: Path, tmp_path: Path)
     there, here = (generate(load(path), PROMPTS, limits) for path in (tmp_path / "out", run))
     assert there == here and len({answer.text for answer in here}) == 3
     (tmp_path / "out" / "tokenizer.json").unlink()
-    with pytest.raises(UserError, match="tokenizer.json: cannot be read .* bring the model's"):
+    with pytest.raises(UserError, match=r"tokenizer.json: cannot be read .* bring the model's"):
         load(tmp_path / "out")
 
 
