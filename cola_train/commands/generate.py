@@ -16,6 +16,7 @@ from cola_train.errors import EXIT_DONE, UserError
 from cola_train.hardware import tune_process
 from cola_train.inference.generate import Answer, Generation, Limits
 from cola_train.inference.load import Trained, chosen_device, chosen_dtype, load
+from cola_train.inference.prepare import prepare
 from cola_train.inference.sampling import Sampling
 from cola_train.progress import say
 from cola_train.run.console import printable
@@ -59,7 +60,9 @@ def run(options: GenerateOptions) -> int:
     given = given_prompts(options)
     device = chosen_device(options.device)
     tune_process(options.threads, 1)
-    trained = load(options.run_dir, device, chosen_dtype(options.dtype, device))
+    dtype = chosen_dtype(options.dtype, device)
+    trained = load(options.run_dir, device, dtype)
+    prepare(trained.model, dtype)
     if given is None and sys.stdin.isatty():
         converse(trained, options)
         return EXIT_DONE

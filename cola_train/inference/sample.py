@@ -32,6 +32,5 @@ def sample(
     steps = min(new_tokens, length - len(read))
     sampler = Sampler(Sampling(seed=seed), [read], vocab_size, steps, engine.device)
     make_cache = cache_of(engine.model, dtype)
-    with torch.compiler.set_stance("force_eager"):  # each new length would be compiled anew
-        drawn = list(next_tokens(engine.eval_model(), [read], sampler, make_cache, steps))
+    drawn = next_tokens(engine.eval_model(), [read], sampler, make_cache, steps)
     return [token for (token,) in drawn]
