@@ -13,11 +13,12 @@ import torch
 from cola_train import __version__, costs, distributed, hardware
 from cola_train.checkpoint.checkpointer import Checkpointer
 from cola_train.config.schema import Config
-from cola_train.data.loader import BatchLoader, check_predictions, evaluation_batches
+from cola_train.data.loader import BatchLoader, check_predictions
 from cola_train.data.prepared import PreparedData, open_data
 from cola_train.engines.base import Engine, StepResult, build_engine
 from cola_train.errors import EXIT_DONE, EXIT_STOPPED_BY_SIGNAL, TrainingError
-from cola_train.evaluation.loss import Validation, evaluate
+from cola_train.evaluation.in_training import Evaluations
+from cola_train.evaluation.loss import Validation
 from cola_train.inference.sample import sample
 from cola_train.methods.base import build_method
 from cola_train.model.llama import build_model
@@ -59,6 +60,7 @@ def run(
 
     # The pipeline.
     data = open_data(config.data, config.model.vocab_size)
+    evaluations = Evaluations(config, data)
     stop_signal = StopSignal()  # until here a signal ends the process at once
     on_exit.enter_context(sdpa_kernels(config, uses_documents(config), device))
     engine = on_exit.enter_context(closing(build(config, device)))
@@ -106,7 +108,7 @@ def run(
 
         loss = None
         if due(state.step, config.evaluation.every) and not at_end and not stopping:
-            loss = validate(config, data, state, tracker).loss
+            loss = validate(evaluations, state, tracker).loss
         # not while steps are skipped: weights gone bad would push the good ones out
         to_save = due(state.step, config.checkpoint.every) and not at_end and not result.skipped
         if to_save or stopping:
@@ -121,7 +123,7 @@ def run(
             "saved; the same command goes on from there"
         )
     else:
-        conclude(config, data, state, tracker)
+        conclude(config, data, evaluations, state, tracker)
     loader.close()
     watchdog.advance("the last checkpoint")
     checkpointer.close()
@@ -160,12 +162,9 @@ def set_determinism(config: Config) -> None:
 
 
 def uses_documents(config: Config) -> bool:
-    """Whether the documents of a packed row are hidden from each other.
-
-    By default where the attention backend does it at full speed: on CPUs (measured: no slower
-    than plain causal attention) and with flash-attn; SDPA on a GPU would leave its flash kernel.
-    """
-    at_speed = config.model.attention == "flash" or distributed.device().type == "cpu"
+    """Whether the documents of a packed row are hidden from each other; by default where the
+    attention backend does it at full speed."""
+    at_speed = hardware.masks_at_speed(config.model.attention, distributed.device())
     return config.data.masks_documents(at_speed)
 
 
@@ -211,30 +210,13 @@ def due(step: int, every: int) -> bool:
     return every > 0 and step % every == 0
 
 
-def validate(config: Config, data: PreparedData, state: RunState, tracker: Tracker) -> Validation:
-    """Validation loss, logged."""
-    batches = evaluation_batches(
-        data.validation,
-        sequence_length=config.train.sequence_length,
-        micro_batch_size=config.evaluation.batch_size,
-        rank=distributed.rank(),
-        world_size=distributed.world_size(),
-        packing=config.data.packing,
-        with_documents=uses_documents(config),
-        max_tokens=config.evaluation.tokens,
-    )
-    watched = state.watchdog.each(batches, f"evaluation after step {state.step}")
-    validation = evaluate(state.engine.evaluate, watched)
-    state.watchdog.advance(f"step {state.step + 1}, after an evaluation")
-    tracker.validation(
-        {
-            "step": state.step,
-            "val_loss": validation.loss,
-            "val_perplexity": validation.perplexity,
-            "val_tokens": validation.tokens,
-        },
-        state.progress.tokens,
-    )
+def validate(evaluations: Evaluations, state: RunState, tracker: Tracker) -> Validation:
+    """Validation loss, logged.
+
+    Raises:
+        TrainingError: it is not finite.
+    """
+    validation = evaluations.validate(state, tracker)
     if not math.isfinite(validation.loss):
         state.checkpointer.close()
         fault = f"the validation loss after step {state.step} is {validation.loss}"
@@ -274,9 +256,11 @@ def after_a_skip(config: Config, state: RunState, tracker: Tracker) -> None:
         tracker.roll_back(state.step)
 
 
-def conclude(config: Config, data: PreparedData, state: RunState, tracker: Tracker) -> None:
+def conclude(
+    config: Config, data: PreparedData, evaluations: Evaluations, state: RunState, tracker: Tracker
+) -> None:
     """The result of a run that has come to its end: saved, and told."""
-    validation = validate(config, data, state, tracker)
+    validation = validate(evaluations, state, tracker)
     if state.saved_step < state.step:
         state.save(validation.loss)
         state.checkpointer.wait()  # the run is done, whatever comes of the rest

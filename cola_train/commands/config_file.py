@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, is_dataclass
 from pathlib import Path
-from typing import Any, get_args, get_origin
+from typing import Any
 
 import yaml
 from hydra.core.override_parser.types import Override
@@ -17,7 +17,7 @@ from omegaconf import OmegaConf
 
 from cola_train.commands import quoting
 from cola_train.commands.groups import OPTIONS, UNIONS, Choices, choices, config_dir, takes_group
-from cola_train.commands.overrides import check_overrides, given_options
+from cola_train.commands.overrides import check_overrides, given_options, takes_mapping
 from cola_train.config.fields import defaults, unknown
 from cola_train.errors import UserError
 
@@ -208,11 +208,6 @@ def followers(said: Mapping[str, Any], groups: Choices) -> set[str]:
             if option in said and source in said and said[option] == said[source]:
                 found.add(option)
     return found
-
-
-def takes_mapping(kind: Any) -> bool:
-    """Whether an option's value is itself a mapping."""
-    return any(get_origin(each) is dict for each in (kind, *get_args(kind)))
 
 
 def replaced_by(word: str, groups: Choices) -> set[str]:

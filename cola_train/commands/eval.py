@@ -9,7 +9,7 @@ import math
 import signal
 import sys
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
@@ -24,7 +24,7 @@ from cola_train.data.loader import Batch, evaluation_batches
 from cola_train.data.options import DataOptions
 from cola_train.errors import EXIT_DONE, EXIT_FAULT, UserError
 from cola_train.evaluation.loss import Validation, evaluate
-from cola_train.evaluation.sets import OF_THE_RUN, given_data, open_set
+from cola_train.evaluation.options import OF_THE_MODEL, ValidationSet, place_of, set_problems
 from cola_train.evaluation.trained import Trained, load_trained
 from cola_train.progress import Bar
 
@@ -34,6 +34,8 @@ class EvalConfig:
     """What `cola-eval` takes beside the options of data."""
 
     run_dir: PathText  # what was trained: a run's folder, or one of its checkpoints
+    # name -> further data, as {wiki: {source: text, validation_files: [wiki]}}
+    sets: dict[str, ValidationSet] = field(default_factory=dict)
     split: Literal["validation", "train"] = "validation"  # of the data
     # predictions of each set; null: as many as the run's evaluations had; 0: the whole split
     tokens: NaturalInt | None = None
@@ -66,18 +68,25 @@ def run(values: Mapping[str, Any], problems: list[str]) -> int:
     given = given_options(sys.argv[1:])
     problems += [
         f"data.{name}: the model's own is taken, no other fits; leave it out"
-        for name in OF_THE_RUN
+        for name in OF_THE_MODEL
         if f"data.{name}" in given
     ]
     if problems:
         raise UserError(*problems)
-    data = {k: v for k, v in (values.get("data") or {}).items() if k not in OF_THE_RUN}
+    own_data = {k: v for k, v in (values.get("data") or {}).items() if k not in OF_THE_MODEL}
     device = chosen_device(options.device)
     distributed.start()
     hardware.tune_process(None, distributed.topology().local_world)
     trained = load_trained(options.run_dir, device, options.precision)
     length = sequence_length(options, trained)
-    results = {options.split: measure(given_data(data, trained), length, options, trained)}
+    if wrong := list(set_problems(options.sets, trained.model.config, "sets")):
+        raise UserError(*wrong)
+    results: dict[str, Validation] = {}
+    if own_data or not options.sets:  # what is named is evaluated; if nothing is, the run's own
+        results[options.split] = measure(trained.data(own_data), length, options, trained)
+    for name, data in options.sets.items():
+        with place_of(f"sets.{name}"):
+            results[name] = measure(trained.reader().read(data), length, options, trained)
     if distributed.is_main():
         show = as_json if options.output == "json" else as_table
         print(show(trained, results), flush=True)
@@ -105,12 +114,11 @@ def sequence_length(options: EvalConfig, trained: Trained) -> int:
 
 @torch.no_grad()
 def measure(data: DataOptions, length: int, options: EvalConfig, trained: Trained) -> Validation:
-    """The loss over the data's split, in batches of `length` tokens a row."""
-    vocab_size = trained.model.config.vocab_size
-    dataset = open_set(data, options.split, trained.tokenizer, vocab_size)
+    """The loss over the data's split, in rows of `length` tokens."""
+    dataset = trained.reader().open(data, options.split)
     most = trained.config.evaluation.tokens if options.tokens is None else options.tokens
     tokens = min(most or dataset.n_tokens, dataset.n_tokens)
-    flash = trained.config.model.attention == "flash"
+    at_speed = hardware.masks_at_speed(trained.config.model.attention, trained.device)
     batches = evaluation_batches(
         dataset,
         sequence_length=length,
@@ -118,7 +126,7 @@ def measure(data: DataOptions, length: int, options: EvalConfig, trained: Traine
         rank=distributed.rank(),
         world_size=distributed.world_size(),
         packing=data.packing,
-        with_documents=data.masks_documents(flash or trained.device.type == "cpu"),
+        with_documents=data.masks_documents(at_speed),
         max_tokens=most or None,
     )
     bytes_of_tokens = torch.from_numpy(trained.tokenizer.bytes_of_tokens())

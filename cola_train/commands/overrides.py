@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Iterable, Mapping, Set
-from typing import Any, get_origin
+from typing import Any, get_args, get_origin
 
 from cola_train.commands import quoting
 from cola_train.commands.groups import OPTIONS, UNIONS, Choices, choices
@@ -52,9 +52,15 @@ def check_overrides(
         elif key not in names:
             problems.append(meant(key, names) or unknown(key, names, "option"))
         else:
-            of_union = "." in key and key.split(".")[0] in UNIONS and text.startswith(key)
-            good.append(f"++{text}" if of_union else text)
+            # what Hydra's own tree has no place for: a member's options, the keys of a mapping
+            new = ("." in key and key.split(".")[0] in UNIONS) or takes_mapping(options[key])
+            good.append(f"++{text}" if new and text.startswith(key) else text)
     return good, problems
+
+
+def takes_mapping(kind: Any) -> bool:
+    """Whether an option's value is itself a mapping."""
+    return any(get_origin(each) is dict for each in (kind, *get_args(kind)))
 
 
 def readable(word: str, options: Mapping[str, Any], multirun: bool) -> tuple[str, str]:

@@ -15,6 +15,7 @@ from cola_train.config.fields import build
 from cola_train.config.schema import Config
 from cola_train.engines import ENGINES
 from cola_train.errors import UserError
+from cola_train.evaluation import options as evaluation
 from cola_train.methods import METHODS
 from cola_train.parallel.topology import Topology
 
@@ -64,6 +65,10 @@ def matrix_problems(config: Config, topology: Topology) -> Iterator[str]:
 
 def source_problems(config: Config, topology: Topology) -> Iterator[str]:
     yield from config.data.problems(config.model)
+
+
+def set_problems(config: Config, topology: Topology) -> Iterator[str]:
+    yield from evaluation.set_problems(config.evaluation.sets, config.model, "evaluation.sets")
 
 
 def stop_problems(config: Config, topology: Topology) -> Iterator[str]:
@@ -270,6 +275,15 @@ def data_problems(config: Config, topology: Topology) -> list[str]:
     return preparation.problems(config.data, config.model.vocab_size)
 
 
+def set_data_problems(config: Config, topology: Topology) -> Iterator[str]:
+    from cola_train.data import preparation
+
+    for name, data in config.evaluation.sets.items():
+        text = evaluation.of_any_tokens(data)
+        for problem in preparation.problems(text, only="validation"):
+            yield evaluation.of_set(problem, f"evaluation.sets.{name}")
+
+
 Check = Callable[[Config, Topology], Iterable[str]]
 
 OF_THE_CONFIG: tuple[Check, ...] = (
@@ -282,6 +296,7 @@ OF_THE_CONFIG: tuple[Check, ...] = (
     optim_problems,
     matrix_problems,
     source_problems,
+    set_problems,
     stop_problems,
     rollback_problems,
     precision_problems,
@@ -291,6 +306,7 @@ OF_THE_FILES: tuple[Check, ...] = (
     resume_problems,
     warm_start_problems,
     data_problems,
+    set_data_problems,
 )
 OF_THIS_MACHINE: tuple[Check, ...] = (
     engine_here_problems,

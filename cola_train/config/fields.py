@@ -219,15 +219,22 @@ def build(cls: type, values: Any, path: str, problems: list[str]) -> Any:
             value = _default(field, "???") if value == "???" else value
             built = _build_value(value, field.type, name, problems)
             if (each := _group_by_key(field.type)) is not None and built is not INVALID:
-                built = {k: build(each, v, f"{name}.{k}.", problems) for k, v in built.items()}
+                union = union_of(each)
+                built = {
+                    k: _build_member(union, v, f"{name}.{k}", problems)
+                    if union
+                    else build(each, v, f"{name}.{k}.", problems)
+                    for k, v in built.items()
+                }
             arguments[field.name] = built
     return cls(**arguments)
 
 
-def _group_by_key(kind: Any) -> type | None:
-    """The dataclass of `dict[str, dataclass]`: a group for each key that a user thinks of."""
+def _group_by_key(kind: Any) -> Any:
+    """The group of `dict[str, group]`, a dataclass or a union: one for each key that a user thinks
+    of."""
     value: Any = get_args(kind)[1] if get_origin(kind) is dict else None
-    return typing.cast(type, value) if dataclasses.is_dataclass(value) else None
+    return value if dataclasses.is_dataclass(value) or union_of(value) else None
 
 
 def _build_member(union: OneOf, values: Any, group: str, problems: list[str]) -> Any:

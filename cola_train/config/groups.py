@@ -92,17 +92,6 @@ class TrainConfig:
 
 
 @dataclass(frozen=True)
-class EvaluationConfig:
-    """Validation as the run goes, and the sample at its end."""
-
-    every: NaturalInt = 100  # steps; 0: at the end only
-    tokens: PositiveInt | None = 262_144  # null: the whole validation split
-    batch_size: BatchSize = 32  # sequences of one process at a time
-    sample_prompt: str = ""  # what the sample begins with
-    sample_tokens: NaturalInt = 128  # its length; 0: none
-
-
-@dataclass(frozen=True)
 class CheckpointConfig:
     """When a run is saved, and how many checkpoints stay."""
 

@@ -11,7 +11,6 @@ from typing import Annotated, Literal
 from cola_train.config.fields import OneOf, PathText, Range
 from cola_train.config.groups import (
     CheckpointConfig,
-    EvaluationConfig,
     ModelConfig,
     RecomputeConfig,
     TrackingConfig,
@@ -19,6 +18,7 @@ from cola_train.config.groups import (
 )
 from cola_train.data.options import SOURCES, DataOptions
 from cola_train.engines import ENGINES, EngineOptions
+from cola_train.evaluation.options import EvaluationConfig
 from cola_train.methods import METHODS, MethodOptions
 from cola_train.optim import OPTIMIZERS, OptimOptions
 

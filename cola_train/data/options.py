@@ -5,8 +5,8 @@ Imports nothing heavy: the planner reads a config too.
 
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass, field
-from typing import ClassVar, Literal
+from dataclasses import MISSING, Field, dataclass, field, fields
+from typing import Any, ClassVar, Literal
 
 from cola_train.config.fields import Fraction, PathText, PositiveInt, Workers
 from cola_train.config.groups import ModelConfig, VocabSize
@@ -19,6 +19,12 @@ def default_cache_dir() -> str:
     return os.environ.get("COLA_CACHE") or "~/.cache/cola_train"
 
 
+def default_of(option: Field[Any]) -> object:
+    """MISSING if there is none."""
+    made = option.default_factory
+    return option.default if made is MISSING else made()
+
+
 @dataclass(frozen=True)
 class DataOptions:
     """Where the text comes from; what every source takes."""
@@ -27,6 +33,11 @@ class DataOptions:
     packing: Literal["packed", "per_document"] = "packed"  # rows across documents, or one in each
     document_mask: bool | None = None  # null: where the attention backend can do it at speed
     verify: bool = True  # compare the shards' checksums at start, the processes sharing the work
+
+    def given(self) -> dict[str, Any]:
+        """Options with another value than their default."""
+        options = ((each, getattr(self, each.name)) for each in fields(self))
+        return {each.name: value for each, value in options if value != default_of(each)}
 
     def masks_documents(self, at_speed: bool) -> bool:
         """Whether the documents of a packed row are hidden from each other; by default where that

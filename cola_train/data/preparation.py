@@ -6,7 +6,6 @@ Nothing here imports torch, which would cost each worker seconds.
 """
 
 import contextlib
-import dataclasses
 import hashlib
 import json
 import os
@@ -334,11 +333,6 @@ def _check_splits(
     )
 
 
-def _default(field: dataclasses.Field[Any]) -> object:
-    made = field.default_factory
-    return field.default if made is dataclasses.MISSING else made()
-
-
 def _manifest(
     data: CorpusOptions, tokenizer: Tokenizer, records: list[Record], folder: Path
 ) -> dict[str, Any]:
@@ -353,12 +347,8 @@ def _manifest(
             "bytes_of_text": sum(shard.bytes_of_text for shard in shards),
             "shards": [shard.to_json() for shard in shards],
         }
-    given = {
-        field.name: value
-        for field in dataclasses.fields(data)
-        if (value := getattr(data, field.name)) != _default(field)
-        and field.name not in ("source", *BESIDE_THE_TOKENS)
-    }
+    beside = ("source", *BESIDE_THE_TOKENS)
+    given = {name: value for name, value in data.given().items() if name not in beside}
     return {
         "format": FORMAT,
         "source": data.source,

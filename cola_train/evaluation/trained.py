@@ -1,25 +1,35 @@
 """A trained model with all that evaluating it needs: its tokenizer, and what its run was."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor
 
 from cola_train.checkpoint.checkpointer import newest_good, read_state
 from cola_train.checkpoint.recorded import config_of_run
+from cola_train.config.fields import OneOf, build
 from cola_train.config.schema import Config
 from cola_train.data.loader import Batch
-from cola_train.data.shards import TOKENIZER
+from cola_train.data.options import SOURCES, DataOptions, TokensOptions
+from cola_train.data.preparation import is_complete
+from cola_train.data.shards import TOKENIZER, read_manifest
 from cola_train.data.tokenizer import Tokenizer
 from cola_train.errors import UserError
+from cola_train.evaluation.options import OF_THE_MODEL
+from cola_train.evaluation.sets import Reader
 from cola_train.hardware import compute_dtype
 from cola_train.inference.load import load_model
 from cola_train.model import cpu
 from cola_train.model.llama import Llama
 from cola_train.model.loss import IGNORE_INDEX
+
+
+@dataclass(frozen=True)
+class _Given:
+    data: Annotated[DataOptions, OneOf(SOURCES, tag="source")]
 
 
 @dataclass(frozen=True)
@@ -36,6 +46,40 @@ class Trained:
     tokenizer_file: Path
     config: Config
     state: Mapping[str, Any]
+
+    def reader(self) -> Reader:
+        """As its run read text."""
+        run = self.config.data
+        identity = self.state.get("identity", {})
+        mask = identity.get("data.document_mask", run.document_mask)
+        run = replace(run, document_mask=mask if run.packing == "packed" else None)
+        return Reader(run, self.tokenizer, self.tokenizer_file, self.model.config.vocab_size)
+
+    def data(self, values: Mapping[str, Any]) -> DataOptions:
+        """Of the options `data.*`. Without any, the run's very tokens, where they still are;
+        without a source, the run's with these in place of its own.
+
+        Raises:
+            UserError: they are wrong.
+        """
+        loader, reader = self.state.get("loader", {}), self.reader()
+        folder = loader.get("folder")
+        if not values and folder and is_complete(Path(folder)):
+            made = read_manifest(Path(folder))["splits"]["train"]["fingerprint"]
+            if made == loader["data"]:
+                return reader.read(TokensOptions("tokens", path=folder))
+        whole = dict(values)
+        if "source" not in values:
+            recorded = asdict(self.config.data)
+            whole = {k: v for k, v in recorded.items() if k not in OF_THE_MODEL} | whole
+        problems: list[str] = []
+        data = build(_Given, {"data": whole}, "", problems).data
+        if problems:
+            raise UserError(*problems)
+        data = reader.read(data, given=values)
+        if problems := list(data.problems(self.model.config)):
+            raise UserError(*problems)
+        return data
 
     @property
     def device(self) -> torch.device:

@@ -48,8 +48,15 @@ def plot_loss(run_dir: Path) -> None:
         [m["tokens"] / 1e6 for m in train], [m["loss"] for m in train], lw=0.8, label="training"
     )
     tokens_at = {m["step"]: m["tokens"] for m in metrics if "tokens" in m}
-    points = [(tokens_at.get(m["step"], 0) / 1e6, m["val_loss"]) for m in validation]
-    axes.plot(*zip(*points, strict=True), "o-", label="validation") if points else None
+    losses = {key for m in validation for key in m if key.startswith("val_loss")}
+    for key in sorted(losses):
+        points = [
+            (tokens_at.get(m["step"], 0) / 1e6, m[key])
+            for m in validation
+            if m.get(key) is not None
+        ]
+        label = key.replace("val_loss", "validation").replace("/", ": ")
+        axes.plot(*zip(*points, strict=True), "o-", label=label) if points else None
     axes.set(xlabel="tokens (millions)", ylabel="loss (nats a token)", title=run_dir.name)
     axes.grid(alpha=0.3)
     axes.legend()

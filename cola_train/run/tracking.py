@@ -99,7 +99,7 @@ class Tracker:
         if self.main:
             self.say(
                 f"step {metrics['step']}: validation loss {metrics['val_loss']:.4f}, "
-                f"perplexity {metrics['val_perplexity']:.2f}"
+                f"perplexity {metrics['val_perplexity']:.2f}" + _of_sets(metrics)
             )
             if metrics["step"] not in self.validated:  # a finished run may be started again
                 self._write(metrics, tokens)
@@ -155,7 +155,7 @@ class Tracker:
             raise UserError(f"{self.path}: cannot be written: {error.strerror}") from error
         if self.wandb is not None:
             named = {
-                GROUPS.get(key, f"perf/{key}"): value
+                _wandb_name(key): value
                 for key, value in metrics.items()
                 if key not in ("step", "tokens")
             }
@@ -211,6 +211,19 @@ class Tracker:
     def _wandb_failed(self, error: Exception) -> None:
         self.say(f"W&B failed and is off from here on; metrics.jsonl goes on: {error}")
         self.wandb = None
+
+
+def _of_sets(metrics: dict[str, Any]) -> str:
+    """Losses of further sets, for people."""
+    losses = {k.partition("/")[2]: v for k, v in metrics.items() if k.startswith("val_loss/")}
+    return "".join(f"; {name} {loss:.4f}" for name, loss in losses.items())
+
+
+def _wandb_name(key: str) -> str:
+    kind, _, name = key.partition("/")
+    if name:  # of one of several: val_loss/wiki
+        return f"{GROUPS.get(kind, kind)}/{name}"
+    return GROUPS.get(key, f"perf/{key}")
 
 
 def _summary(metrics: dict[str, Any]) -> str:
