@@ -27,6 +27,7 @@ REGISTRY = {
     "planning": "benchmarks.planning",
     "scaling": "benchmarks.scaling",
     "fp8": "benchmarks.fp8",
+    "inference": "benchmarks.inference",
 }
 
 
