@@ -84,7 +84,8 @@ def run(options: argparse.Namespace) -> Report:
         }
         steps = {name: process.steps() for name, process in processes.items()}
         for case in cases:
-            results[str(case)] = of_case = {name: {} for name in steps}
+            of_case: dict[str, dict[str, Any]] = {name: {} for name in steps}
+            results[str(case)] = of_case
             for part in (PREFILL, DECODE):
                 named = {name: of[f"{part} {case}"] for name, of in steps.items()}
                 tokens = case.batch * (options.new if part == DECODE else case.context)
