@@ -11,7 +11,9 @@ import statistics
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from importlib import import_module
 from itertools import product
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -23,6 +25,7 @@ from benchmarks.report import Benchmark, Report, table
 from benchmarks.timing import alternate, precision_name
 from cola_train import distributed, hardware
 from cola_train.config.schema import Config
+from cola_train.convert.export import config_json, modeling_file
 from cola_train.convert.names import exported_names
 from cola_train.errors import UserError
 from cola_train.gpus import GPUS
@@ -189,21 +192,19 @@ def ours(model: Llama, config: Config, case: Case, new: int) -> tuple[Step, Step
 
 
 def build_peer(config: Config, cases: Sequence[Case], new: int) -> dict[str, Step]:
-    from transformers import LlamaConfig, LlamaForCausalLM
-
     model = random_model(config)
     names = exported_names(name for name, _ in model.named_parameters())
     weights = {names[name]: weight for name, weight in model.named_parameters()}
-    shape = config.model
+    dtype = model.embedding.weight.dtype
+    no_end: Any = SimpleNamespace(eos_id=None)
+    values = config_json(config, dtype, no_end, modeling_file(config))
+    module = import_module(config.method.modeling or "transformers")
+    kind = values["architectures"][0].removesuffix("ForCausalLM")
     with torch.device("meta"):
-        peer: Any = LlamaForCausalLM(
-            LlamaConfig(
-                vocab_size=shape.vocab_size, hidden_size=shape.d_model,
-                intermediate_size=shape.d_ff, num_hidden_layers=shape.n_layers,
-                num_attention_heads=shape.n_heads, rms_norm_eps=shape.norm_eps,
-                max_position_embeddings=config.train.sequence_length,
-            )
-        )  # fmt: skip
+        peer: Any = getattr(module, f"{kind}ForCausalLM")(
+            getattr(module, f"{kind}Config")(**values)
+        )
+    peer.model.rotary_emb = type(peer.model.rotary_emb)(peer.config)  # its table is no weight
     peer.load_state_dict(weights, assign=True)
     return dict(steps_of(config, cases, lambda case: theirs(peer.eval(), config, case, new)))
 
@@ -223,7 +224,7 @@ def theirs(model: Any, config: Config, case: Case, new: int) -> tuple[Step, Step
     def decode() -> None:
         if not caches:
             prefill()
-        caches[0].crop(case.context - 1)
+        caches[0].crop(case.context - 1 - caches[0].get_seq_length())  # negative: so many less
         model.generate(
             tokens, attention_mask=torch.ones_like(tokens), past_key_values=caches[0],
             min_new_tokens=new, max_new_tokens=new, do_sample=False, pad_token_id=0,
