@@ -69,6 +69,21 @@ def test_methods(tmp_path: Path, config_of: Callable[..., Config]) -> None:
         assert of["planned_bytes"] == pytest.approx(of["measured_bytes"], rel=0.1)
 
 
+def test_inference(tmp_path: Path, config_of: Callable[..., Config]) -> None:
+    """Both libraries and methods; what a step reads, by hand; what is too large is left out."""
+    small = ["--batch", "2", "99999", "--contexts", "8", "--new", "2", "--repeats", "1"]
+    shape = [text for text in SHAPE if not text.startswith("train.")]
+    figures = run(tmp_path, "inference", "model=small", *shape, "train.precision=fp32", *small)
+    assert figures["left_out"] == ["99999 x 8"]
+    (case,) = figures["cases"].values()
+    assert len(case) == 4
+    for method in ("full", "cola"):
+        read = costs.parameters(config_of(f"method={method}", *SHAPE)) - 298 * 64
+        read += 2 * 9 * 2 * 64  # sequences, positions at the middle, keys and values
+        for library in ("cola_train", "transformers"):
+            assert case[f"{library} {method}"]["read_bytes"] == 4 * read
+
+
 def test_fp8(tmp_path: Path) -> None:
     """Two steps of each precision, emulated here: seed by seed, and not the same."""
     arguments = ["model=small", *SHAPE, "method.rank=16", "train.steps=2", "train.batch_size=2"]
