@@ -30,6 +30,7 @@ from cola_train.convert.names import exported_names
 from cola_train.errors import UserError
 from cola_train.gpus import GPUS
 from cola_train.inference.caches import KeyValueCache
+from cola_train.inference.prepare import prepare
 from cola_train.methods.base import build_method
 from cola_train.model.init import initialise
 from cola_train.model.llama import Llama, build_model
@@ -102,6 +103,7 @@ def run(options: argparse.Namespace) -> Report:
         "model": configs["full"].model.name, "layers": configs["full"].model.n_layers,
         "precision": precision, "new_tokens": options.new, "repeats": options.repeats,
         "left_out": left_out, "cases": results,
+        "ratios": {case: ratios(subjects) for case, subjects in results.items()},
     }  # fmt: skip
     text = (
         f"{figures['model']}, {figures['layers']} layers, {precision}, {options.new} tokens a "
@@ -154,24 +156,27 @@ def tokens_of(config: Config, case: Case, device: torch.device) -> Tensor:
 
 
 def random_model(config: Config) -> Llama:
-    """With weights in the compute dtype."""
+    """With fp32 weights of the model's own shapes."""
     device = distributed.start()
     hardware.tune_process(config.train.threads, distributed.topology().local_world)
     model = build_model(config, build_method(config, device), device)
     remove_padding(model)
     model.to_empty(device=device)
     initialise(model, 0)
-    model.to(hardware.compute_dtype(config.train.precision, device))
     return model.eval().requires_grad_(False)
 
 
+def dtype_of(config: Config) -> torch.dtype:
+    return hardware.compute_dtype(config.train.precision, distributed.device())
+
+
 def build_ours(config: Config, cases: Sequence[Case], new: int) -> dict[str, Step]:
-    model = random_model(config)
+    model = prepare(random_model(config), dtype_of(config))
     return dict(steps_of(config, cases, lambda case: ours(model, config, case, new)))
 
 
 def ours(model: Llama, config: Config, case: Case, new: int) -> tuple[Step, Step]:
-    tokens = tokens_of(config, case, model.embedding.weight.device)
+    tokens = tokens_of(config, case, distributed.device())
     caches: list[KeyValueCache] = []
 
     @torch.inference_mode()
@@ -192,10 +197,10 @@ def ours(model: Llama, config: Config, case: Case, new: int) -> tuple[Step, Step
 
 
 def build_peer(config: Config, cases: Sequence[Case], new: int) -> dict[str, Step]:
-    model = random_model(config)
+    dtype = dtype_of(config)
+    model = random_model(config).to(dtype)
     names = exported_names(name for name, _ in model.named_parameters())
     weights = {names[name]: weight for name, weight in model.named_parameters()}
-    dtype = model.embedding.weight.dtype
     no_end: Any = SimpleNamespace(eos_id=None)
     values = config_json(config, dtype, no_end, modeling_file(config))
     module = import_module(config.method.modeling or "transformers")
@@ -255,7 +260,7 @@ def rate(part: dict[str, Any]) -> float:
 def faster(case: dict[str, Any], one: str, other: str, part: str) -> float:
     """Median over rounds of other's seconds over one's."""
     pairs = zip(case[other][part]["seconds"], case[one][part]["seconds"], strict=True)
-    return statistics.median(b / a for a, b in pairs)
+    return statistics.median(theirs / ours for theirs, ours in pairs)
 
 
 def results_table(results: dict[str, Any]) -> str:
@@ -274,28 +279,25 @@ def results_table(results: dict[str, Any]) -> str:
     return table(headers, rows)
 
 
+def ratios(subjects: dict[str, Any]) -> dict[str, float]:
+    """What decoding gains in one case, beside the most that its bytes allow."""
+    found = {}
+    full, cola = "cola_train full", "cola_train cola"
+    if full in subjects:
+        found["cola over full"] = faster(subjects, cola, full, DECODE)
+        found["ceiling (bytes)"] = subjects[full]["read_bytes"] / subjects[cola]["read_bytes"]
+        found["of the ceiling"] = found["cola over full"] / found["ceiling (bytes)"]
+    for method in METHODS:
+        ours, theirs = (f"{library} {method}" for library in LIBRARIES)
+        if {ours, theirs} <= subjects.keys():
+            found[f"over transformers, {method}"] = faster(subjects, ours, theirs, DECODE)
+    return found
+
+
 def ratios_table(results: dict[str, Any]) -> str:
-    """What decoding gains, beside the most that its bytes allow."""
-    headers = ["decode", "cola over full", "ceiling (bytes)", "of the ceiling"]
-    libraries = {name.split()[0] for subjects in results.values() for name in subjects}
-    compared = libraries == set(LIBRARIES)
-    if compared:
-        headers += ["ours over transformers: full", "cola"]
-    rows = []
-    for case, subjects in results.items():
-        if not {f"cola_train {method}" for method in METHODS} <= subjects.keys():
-            continue
-        gain = faster(subjects, "cola_train cola", "cola_train full", DECODE)
-        ceiling = subjects["cola_train full"]["read_bytes"]
-        ceiling /= subjects["cola_train cola"]["read_bytes"]
-        row = [case, f"{gain:.2f}", f"{ceiling:.2f}", f"{gain / ceiling:.2f}"]
-        if compared:
-            row += [
-                f"{faster(subjects, f'cola_train {m}', f'transformers {m}', DECODE):.2f}"
-                for m in METHODS
-            ]
-        rows.append(row)
-    return table(headers, rows) if rows else ""
+    rows = {case: ratios(subjects) for case, subjects in results.items()}
+    headers = ["decode", *next(iter(rows.values()))]
+    return table(headers, [[case, *(f"{x:.2f}" for x in of.values())] for case, of in rows.items()])
 
 
 BENCHMARK = Benchmark(

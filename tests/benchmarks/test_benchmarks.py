@@ -71,12 +71,13 @@ def test_methods(tmp_path: Path, config_of: Callable[..., Config]) -> None:
 
 def test_inference(tmp_path: Path, config_of: Callable[..., Config]) -> None:
     """Both libraries and methods; what a step reads, by hand; what is too large is left out."""
-    small = ["--batch", "2", "99999", "--contexts", "8", "--new", "2", "--repeats", "1"]
+    small = ["--batch", "2", "9999999", "--contexts", "8", "--new", "2", "--repeats", "1"]
     shape = [text for text in SHAPE if not text.startswith("train.")]
     figures = run(tmp_path, "inference", "model=small", *shape, "train.precision=fp32", *small)
-    assert figures["left_out"] == ["99999 x 8"]
-    (case,) = figures["cases"].values()
-    assert len(case) == 4
+    assert figures["left_out"] == ["9999999 x 8"]
+    (case,), (ratios,) = figures["cases"].values(), figures["ratios"].values()
+    (ours,), (theirs,) = (case[f"cola_train {m}"]["decode"]["seconds"] for m in ("cola", "full"))
+    assert len(case) == 4 and ratios["cola over full"] == theirs / ours
     for method in ("full", "cola"):
         read = costs.parameters(config_of(f"method={method}", *SHAPE)) - 298 * 64
         read += 2 * 9 * 2 * 64  # sequences, positions at the middle, keys and values
