@@ -53,4 +53,6 @@ def without(unwanted: list[str], content: dict[str, Any]) -> dict[str, Any] | No
         for token in unwanted
         if token in pieces
     ]
+    if before and all(cut in before.get("pretokenizers", []) for cut in cuts):
+        return before  # of an exported folder, which was imported
     return {"type": "Sequence", "pretokenizers": [*([before] if before else []), *cuts]}

@@ -1,5 +1,7 @@
 """`cola-import`: what others have trained becomes the folder of a run that has not begun."""
 
+import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -8,12 +10,16 @@ from helpers import exit_code_of, losses, read_json
 from model_folders import llama
 from official_case import FF, HEADS, LAYERS, D, R, V, factor_names, write_official
 from safetensors.torch import load_file
+from tokenizers import Tokenizer as Backend
+from tokenizers import models, pre_tokenizers
 from torch import Tensor
 
 from cola_train import load_model
+from cola_train.checkpoint.start import write_start
 from cola_train.commands.cli import run_composed
 from cola_train.commands.import_ import SHARED, ImportOptions, import_
 from cola_train.convert.export import export
+from cola_train.convert.tokenizer_files import tokenizer_files
 from cola_train.data.tokenizer import Tokenizer
 
 SHAPE = [
@@ -77,6 +83,25 @@ def test_its_own_config_trains_in_place(imported: Path, tiny: list[str]) -> None
     assert read_json(imported / "latest.json")["step"] == 1
 
 
+def test_a_run_cannot_be_rolled_back_to_where_it_began(imported, tiny, capsys) -> None:
+    """The start has no state of an optimizer to go back to."""
+    (weights,) = imported.glob("checkpoints/*/rank-*.safetensors")
+    tensors = load_file(weights)
+    save_start(imported, {name: torch.full_like(each, torch.nan) for name, each in tensors.items()})
+    own = [word for word in tiny if not word.startswith("model.")]
+    own += ["train.rollback_after=2", "train.max_skipped_in_a_row=4"]
+    assert exit_code_of([f"{imported}/config.yaml", *own]) == 1
+    assert "cannot be rolled back (train.rollback_after): there is no" in capsys.readouterr().err
+
+
+def save_start(run: Path, tensors: dict[str, Tensor]) -> None:
+    """In place of the run's."""
+    state = read_json(run / "checkpoints/step-00000000/state.json")
+    shutil.rmtree(run / "checkpoints")
+    kinds = {name: (each.dtype, each.shape) for name, each in tensors.items()}
+    write_start(run / "checkpoints", kinds, tensors.values(), state)
+
+
 def test_another_model_does_not_begin_there(imported, tiny, tmp_path, capsys) -> None:
     common = [*tiny, *SHAPE, f"resume={imported}", f"run_dir={tmp_path / 'run'}"]
     assert exit_code_of([*common, "method=cola", "method.rank=4"]) == 2
@@ -128,6 +153,17 @@ def as_official(folder: Path, weights: dict[str, Tensor], tokenizer: Path) -> No
         assert import_code(f"source={source}", f"out={out}", f"tokenizer={tokenizer}") == 0
         assert_same(weights_of(out), weights)
         theirs = {name: w for name, w in theirs.items() if ".cola_" not in name}
+
+
+def test_a_tokenizer_is_the_same_after_another_export() -> None:
+    """T5's holds what ends a document as a piece that text can spell; exports leave that out."""
+    backend = Backend(models.Unigram([("<unk>", 0.0), ("</s>", -1.0), ("a", -2.0)], unk_id=0))
+    backend.add_special_tokens(["</s>"])
+    backend.pre_tokenizer = pre_tokenizers.Metaspace()
+    first = tokenizer_files(Tokenizer(backend, "t5"), 8)["tokenizer.json"]
+    again = Tokenizer(Backend.from_str(json.dumps(first)), "t5")
+    assert again.eos_id not in again.encode("a</s>a")
+    assert tokenizer_files(again, 8)["tokenizer.json"] == first
 
 
 def test_a_tied_head_is_copied(tmp_path, tokenizer, capsys) -> None:
