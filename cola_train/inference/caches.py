@@ -7,13 +7,15 @@ same column.
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from functools import cached_property
+from typing import Protocol, cast, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 
-from cola_train.inference.step import Step, query_key_angles
-from cola_train.model.attention import rotary_for, rotate
+from cola_train.errors import UserError
+from cola_train.inference.step import Step, angles, query_key_angles, turned
+from cola_train.model.attention import rotary_for
 from cola_train.model.context import AttentionContext, LayerCache
 from cola_train.model.llama import Block, Llama
 
@@ -31,9 +33,13 @@ class Bottlenecked(Protocol):
         """B of that name times s: (..., r) -> (..., d_out)."""
         ...
 
+    def decoder(self, name: str) -> Tensor:
+        """B of that name, transposed, (r, d_out)."""
+        ...
+
 
 class KeyValueCache:
-    """Keys and values of each block; what other kinds share.
+    """Keys and values of each block; and what all kinds share.
 
     length: columns that there is room for. starts_B: how many of a row's first columns are
     padding, int64; None: no row has any. dtype: of activations; None: that of the weights, which
@@ -57,27 +63,28 @@ class KeyValueCache:
         self.dtype, self.device = dtype or weight.dtype, weight.device
         self.filled = 0
         self.position = torch.zeros(1, dtype=torch.int64, device=self.device)
+        self.table = model.rotary
+        self.kept: list[Tensor] = []  # all of it
         self.blocks = [self.block(block.attention.qkv) for block in blocks_of(model)]
 
     def block(self, qkv: nn.Module) -> LayerCache:
-        """What one block keeps, of so far no column."""
+        """What one block keeps, of no column so far."""
         heads, width = self.config.n_heads, self.config.head_dim
-        return KeyValues(self.kept(heads, width), self.kept(heads, width))
+        return KeyValues(self.new(heads, width), self.new(heads, width))
 
-    def kept(self, heads: int, width: int) -> Tensor:
+    def new(self, heads: int, width: int) -> Tensor:
         shape = (self.batch, heads, self.length, width)
-        return torch.zeros(shape, dtype=self.dtype, device=self.device)
-
-    def tensors(self) -> list[Tensor]:
-        """All that is kept."""
-        return [kept for block in self.blocks for kept in vars(block).values()]
+        kept = torch.zeros(shape, dtype=self.dtype, device=self.device)
+        self.kept.append(kept)
+        return kept
 
     def contexts(self, table: Tensor, x_BTD: Tensor) -> Sequence[AttentionContext]:
         T = x_BTD.shape[1]
         if self.static and T == 1:
             step = self.next_step(table, x_BTD)
         else:
-            begin, end = self.filled, self.filled + T
+            begin = int(self.position) if self.static else self.filled
+            end = begin + T
             assert end <= self.length, f"{end} positions in a cache of {self.length}"
             self.filled = end
             self.position.fill_(end)
@@ -124,20 +131,9 @@ class KeyValueCache:
         return (columns[None] - starts_B1).clamp(0, table.shape[1] - 1)
 
 
-def blocks_of(model: Llama) -> Iterator[Block]:
-    for block in model.layers:
-        assert isinstance(block, Block)
-        yield block
-
-
-def step_of(context: AttentionContext) -> Step:
-    assert isinstance(context.mask, Step)
-    return context.mask
-
-
 @dataclass(frozen=True)
 class KeyValues:
-    """Keys, rotated, and values of one block, (B, H, length, K) each."""
+    """One block's keys, rotated, and values, (B, H, length, K) each."""
 
     keys: Tensor
     values: Tensor
@@ -147,12 +143,162 @@ class KeyValues:
     ) -> Tensor:
         step = step_of(context)
         q, k, v = (y.unflatten(-1, (-1, head_dim)) for y in qkv(x_BTD))
-        if step.first is not None:
-            q, k = rotate(q, context.rotary), rotate(k, context.rotary)
-        else:
-            q, k = step.turn(q, k)
+        q, k = step.turn(q, k)
         step.keep(self.keys, k.transpose(1, 2))
         step.keep(self.values, v.transpose(1, 2))
         if step.first is not None:
             return step.first.attend(q, k, v)
         return step.attend(q, self.keys, self.values).to(x_BTD.dtype)
+
+
+@dataclass(frozen=True)
+class Absorbed:
+    """One block's keys, (B, H, length, K), and what values are B_v of, (B, 1, length, r). All heads
+    attend to that, and multiply by their rows of B_v afterwards.
+
+    decoder: B_v of each head, (H, r, K).
+    """
+
+    keys: Tensor
+    values: Tensor
+    decoder: Tensor
+
+    def attend(
+        self, qkv: nn.Module, x_BTD: Tensor, head_dim: int, context: AttentionContext
+    ) -> Tensor:
+        step, layers = step_of(context), Heads(bottlenecked(qkv), head_dim)
+        s_q, s_k, s_v = layers.of.bottlenecks(x_BTD)
+        q, k = step.turn(layers.expand("q", s_q), layers.expand("k", s_k))
+        step.keep(self.keys, k.transpose(1, 2))
+        step.keep(self.values, s_v[:, None])
+        if step.first is not None:
+            return step.first.attend(q, k, layers.expand("v", s_v))
+        s_BTHr = step.attend(q, self.keys, self.values)
+        return decoded(s_BTHr.to(x_BTD.dtype), self.decoder)
+
+
+@dataclass(frozen=True)
+class Latent:
+    """What one block's keys and values are B_k and B_v of, (B, 1, length, r) each: the latter as
+    `Absorbed` has it; keys are made anew in each step, as those of one position are no product of
+    anything that all heads and positions share.
+
+    angles: of all columns, (2, 1 or B, length, 1, K).
+    """
+
+    keys: Tensor
+    values: Tensor
+    decoder: Tensor
+    angles: Tensor
+
+    def attend(
+        self, qkv: nn.Module, x_BTD: Tensor, head_dim: int, context: AttentionContext
+    ) -> Tensor:
+        step, layers = step_of(context), Heads(bottlenecked(qkv), head_dim)
+        s_q, s_k, s_v = layers.of.bottlenecks(x_BTD)
+        q = layers.expand("q", s_q)
+        step.keep(self.keys, s_k[:, None])
+        step.keep(self.values, s_v[:, None])
+        if step.first is not None:
+            q, k = step.turn(q, layers.expand("k", s_k))
+            return step.first.attend(q, k, layers.expand("v", s_v))
+        q = turned(q, step.rotary[:, :, :, 0])
+        k_BSHK = layers.expand("k", step.seen(self.keys)[:, 0])
+        k_BSHK = turned(k_BSHK, step.seen(self.angles)).to(x_BTD.dtype)
+        s_BTHr = step.attend(q, k_BSHK.transpose(1, 2), self.values)
+        return decoded(s_BTHr.to(x_BTD.dtype), self.decoder)
+
+
+@dataclass(frozen=True)
+class Heads:
+    """Outputs of auto-encoders by head."""
+
+    of: Bottlenecked
+    head_dim: int
+
+    def expand(self, name: str, s: Tensor) -> Tensor:
+        """(B, T, r) -> (B, T, H, K)."""
+        return self.of.expand(name, s).unflatten(-1, (-1, self.head_dim))
+
+
+def decoded(s_BTHr: Tensor, decoder_HrK: Tensor) -> Tensor:
+    """Each head's vector times its rows of B, (B, T, H, K)."""
+    B, T = s_BTHr.shape[:2]
+    y_HNK = torch.bmm(s_BTHr.flatten(0, 1).transpose(0, 1), decoder_HrK)
+    return y_HNK.transpose(0, 1).unflatten(0, (B, T))
+
+
+def bottlenecked(qkv: nn.Module) -> Bottlenecked:
+    return cast(Bottlenecked, qkv)  # `make_cache` has looked
+
+
+class AbsorbedCache(KeyValueCache):
+    """Keys and values' bottlenecks, of auto-encoders."""
+
+    def block(self, qkv: nn.Module) -> LayerCache:
+        decoder = self.decoder(qkv)
+        keys = self.new(self.config.n_heads, self.config.head_dim)
+        return Absorbed(keys, self.new(1, decoder.shape[1]), decoder)
+
+    def decoder(self, qkv: nn.Module) -> Tensor:
+        """B_v of each head, (H, r, K)."""
+        B_rD = bottlenecked(qkv).decoder("v").to(self.dtype)
+        return B_rD.unflatten(-1, (self.config.n_heads, -1)).transpose(0, 1).contiguous()
+
+
+class LatentCache(AbsorbedCache):
+    """Keys' and values' bottlenecks, of auto-encoders."""
+
+    def block(self, qkv: nn.Module) -> LayerCache:
+        decoder = self.decoder(qkv)
+        rank = decoder.shape[1]
+        return Latent(self.new(1, rank), self.new(1, rank), decoder, self.angles)
+
+    @cached_property
+    def angles(self) -> Tensor:
+        columns = torch.arange(self.length, device=self.device)
+        return angles(self.table, self.positions(columns, self.table))
+
+
+# by the names that `MethodOptions.caches` counts them under
+CACHES = {"kv": KeyValueCache, "absorbed": AbsorbedCache, "latent": LatentCache}
+
+
+def kinds(model: Llama) -> list[str]:
+    """The caches that a model may have: only auto-encoders have bottlenecks to keep."""
+    if all(isinstance(block.attention.qkv, Bottlenecked) for block in blocks_of(model)):
+        return list(CACHES)
+    return ["kv"]
+
+
+def make_cache(
+    kind: str,
+    model: Llama,
+    batch: int,
+    length: int,
+    starts_B: Tensor | None = None,
+    dtype: torch.dtype | None = None,
+    static: bool = False,
+) -> KeyValueCache:
+    """A cache of that kind; the rest as for `KeyValueCache`.
+
+    Raises:
+        UserError: the model has no such cache.
+    """
+    if kind not in kinds(model):
+        raise UserError(
+            f"cache: {kind!r} is not one of this model's, which are {', '.join(kinds(model))}"
+            + ("; its projections have no bottleneck" if kind in CACHES else "")
+        )
+    return CACHES[kind](model, batch, length, starts_B, dtype, static)
+
+
+def blocks_of(model: Llama) -> Iterator[Block]:
+    for block in model.layers:
+        assert isinstance(block, Block)
+        yield block
+
+
+def step_of(context: AttentionContext) -> Step:
+    assert isinstance(context.mask, Step)
+    return context.mask

@@ -6,6 +6,7 @@ tensor, where training joins the parameters at every call; and on CPUs in oneDNN
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -17,12 +18,27 @@ from cola_train.model.mlp import MLP, AutoEncoderMLP
 from cola_train.model.norm import RMSNorm
 
 
+@runtime_checkable
+class Wrapping(Protocol):
+    """Ops that do more than those they wrap."""
+
+    def over(self, ops: Ops) -> Ops:
+        """The same around other ops."""
+        ...
+
+
 @dataclass(frozen=True)
 class Layout:
     """How weights are laid out, and with what ops they are read; None: the module's own."""
 
     of: Callable[[Tensor], Tensor]
     ops: Ops | None
+
+    def ops_of(self, own: Ops) -> Ops:
+        """In place of a module's own, which may wrap others."""
+        if self.ops is None:
+            return own
+        return own.over(self.ops) if isinstance(own, Wrapping) else self.ops
 
     def joined(self, weights: list[Tensor]) -> nn.Parameter:
         """Those of one input, one below the other."""
@@ -87,7 +103,7 @@ class JoinedLinears(nn.Module):
         super().__init__()
         weights = linears.weights()
         self.widths = [len(weight) for weight in weights]
-        self.ops = layout.ops or linears.ops
+        self.ops = layout.ops_of(linears.ops)
         self.weight = layout.joined(weights)
         self.joined = [self.weight]  # found faster than a parameter
 
@@ -102,7 +118,7 @@ class JoinedAutoEncoders(AutoEncoders):
     def __init__(self, layers: AutoEncoders, layout: Layout) -> None:
         nn.Module.__init__(self)
         self.d_in, self.d_outs, self.rank = layers.d_in, layers.d_outs, layers.rank
-        self.activation, self.ops = layers.activation, layout.ops or layers.ops
+        self.activation, self.ops = layers.activation, layout.ops_of(layers.ops)
         self.A = layout.joined(layers.encoders())
         self.B = nn.ParameterList(frozen(layout.of(B)) for B in layers.decoders())
         self.lists: tuple[list[Tensor], list[Tensor]] = [self.A], [*self.B]
@@ -121,7 +137,7 @@ class JoinedAutoEncoderMLP(AutoEncoderMLP):
         nn.Module.__init__(self)
         self.d_model, self.d_ff, self.rank = mlp.d_model, mlp.d_ff, mlp.rank
         self.activation, self.gate_silu = mlp.activation, mlp.gate_silu
-        self.ops = layout.ops or mlp.ops
+        self.ops = layout.ops_of(mlp.ops)
         self.A = layout.joined(mlp.encoders())
         self.list: list[Tensor] = [self.A]
         for name in ("gate_B", "up_B", "down_A", "down_B"):

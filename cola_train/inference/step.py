@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from cola_train.model.attention import rotate
 from cola_train.model.context import Mask
 
 
@@ -41,7 +42,9 @@ class Step:
         return kept_BGSV[:, :, : self.end]
 
     def turn(self, q_BTHK: Tensor, k_BTHK: Tensor) -> tuple[Tensor, Tensor]:
-        """Queries by their angles and 1 / sqrt(K), keys by their angles; fp32."""
+        """By their angles; where they attend to what is kept, queries by 1 / sqrt(K) too: fp32."""
+        if self.first is not None:
+            return rotate(q_BTHK, self.rotary), rotate(k_BTHK, self.rotary)
         both = torch.stack([q_BTHK, k_BTHK], dim=2)
         q, k = turned(both, self.rotary).unbind(2)
         return q, k

@@ -10,6 +10,7 @@ stored with zeros (model/padding.py): inputs and outputs are as wide as that.
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -113,8 +114,15 @@ class AutoEncoders(PaddedModule):
 
     def expand(self, name: str, s: Tensor) -> Tensor:
         """A projection's output of its bottleneck s: (..., r) -> (..., d_out)."""
-        B = self.decoders()[list(self.d_outs).index(name)]
-        return self.ops.up(s, [B], None, False)[0]
+        return self.ops.up(s, [self._decoder(name)], None, False)[0]
+
+    def decoder(self, name: str) -> Tensor:
+        """What `expand` makes of the unit vectors, (r, d_out): B transposed."""
+        B = self._decoder(name)
+        return self.expand(name, torch.eye(B.shape[1], dtype=B.dtype, device=B.device))
+
+    def _decoder(self, name: str) -> Tensor:
+        return self.decoders()[list(self.d_outs).index(name)]
 
     def encoders(self) -> list[Tensor]:
         """A of each projection, in order."""

@@ -6,7 +6,7 @@ Expand_K puts K copies of z side by side and cuts them to m.
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -58,6 +58,9 @@ class ExpandingOps:
     alpha: float
     rank: int
     d_ff: int
+
+    def over(self, ops: Ops) -> "ExpandingOps":
+        return replace(self, ops=ops)
 
     def linear(
         self, x: Tensor, weights: Sequence[Tensor], residual: Tensor | None
