@@ -71,6 +71,8 @@ def run(options: argparse.Namespace) -> Report:
     for (name, n), shape in shapes.items():
         results[f"{name}, {n}"] = guarded(measure, shape, options)
         say(f"{name}, {n} rows ({time.perf_counter() - start:.0f} s)")
+        if "block" in (of := results[f"{name}, {n}"]):  # said at once: what follows may hang
+            say(table(headers(options.ways), [*rows_of(f"{name}, {n}", of, options.ways)]))
     good = all(of["good"] for of in [*errors.values(), *results.values()])
     figures = {
         "triton": triton.__version__,
@@ -245,13 +247,11 @@ def replayed_seconds(replay: Callable[[], None]) -> float:
 
 
 def text_of(figures: dict[str, Any], options: argparse.Namespace) -> str:
-    headers = ["layer", "floor µs", "torch µs", *(f"{way} µs" for way in options.ways),
-               *(f"{way}, of floor" for way in options.ways), "best over torch"]  # fmt: skip
     lines = [f"µs of a layer in a CUDA graph, {figures['dtype']}; floors: the weights' bytes at "
              f"{figures['bandwidth'] / 1e12:g} TB/s"]  # fmt: skip
-    rows = [list(row) for name, of in figures["layers"].items() if "block" in of
+    rows = [row for name, of in figures["layers"].items() if "block" in of
             for row in rows_of(name, of, options.ways)]  # fmt: skip
-    lines.append(table(headers, rows))
+    lines.append(table(headers(options.ways), rows))
     checked = {**figures["errors_in_other_dtypes"], **figures["layers"]}
     worst = [max(of["of_allowed"].values()) for of in checked.values() if "of_allowed" in of]
     if worst:
@@ -261,6 +261,11 @@ def text_of(figures: dict[str, Any], options: argparse.Namespace) -> str:
             lines.append(f"WRONG: {name}: {of.get('failed') or of['of_allowed']}")
     lines.append(f"{figures['seconds']:.0f} s in all.")
     return "\n".join(lines)
+
+
+def headers(ways: Sequence[str]) -> list[str]:
+    return ["layer", "floor µs", "torch µs", *(f"{way} µs" for way in ways),
+            *(f"{way}, of floor" for way in ways), "best over torch"]  # fmt: skip
 
 
 def rows_of(name: str, of: dict[str, Any], ways: Sequence[str]) -> Iterator[list[str]]:

@@ -25,11 +25,7 @@ if TYPE_CHECKING:  # it imports Triton, which may not be there
     from benchmarks.kernels_cases import Case
 
 ROOT = Path(__file__).parents[2]
-CASES = (
-    "tests/kernels/interpreter_cases.py",
-    "tests/kernels/cross_entropy_cases.py",
-    "tests/kernels/decode_cases.py",
-)
+CASES = ("tests/kernels/interpreter_cases.py", "tests/kernels/cross_entropy_cases.py")
 
 
 def measure(given: Given, record: Record) -> None:

@@ -45,5 +45,17 @@ decode_kernels.DEVICE, decode_kernels.DTYPE = "cpu", torch.float16
 decode_kernels.OTHERS = (torch.float32,)
 decode_kernels.ENOUGH, decode_kernels.REPLAYS = 1, 1
 decode_kernels.unavailable = lambda device: None
-arguments = ["--model", "350m", "--rows", "2", "--rounds", "1", "--json", FILE]
+arguments = [
+    "--model",
+    "350m",
+    "--rows",
+    "2",
+    "--rounds",
+    "1",
+    "--ways",
+    "apart",
+    "together",
+    "--json",
+    FILE,
+]
 sys.exit(main(["decode_kernels", *arguments]))

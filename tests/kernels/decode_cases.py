@@ -26,6 +26,7 @@ DEVICE = torch.device("cpu" if interpreting() else "cuda")
 DTYPES = (torch.float32, torch.float16)  # interpreted
 randn = functools.partial(torch.randn, device=DEVICE)
 EPS = 1e-3
+FP32_EPS = torch.finfo(torch.float32).eps
 
 # (n, d, r, F): rows of one and of both tensor-core tiles; several tiles with a rest and whole ones;
 # widths that are multiples of 16 and widths that are not
@@ -104,7 +105,9 @@ def test_as_good_as_torch(shape: tuple[int, ...], dtype: torch.dtype, way: str) 
         plain, ours = use(reference, weights, x, z), use(decoder, weights, x, z)
         for t, p, o in zip(truth, plain, ours, strict=True):
             assert o.dtype == dtype and o.shape == t.shape
-            allowed = 2 * (p - t).norm() + torch.finfo(dtype).eps * t.norm()
+            # 0.25 sqrt(K): of a sum of K terms in fp32, which torch may sum in another order
+            rounding = max(torch.finfo(dtype).eps, 0.25 * max(shape) ** 0.5 * FP32_EPS)
+            allowed = 2 * (p - t).norm() + rounding * t.norm()
             assert (o - t).norm() <= allowed, f"{name}: {(o - t).norm():.2e} > {allowed:.2e}"
         if not interpreting():
             assert all(map(torch.equal, ours, use(decoder, weights, x, z)))

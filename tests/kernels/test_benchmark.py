@@ -67,7 +67,7 @@ def test_decode_kernels(tmp_path: Path) -> None:
     assert all(of["good"] for of in figures["errors_in_other_dtypes"].values())
     assert set(figures["layers"]) == {"350m, 2"}
     for of in figures["layers"].values():
-        assert of["good"] and set(of["of_allowed"]) == {"apart", "chained", "together"}
+        assert of["good"] and set(of["of_allowed"]) == {"apart", "together"}
         for layer in ("qkv", "o", "mlp", "block"):
             median = of[layer]["seconds_median"]
             assert set(median) == {"torch", *of["of_allowed"]}

@@ -32,7 +32,8 @@ DTYPES = (torch.bfloat16, torch.float32)  # float16 is as bfloat16
 
 
 def layer(decoder: Decoder, shape: Shape, dtype: torch.dtype, device: str) -> None:
-    """The linears of a block: whole, and the MLP's middle alone, whose first phase applies s."""
+    """The linears of a block: whole; and `down`, `up` and the MLP's middle alone, which apply s to
+    what they read."""
     d, d_ff, r = shape.d, shape.d_ff, shape.r
 
     def new(*size: int) -> Tensor:
@@ -41,7 +42,8 @@ def layer(decoder: Decoder, shape: Shape, dtype: torch.dtype, device: str) -> No
     x, norm, gate, up = new(shape.n, d), new(d), new(d_ff, r), new(d_ff, r)
     a, b = ([new(*size) for _ in range(3)] for size in ((r, d), (d, r)))
     decoder.encode(x, a, b, norm=norm, eps=1e-5)
-    decoder.encode(x, [new(r, d)], [new(d, r)], x)
+    decoder.encode(x, a[:1], b[:1], x)
+    decoder.up(decoder.down(x, a), b)
     down = [new(r, d_ff), new(d, r)]
     decoder.mlp(x, a[:2], [gate, up], down, x, norm, 1e-5, True, True)
     decoder.gated_down(new(shape.n, 2 * r), gate, up, down[0])
