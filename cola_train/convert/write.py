@@ -1,6 +1,7 @@
 """What is imported as the folder of a run that has not begun: a checkpoint of weights alone, its
 config and its tokenizer."""
 
+import hashlib
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -39,8 +40,10 @@ def write_run(
 
     out = Path(config.run_dir)
     kinds = {f"model.{name}": (MASTERS, shape) for name, shape in shapes.items()}
+    text = tokenizer.to_json()
+    state = start_of(config, source, hashlib.sha256(text.encode()).hexdigest())
     with new_folder(out, sum(map(size_of, kinds.values()))) as folder:
-        write_start(folder / "checkpoints", kinds, weights, start_of(config, source))
+        write_start(folder / "checkpoints", kinds, weights, state)
         sync_folder(folder / "checkpoints")
-        write_text(folder / TOKENIZER, tokenizer.to_json())
+        write_text(folder / TOKENIZER, text)
         write_text(folder / "config.yaml", yaml.safe_dump(asdict(config), sort_keys=False))

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from cola_train.config.schema import Config
+from cola_train.data.shards import TOKENIZER
 from cola_train.errors import UserError
 from cola_train.run.recorded import read_recorded, recorded_config
 
@@ -44,11 +45,12 @@ def git_commit() -> str | None:
     return run.stdout.strip() or None
 
 
-def start_of(config: Config, source: str) -> dict[str, Any]:
+def start_of(config: Config, source: str, tokenizer: str) -> dict[str, Any]:
     """What a checkpoint says that is no run's, but weights where one may begin, at step 0 with a
-    fresh optimizer. source: where they are from."""
+    fresh optimizer. source: where they are from. tokenizer: as in `about`, of theirs."""
     return {
         "config": dataclasses.asdict(config),
+        "tokenizer": tokenizer,
         "identity": _model_identity(config),
         "source": source,
     }
@@ -104,6 +106,19 @@ def refuse_another(saved: Mapping[str, Any], here: Mapping[str, Any], checkpoint
             *different,
             "Set these as they were, or begin a new run: choose another run_name (run_dir, where "
             "that is given).",
+        )
+
+
+def refuse_another_tokenizer(
+    saved: Mapping[str, Any], here: Mapping[str, Any], checkpoint: Path
+) -> None:
+    """Raises UserError if a start's weights, by its state, know other tokens than this run's data
+    are made of, by what `about` says. (A run's own data are compared by the loader.)"""
+    if saved["tokenizer"] != here["tokenizer"]:
+        file = checkpoint.absolute().parents[1] / TOKENIZER
+        raise UserError(
+            f"resume: the weights of {checkpoint} were trained with another tokenizer than this "
+            f"run's data: set data.tokenizer={file}, or prepare the tokens with it"
         )
 
 

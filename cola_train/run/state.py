@@ -22,6 +22,7 @@ from cola_train.run.identity import (
     is_start,
     recorded_identity,
     refuse_another,
+    refuse_another_tokenizer,
     refuse_warm_start,
 )
 from cola_train.run.owner import Owner
@@ -184,7 +185,8 @@ class RunState:
             unknown = "whether model and method are this run's is known by names and shapes alone"
             say(f"{path}: of an earlier version, without its config.yaml; {unknown}")
         tensors = self.engine.state_dict()
-        start = is_start(saved)
+        if start := is_start(saved):
+            refuse_another_tokenizer(saved, self.about, path)
         weights = {name: each for name, each in tensors.items() if name.startswith("model.")}
         self.checkpointer.load(path, weights if start else tensors)
         self.engine.load_state_dict(tensors)

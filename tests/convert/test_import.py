@@ -104,6 +104,10 @@ def save_start(run: Path, tensors: dict[str, Tensor]) -> None:
 
 def test_another_model_does_not_begin_there(imported, tiny, tmp_path, capsys) -> None:
     common = [*tiny, *SHAPE, f"resume={imported}", f"run_dir={tmp_path / 'run'}"]
+    same = ["method=cola", f"method.rank={R}", "method.activation=both"]
+    assert exit_code_of([*common, *same, f"data.vocab_size={V}"]) == 2  # one of its own text
+    said = capsys.readouterr().err
+    assert f"another tokenizer than this run's data: set data.tokenizer={imported}/" in said
     assert exit_code_of([*common, "method=cola", "method.rank=4"]) == 2
     said = capsys.readouterr().err
     assert "method.rank: 6 in the checkpoint, 4 here" in said
