@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from cola_train.checkpoint.files import read_manifest, read_state
-from cola_train.checkpoint.recorded import config_of_run
+from cola_train.checkpoint.recorded import config_of_run, run_of
 from cola_train.config.describe import about, shown
 from cola_train.config.schema import Config
 from cola_train.run.identity import is_start
@@ -89,7 +89,7 @@ def facts(checkpoint: Path, config: Config) -> Iterator[str]:
             "tokens": f"{state['progress']['tokens']:,}",
             **length,
             "batch": f"{config.batch_size:,} sequences",
-            **losses(checkpoint.parents[1] / "metrics.jsonl", manifest.step),
+            **losses(run_of(checkpoint) / "metrics.jsonl", manifest.step),
             "cola_train": code.get("version", "unknown"),
             "commit": code.get("commit") or "unknown",
         }
@@ -118,7 +118,8 @@ def losses(metrics: Path, step: int) -> dict[str, str]:
         measured = [line for line in lines if line.get(key) is not None]
         if measured:
             at, loss = measured[-1]["step"], measured[-1][key]
-            found[name] = f"{loss:.4f} (perplexity {math.exp(loss):.2f}) at step {at:,}"
+            perplexity = math.exp(min(loss, 700.0))  # exp has no more
+            found[name] = f"{loss:.4f} (perplexity {perplexity:.2f}) at step {at:,}"
     return found
 
 

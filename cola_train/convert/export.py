@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from cola_train.checkpoint.checkpointer import newest_good
-from cola_train.checkpoint.recorded import config_of
+from cola_train.checkpoint.recorded import config_of, run_of
 from cola_train.checkpoint.tensor_file import Kind
 from cola_train.config.schema import Config
 from cola_train.convert.card import card
@@ -51,7 +51,7 @@ def export(
     config = config_of(checkpoint)
     weights = FoldedWeights(checkpoint, config)
     kinds = exported_kinds(weights, DTYPES[dtype])
-    text = load_tokenizer(tokenizer or checkpoint.parents[1] / TOKENIZER, config)
+    text = load_tokenizer(tokenizer or run_of(checkpoint) / TOKENIZER, config)
     modeling = modeling_file(weights.plain)
     parameters = sum(shape.numel() for _, shape in kinds.values())
     documents = {

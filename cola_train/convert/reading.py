@@ -14,13 +14,11 @@ from torch import Tensor
 from cola_train.checkpoint.files import first_few
 from cola_train.config.schema import Config
 from cola_train.convert.description import CONFIG, Description, describe
+from cola_train.convert.folding import kinds_of
 from cola_train.convert.names import exported_names
 from cola_train.convert.official import is_official, is_split, official_names
 from cola_train.convert.weights import DTYPES, INDEX, Weights
 from cola_train.errors import UserError
-from cola_train.methods.base import build_method
-from cola_train.model.llama import build_model
-from cola_train.model.padding import remove_padding
 
 EMBEDDING, HEAD = "embedding.weight", "head.weight"
 DERIVED = ".rotary_emb.inv_freq"  # end of the names of what old checkpoints hold, and follows
@@ -79,7 +77,7 @@ def open_folder(path: Path) -> Folder:
         raise UserError(f"{path}: no such folder")
     description = describe(path)
     weights = Weights(path)
-    shapes = model_shapes(description.config())
+    shapes = {name: shape for name, (_, shape) in kinds_of(description.config()).items()}
     if is_official(weights.tensors):
         layers, split = description.model.n_layers, is_split(weights.tensors)
         theirs = official_names(shapes, layers, split)
@@ -96,14 +94,6 @@ def open_folder(path: Path) -> Folder:
             f"{CONFIG}",
         )
     return folder
-
-
-def model_shapes(config: Config) -> dict[str, torch.Size]:
-    """Of all weights of a config's model, without padding, by name."""
-    device = torch.device("cpu")
-    model = build_model(config, build_method(config, device), device)
-    remove_padding(model)
-    return {name: weight.shape for name, weight in model.named_parameters()}
 
 
 def _wrong_names(folder: Folder) -> Iterable[str]:
