@@ -14,11 +14,11 @@ from cola_train.config.schema import Config
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(
-        key=lambda item: "slow" not in item.keywords
+        key=lambda item: item.get_closest_marker("slow") is None
     )  # first, so that both processes end together
     if not torch.cuda.is_available():
         for item in items:
-            if "gpu" in item.keywords:
+            if item.get_closest_marker("gpu"):  # a folder's name is among an item's keywords
                 item.add_marker(pytest.mark.skip(reason="needs a CUDA GPU, and there is none"))
 
 

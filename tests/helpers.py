@@ -37,6 +37,7 @@ from cola_train.train import train
 
 REPOSITORY = Path(__file__).parents[1]
 WORKERS = REPOSITORY / "tests" / "workers"
+CPU = torch.device("cpu")
 
 # arXiv 2502.10940 and the official code: size -> (full-rank, CoLA) parameters
 PAPER_PARAMETERS = {
@@ -113,15 +114,15 @@ def make_config(*overrides: str) -> Config:
     return load(compose(good, problems), problems)
 
 
-def meta_model(config: Config) -> Llama:
-    """Its model, unsharded, on the meta device, with the kernels of a CPU."""
-    device = torch.device("cpu")
+def meta_model(config: Config, device: torch.device = CPU) -> Llama:
+    """Its model, unsharded, on the meta device, with the kernels of `device`."""
     return build_model(config, build_method(config, device), device)
 
 
-def real_model(config: Config) -> Llama:
-    """Its model, unsharded, with its initial weights."""
-    model = meta_model(config).to_empty(device="cpu")
+def real_model(config: Config, device: torch.device = CPU) -> Llama:
+    """Its model, unsharded, with the weights that it begins with on `device`: a GPU draws others
+    than a CPU."""
+    model = meta_model(config, device).to_empty(device=device)
     initialise(model, config.seed)
     return model
 
@@ -219,6 +220,8 @@ def start_python(
 
     restarts: of all its processes by torchrun when one has died. variables: of the environment.
     """
+    if 0 < distributed.gpus() < processes:  # each process takes one
+        pytest.skip(f"needs {processes} GPUs, and there are {distributed.gpus()}")
     torchrun = [
         "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}",
         f"--max-restarts={restarts}",

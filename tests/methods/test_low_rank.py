@@ -93,17 +93,19 @@ def test_policies_and_compilation_train_the_same():
     """Policies to the bit; a graph without breaks to rounding."""
     seen = {}
     for policy in (*config_of().method.policies, "compiled"):
-        config = config_of(recompute={"name": "none" if policy == "compiled" else policy})
+        compiled = policy == "compiled"
+        config = config_of(
+            recompute={"name": "none" if compiled else policy}, train={"compile": compiled}
+        )
         model = real_model(config)
         method = build_method(config, torch.device("cpu"))
         apply_recompute(model, config.recompute.name, method.kept_ops)
-        if policy == "compiled":
+        if compiled:
             model.layers[0].compile(fullgraph=True, backend="eager")
         loss = loss_of(model)
         loss.backward()
         seen[policy] = [loss.detach(), *(weight.grad for weight in model.parameters())]
-    compiled = seen.pop("compiled")
-    torch.testing.assert_close(compiled, seen["none"], rtol=0, atol=1e-6)
+    torch.testing.assert_close(seen.pop("compiled"), seen["none"], rtol=0, atol=1e-6)
     assert all(all(map(torch.equal, of, seen["none"])) for of in seen.values())
 
 

@@ -83,7 +83,7 @@ def test_norms_without_decay_on_one_process(tiny, tmp_path):
     decay = ["optim.weight_decay=5", "optim.groups={*norm*:{weight_decay:0}}"]
     config = make_config(*tiny, f"run_dir={tmp_path}", "optim.clip=null", *decay)
     engine = build(config, distributed.start())
-    model = real_model(config)
+    model = real_model(config, engine.device)
     norms = [p for name, p in model.named_parameters() if "norm" in name]
     others = [p for name, p in model.named_parameters() if "norm" not in name]
     groups = [{"params": norms, "weight_decay": 0}, {"params": others, "weight_decay": 5}]
@@ -92,7 +92,8 @@ def test_norms_without_decay_on_one_process(tiny, tmp_path):
         engine.train_step((batches := micro_batches(step)), 1e-2)
         optimizer.zero_grad()
         for batch in batches:
-            (model(batch.inputs, batch.targets) / (8 * 32)).backward()
+            there = batch.to(engine.device)
+            (model(there.inputs, there.targets) / (8 * 32)).backward()
         optimizer.step()
     for name, weight in model.named_parameters():
         assert torch.allclose(engine.stored_weights().full(name), weight, rtol=1e-4, atol=1e-5), (

@@ -59,6 +59,8 @@ def tensors(tree):
 
 @pytest.fixture(params=[1, 4])
 def shards(request):
+    if dist.is_initialized():  # an engine of another test has left it
+        dist.destroy_process_group()
     if request.param > 1:
         dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=request.param)
     yield request.param

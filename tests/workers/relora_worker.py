@@ -49,7 +49,7 @@ def merge(case: str, prune: str, folder: Path) -> dict[str, Any]:
     engine.close()
     kept = {n: t for n, t in state.items() if n.startswith("model.") or "_A." in n or "_B." in n}
     return {
-        "sums": {n: hashlib.sha256(t.numpy().tobytes()).hexdigest() for n, t in kept.items()},
+        "sums": {n: hashlib.sha256(t.cpu().numpy().tobytes()).hexdigest() for n, t in kept.items()},
         "loss": [before, after], "metrics": metrics, "next": result.loss,
         "B": [t.any().item() for n, t in state.items() if n.startswith("model.") and "_B" in n],
     }  # fmt: skip

@@ -37,7 +37,8 @@ class SparseLowRanks(PaddedModule):
         support_size: k of a matrix of so many entries.
         """
         super().__init__()
-        self.d_in, self.d_outs, self.rank = d_in, dict(d_outs), rank
+        # plain, as Dynamo of 2.11 knows no int() of a `Width`
+        self.d_in, self.d_outs, self.rank = int(d_in), dict(d_outs), rank
         self.scale = alpha / rank
         for name, d_out in d_outs.items():
             self.add_weight(f"{name}_A", rank, d_in)
@@ -61,7 +62,7 @@ class SparseLowRanks(PaddedModule):
         A, B, values, index = (
             getattr(self, f"{name}_{part}") for part in ("A", "B", "values", "index")
         )
-        return sparse_low_rank(x, A, B, values, index, self.scale, int(self.d_in))
+        return sparse_low_rank(x, A, B, values, index, self.scale, self.d_in)
 
     def init(self, name: str) -> Fill:
         projection, _, part = name.rpartition("_")
