@@ -6,7 +6,7 @@ a policy is only another `forward` on the same modules.
 
 import argparse
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -138,16 +138,42 @@ def config_of(name: str, options: argparse.Namespace) -> Config:
     )
 
 
+HOOKS = ("forward", "attend", "feed_forward")  # what a policy or compilation puts on a block
+Forwards = list[dict[str, Callable[..., Any]]]
+
+
+@dataclass(frozen=True)
+class PolicyStep:
+    """held: bytes of the engine's weights and optimizer on a GPU, where others are beside it."""
+
+    engine: Engine
+    blocks: nn.ModuleList
+    forwards: Forwards
+    batch: Batch
+    lr: float
+    held: int
+
+    def __call__(self) -> StepResult:
+        for block, own in zip(self.blocks, self.forwards, strict=True):
+            for name in HOOKS:
+                block.__dict__.pop(name, None)
+            block.__dict__.update(own)
+        result = self.engine.train_step([self.batch], self.lr)
+        if result.skipped:
+            raise RuntimeError("a step was not finite: its optimizer did not run")
+        return result
+
+
 def build_steps(
     configs: dict[str, Config], device: torch.device, padded: bool = True
-) -> dict[str, Step]:
+) -> dict[str, PolicyStep]:
     """An optimizer step for each contender, as the trainer runs it; it returns the step's result.
 
     Contenders whose configs differ in policy, compilation and batch alone share their modules.
 
     padded: as models are stored; else with weights of their own widths, aligned or not.
     """
-    steps: dict[str, Step] = {}
+    steps: dict[str, PolicyStep] = {}
     left = dict(configs)
     while left:
         config = next(iter(left.values()))
@@ -157,11 +183,22 @@ def build_steps(
         if not padded:
             remove_padding(model)
         forwards = {name: take_policy(c, model, method) for name, c in sharing.items()}
+        before = allocated(device)
         engine = build_engine(config, model, method, device)
+        engine.state_dict()  # allocates the optimizer's
+        held = allocated(device) - before
         for name, own in sharing.items():
-            steps[name] = policy_step(engine, model.layers, forwards[name], own)
+            batch = random_batch(own)
+            steps[name] = PolicyStep(
+                engine, model.layers, forwards[name], batch, own.optim.lr, held
+            )
             del left[name]
     return steps
+
+
+def allocated(device: torch.device) -> int:
+    """Bytes of tensors on a GPU; 0 of a CPU's."""
+    return torch.cuda.memory_allocated(device) if device.type == "cuda" else 0
 
 
 def same_modules(a: Config, b: Config) -> bool:
@@ -174,10 +211,6 @@ def same_modules(a: Config, b: Config) -> bool:
     return replace(a, recompute=policy, train=train) == b
 
 
-HOOKS = ("forward", "attend", "feed_forward")  # what a policy or compilation puts on a block
-Forwards = list[dict[str, Callable[..., Any]]]
-
-
 def take_policy(config: Config, model: Llama, method: Method) -> Forwards:
     """What `config`'s policy puts on each block, taken off again."""
     apply_recompute(model, config.recompute.name, method.kept_ops)
@@ -186,22 +219,6 @@ def take_policy(config: Config, model: Llama, method: Method) -> Forwards:
     return [
         {k: block.__dict__.pop(k) for k in HOOKS if k in block.__dict__} for block in model.layers
     ]
-
-
-def policy_step(engine: Engine, blocks: nn.ModuleList, forwards: Forwards, config: Config) -> Step:
-    batch = random_batch(config)
-
-    def step() -> StepResult:
-        for block, own in zip(blocks, forwards, strict=True):
-            for name in HOOKS:
-                block.__dict__.pop(name, None)
-            block.__dict__.update(own)
-        result = engine.train_step([batch], config.optim.lr)
-        if result.skipped:
-            raise RuntimeError("a step was not finite: its optimizer did not run")
-        return result
-
-    return step
 
 
 def random_batch(config: Config) -> Batch:
@@ -227,16 +244,17 @@ def uses_triton(config: Config, device: torch.device) -> bool:
     return hardware.kernels_on(device, config.kernels, config.train.precision) == "triton"
 
 
-def gpu_memory(step: Step) -> dict[str, int]:
-    """Peak bytes allocated during a step, above what weights and optimizer hold between steps."""
+def gpu_memory(step: PolicyStep) -> dict[str, int]:
+    """Peak bytes allocated during a step, without what other steps hold; and above what weights and
+    optimizer hold between steps."""
     step()
     torch.cuda.synchronize()
     between = torch.cuda.memory_allocated()
     torch.cuda.reset_peak_memory_stats()
     step()
     torch.cuda.synchronize()
-    peak = torch.cuda.max_memory_allocated()
-    return {"peak_memory_bytes": peak, "peak_above_weights_bytes": peak - between}
+    above = torch.cuda.max_memory_allocated() - between
+    return {"peak_memory_bytes": step.held + above, "peak_above_weights_bytes": above}
 
 
 def cpu_memory(configs: dict[str, Config]) -> dict[str, dict[str, int]]:

@@ -35,6 +35,7 @@ def measure(given: Given, record: Record) -> None:
         return
     from benchmarks.kernels_cases import cases
 
+    os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"  # or torch lets no matmul be deterministic
     torch.use_deterministic_algorithms(True)  # fills what is empty with NaN
     for dtype in sizes.dtypes:
         for name, shape in sizes.right.items():

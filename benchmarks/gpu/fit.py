@@ -1,22 +1,28 @@
 """The step-time model's constants, by least squares from what the other parts have timed, and from
 Python's time on this host. `cola-plan constants=FILE` takes them.
 
+Kernels are timed one by one, which a GPU at its power limit does not keep up through a step: the
+matmuls' peak is at last that of a whole step of full rank, which is matmuls for the most part.
+
 Most are shares of the data sheet's numbers: a GPU that is not in cola_train/gpus.py has none.
 """
 
 import math
 import statistics
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, replace
 from itertools import product
 from typing import Any
 
 from benchmarks import python_time
 from benchmarks.gpu.correctness import guarded
+from benchmarks.gpu.graphs import CONTENDERS, graph_config
 from benchmarks.gpu.parts import Figures, Given, Record
+from benchmarks.gpu.policies import modelled_step
 from benchmarks.gpu.sizes import Sizes
-from benchmarks.gpu.steps import config_of
+from benchmarks.gpu.steps import UNPADDED, config_of
 from cola_train import distributed, hardware
+from cola_train.config.schema import Config
 from cola_train.gpus import Gpu
 from cola_train.methods.launches import FusedGemm, Gemm, Launch, Work
 from cola_train.planning.constants import StepConstants
@@ -33,6 +39,7 @@ FUSED = {  # Triton's kernels by name in floors.table: products a tile, elements
     "gated_backward": (1, 4),
     "gated_recompute": (3, 3),
 }
+Misfit = Callable[[StepConstants], float]  # sum of squares of log(modelled / measured)
 LENGTHS = (256, 1024, 4096)  # of the sequences whose attention is a constant
 
 
@@ -45,7 +52,8 @@ def measure(given: Given, record: Record) -> None:
         record("note", f"{name} is not in cola_train/gpus.py: no constants; add its data sheet")
         return
     ops = given.earlier.get("ops", {})
-    constants, misfits = fit_kernels(gpu, [*ops.get("single", []), *fused_samples(sizes, ops)])
+    single = [*ops.get("single", []), *fused_samples(sizes, ops)]
+    constants, misfits = fit_kernels(gpu, single, full_rank_step(sizes, given.earlier))
     record("misfit", misfits)
     record("constants", asdict(constants))
     python: dict[str, Figures] = {}
@@ -66,12 +74,13 @@ def python_seconds(sizes: Sizes, method: str, kernels: str, mode: str) -> Figure
 
 
 def fit_kernels(
-    gpu: Gpu, single: Sequence[dict[str, Any]]
+    gpu: Gpu, single: Sequence[dict[str, Any]], whole: tuple[Config, float] | None = None
 ) -> tuple[StepConstants, dict[str, float]]:
     """The constants of a GPU's kernels, those that nothing was timed for as they were; and how far
     the model is from the timings, as a typical factor less one.
 
     single: kernels as the part `ops` records them, with seconds.
+    whole: a step, and its seconds.
     """
     constants = StepConstants()
     of: dict[str, list[dict[str, Any]]] = {}
@@ -86,17 +95,32 @@ def fit_kernels(
         constants = replace(constants, launch_us=each / US)
     gemms = [(gemm(*s["shape"]), s["seconds"]) for s in of.get("gemm", []) if not s.get("odd")]
     fused = [(fused_gemm(s), s["seconds"]) for s in of.get("fused", [])]
-    constants = fit(constants, gpu, ("gemm_peak", "gemm_fill_us"), gemms)
-    constants = fit(constants, gpu, ("fused_peak", "fused_fill_us", "fused_epilogue"), fused)
     constants = fit_odd(constants, of.get("gemm", []))
     constants = fit_attention(constants, gpu, of.get("attention", []))
-    samples: dict[str, Sequence[tuple[Launch, float]]] = {"matmuls": gemms, "fused": fused}
-    misfits = {
-        name: math.exp((misfit(constants, gpu, timed) / len(timed)) ** 0.5) - 1
-        for name, timed in samples.items()
-        if timed
-    }
+    misfits = {}
+    if gemms:
+        constants = fit(constants, ("gemm_peak", "gemm_fill_us"), misfit_of(gpu, gemms))
+        misfits["matmuls"] = typical(misfit_of(gpu, gemms)(constants), len(gemms))
+    if whole:
+        constants = fit(constants, ("gemm_peak",), misfit_of_step(gpu, *whole))
+    if fused:  # their epilogue's cost is over cuBLAS's time by the peak that is the last
+        names = ("fused_peak", "fused_fill_us", "fused_epilogue")
+        constants = fit(constants, names, misfit_of(gpu, fused))
+        misfits["fused"] = typical(misfit_of(gpu, fused)(constants), len(fused))
     return constants, misfits
+
+
+def full_rank_step(sizes: Sizes, earlier: dict[str, Figures]) -> tuple[Config, float] | None:
+    """The largest that was timed, and its seconds: as a graph, or else compiled."""
+    for part, name in (("graphs", "full"), ("steps", "full, compiled")):
+        timed = {
+            int(where.split(" x ")[0]): of[name]["step_seconds_median"]
+            for where, of in earlier.get(part, {}).items()
+            if not where.endswith(UNPADDED) and "step_seconds_median" in of.get(name, {})
+        }
+        if timed:
+            return graph_config(sizes, max(timed), *CONTENDERS["full"]), timed[max(timed)]
+    return None
 
 
 def fused_samples(sizes: Sizes, ops: Figures) -> Iterator[dict[str, Any]]:
@@ -124,28 +148,35 @@ def as_share(value: float) -> float:
     return min(1.0, max(1e-6, value))
 
 
-def misfit(constants: StepConstants, gpu: Gpu, samples: Sequence[tuple[Launch, float]]) -> float:
-    """Sum of squares of the logarithms of modelled over measured."""
-    chip = Chip(gpu, constants, BF16)
-    return sum(math.log(chip.seconds(launch) / seconds) ** 2 for launch, seconds in samples)
+def misfit_of(gpu: Gpu, samples: Sequence[tuple[Launch, float]]) -> Misfit:
+    def misfit(constants: StepConstants) -> float:
+        chip = Chip(gpu, constants, BF16)
+        return sum(math.log(chip.seconds(launch) / seconds) ** 2 for launch, seconds in samples)
+
+    return misfit
 
 
-def fit(
-    constants: StepConstants,
-    gpu: Gpu,
-    names: Sequence[str],
-    samples: Sequence[tuple[Launch, float]],
-) -> StepConstants:
+def misfit_of_step(gpu: Gpu, config: Config, seconds: float) -> Misfit:
+    def misfit(constants: StepConstants) -> float:
+        return math.log(modelled_step(config, gpu, constants) / seconds) ** 2
+
+    return misfit
+
+
+def typical(misfit: float, samples: int) -> float:
+    """As a factor, less one."""
+    return math.exp((misfit / samples) ** 0.5) - 1
+
+
+def fit(constants: StepConstants, names: Sequence[str], misfit: Misfit) -> StepConstants:
     """Least squares by a pattern search: steps along each constant, halved where none helps."""
-    if not samples:
-        return constants
-    best, step = misfit(constants, gpu, samples), 0.5
+    best, step = misfit(constants), 0.5
     while step > 1e-3:
         before = best
         for name in names:
             for factor in (1 + step, 1 / (1 + step)):
                 trial = replace(constants, **{name: within(name, getattr(constants, name), factor)})
-                if (found := misfit(trial, gpu, samples)) < best:
+                if (found := misfit(trial)) < best:
                     best, constants = found, trial
         if best == before:
             step /= 2

@@ -75,7 +75,8 @@ class Outcome:
 PARTS = {
     "correctness": Part("Correctness of the kernels", 20, "benchmarks.gpu.correctness"),
     "ops": Part("Each op beside torch.compile and its floor", 20, "benchmarks.gpu.ops"),
-    "steps": Part("The training step", 30, "benchmarks.gpu.steps"),
+    "graphs": Part("The step as one CUDA graph", 15, "benchmarks.gpu.graphs"),
+    "steps": Part("The training step", 25, "benchmarks.gpu.steps"),
     "policies": Part("Recomputation: speed and memory", 12, "benchmarks.gpu.policies"),
     "training": Part("A training run", 10, "benchmarks.gpu.training"),
     "constants": Part("Constants for cola-plan", 8, "benchmarks.gpu.fit"),

@@ -1,6 +1,7 @@
 """CoLA's recomputation policies: speed and peak memory, beside what `cola-plan` says."""
 
 import itertools
+from dataclasses import replace
 
 from benchmarks.gpu.parts import Figures, Given, Record
 from benchmarks.gpu.sizes import Sizes
@@ -10,6 +11,7 @@ from cola_train import distributed, hardware
 from cola_train.config.schema import Config
 from cola_train.gpus import Gpu
 from cola_train.parallel.topology import Topology
+from cola_train.planning.constants import StepConstants, constants_of
 from cola_train.planning.estimate import Assumptions, step_time
 from cola_train.planning.memory import memory
 from cola_train.planning.run import Run
@@ -43,13 +45,18 @@ def policy_config(sizes: Sizes, kernels: str, compiled: bool, policy: str) -> Co
 
 
 def planned(config: Config, gpu: Gpu | None) -> Figures:
-    """What the planner says without this GPU's own constants; the time, if it knows the GPU."""
-    run = Run(config, Topology(1, 1), gpu=gpu)
-    figures: Figures = {"planned_bytes": memory(run).total}
-    if gpu is not None:  # whose links and reserve are nothing to one process's time
-        given = Assumptions(gpu, link_utilisation=1.0, network_gbit=1.0, reserved=0.0)
-        figures["planned_seconds"] = step_time(run, given).total
+    """What the planner says; the time, if it knows the GPU."""
+    figures: Figures = {"planned_bytes": memory(Run(config, Topology(1, 1), gpu=gpu)).total}
+    if gpu is not None:
+        figures["planned_seconds"] = modelled_step(config, gpu, constants_of(gpu))
     return figures
+
+
+def modelled_step(config: Config, gpu: Gpu, constants: StepConstants) -> float:
+    """Seconds by the planner's model; links and reserve are nothing to one process's."""
+    given = Assumptions(gpu, link_utilisation=1.0, network_gbit=1.0, reserved=0.0)
+    run = Run(config, Topology(1, 1), gpu=gpu)
+    return step_time(run, replace(given, constants=constants)).total
 
 
 def lines(figures: Figures) -> list[str]:

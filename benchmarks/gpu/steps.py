@@ -9,11 +9,10 @@ from typing import Any
 
 import torch
 
-from benchmarks.apart import Step
 from benchmarks.bare_config import bare_config
 from benchmarks.gpu.parts import Figures, Given, Record
 from benchmarks.gpu.sizes import Sizes
-from benchmarks.recompute import build_steps
+from benchmarks.recompute import PolicyStep, build_steps
 from benchmarks.timing import Timing, alternate
 from cola_train import costs, distributed, hardware
 from cola_train.config.schema import Config
@@ -72,9 +71,9 @@ def free() -> None:
 
 def build_what_can_be(
     configs: dict[str, Config], device: torch.device, padded: bool = True
-) -> tuple[dict[str, Step], dict[str, Figures]]:
+) -> tuple[dict[str, PolicyStep], dict[str, Figures]]:
     """The steps, and why others cannot be built: too little memory, or no Triton."""
-    steps: dict[str, Step] = {}
+    steps: dict[str, PolicyStep] = {}
     failed: dict[str, Figures] = {}
     for contender in dict.fromkeys((c.method.name, c.kernels) for c in configs.values()):
         some = {n: c for n, c in configs.items() if (c.method.name, c.kernels) == contender}
@@ -85,7 +84,9 @@ def build_what_can_be(
     return steps, failed
 
 
-def times(configs: dict[str, Config], steps: dict[str, Step], rounds: int) -> dict[str, Figures]:
+def times(
+    configs: dict[str, Config], steps: dict[str, PolicyStep], rounds: int
+) -> dict[str, Figures]:
     """Loss and speed of each step, or why it has failed."""
     found = {name: first_loss(step) for name, step in steps.items()}
     fit = {name: step for name, step in steps.items() if "loss" in found[name]}
@@ -97,10 +98,10 @@ def times(configs: dict[str, Config], steps: dict[str, Step], rounds: int) -> di
     return found
 
 
-def first_loss(step: Step) -> dict[str, Any]:
+def first_loss(step: PolicyStep) -> dict[str, Any]:
     """The loss of a step that compiles and allocates; or why there is none."""
     try:
-        return {"loss": step().loss}  # type: ignore[attr-defined]
+        return {"loss": step().loss}
     except Exception as error:
         return failure(error)
 

@@ -13,6 +13,11 @@ COLA_M_SPEED = 0.85  # of cola's, by the planner's model
 CPU_PERPLEXITY, PERPLEXITY_APART = 50.19, 0.02  # of the default run; share of it
 MEMORY_APART, TIME_APART = 0.1, 0.15  # shares of the planner's bytes and seconds
 NOT_TRIED: Claim = (None, "")
+MODES = {  # the end of a step's name
+    "eager": "train.compile=false",
+    "compiled": "train.compile=true",
+    "graph": "train.compile=true train.cuda_graph=true",
+}
 
 
 def verdict(outcomes: Mapping[str, Outcome], dry_run: bool) -> list[str]:
@@ -37,10 +42,11 @@ def best(found: Found) -> list[str]:
     speed, where, name = max(timed)
     kernels, mode = name.removeprefix("cola, ").split(", ")
     said = [
-        f"- `kernels={kernels} train.compile={str(mode == 'compiled').lower()}` and a micro-batch "
+        f"- `kernels={kernels} {MODES[mode]}` and a micro-batch "
         f"of {micro_batch(where)}: {speed:,.0f} tokens/s"
     ]
-    policies = found.get("policies", {}).get(f"{kernels}, {mode}", {})
+    compiled = "eager" if mode == "eager" else "compiled"
+    policies = found.get("policies", {}).get(f"{kernels}, {compiled}", {})
     speeds = {p: f["tokens_per_second"] for p, f in policies.items() if "tokens_per_second" in f}
     if speeds:
         fastest = max(speeds, key=lambda policy: speeds[policy])
@@ -61,12 +67,13 @@ def peak_of(figures: Figures) -> str:
 
 def all_steps(found: Found, method: str) -> Iterator[tuple[float, str, str]]:
     """Tokens/s, shape and name of all steps of a method that were timed, as models are stored."""
-    for where, of in found.get("steps", {}).items():
-        if where.endswith(UNPADDED):
-            continue
-        for name, f in of.items():
-            if name.startswith(method) and "tokens_per_second" in f:
-                yield f["tokens_per_second"], where, name
+    for part, end in (("steps", ""), ("graphs", ", graph")):
+        for where, of in found.get(part, {}).items():
+            if where.endswith(UNPADDED):
+                continue
+            for name, f in of.items():
+                if name.split(", ")[0] == method and "tokens_per_second" in f:
+                    yield f["tokens_per_second"], where, f"{name}{end}"
 
 
 def micro_batch(where: str) -> int:
@@ -120,7 +127,8 @@ def contenders(found: Found, one: str, other: str) -> Ratios:
     """Figures of two contenders at the same shape, whose names differ in a word."""
     return [
         (f, of[name.replace(one, other)])
-        for of in found.get("steps", {}).values()
+        for part in ("steps", "graphs")
+        for of in found.get(part, {}).values()
         for name, f in of.items()
         if one in name and "loss" in f and "loss" in of.get(name.replace(one, other), {})
     ]
@@ -179,6 +187,8 @@ def larger_faster(found: Found) -> Claim:
 
 def cola_m(found: Found) -> Claim:
     speeds = [speed_of(of, "cola_m") for of in found.get("policies", {}).values()]
+    speeds += [f["tokens_per_second"] / of["tokens_per_second"]
+               for f, of in contenders(found, "cola_m", "cola")]  # fmt: skip
     known = [speed for speed in speeds if speed]
     if not known:
         return NOT_TRIED
@@ -205,7 +215,8 @@ def planned_time(found: Found) -> Claim:
 def as_planned(found: Found, measured: str, planned: str, apart: float) -> Claim:
     ratios = [
         f[measured] / f[planned]
-        for of in found.get("policies", {}).values()
+        for part in ("policies", "graphs")
+        for of in found.get(part, {}).values()
         for f in of.values()
         if measured in f and planned in f
     ]

@@ -31,7 +31,7 @@ from cola_train.errors import EXIT_DONE, UserError
 from cola_train.gpus import GPUS
 from cola_train.parallel.topology import Topology
 from cola_train.planning import report
-from cola_train.planning.constants import StepConstants
+from cola_train.planning.constants import StepConstants, constants_of
 from cola_train.planning.estimate import Assumptions, largest_micro_batch, step_time
 from cola_train.planning.memory import memory
 from cola_train.planning.run import Run
@@ -54,7 +54,7 @@ class PlanConfig:
     # FILE.png: memory and the step's time by part, under each recompute policy
     plot: PathText | None = None
     explain: bool = False  # list the step's time by part, as output=json always does
-    # FILE.json of the step-time model's, by `benchmarks gpu`; null: those of an H100
+    # FILE.json of the step-time model's, by `benchmarks gpu`; null: the GPU's if measured, or an H100's
     constants: PathText | None = None
     link_utilisation: PositiveFraction = 0.7  # assumed, of the links' bandwidth, by collectives
     network_gbit: PositiveFloat = 400.0  # assumed between nodes, each way, for each GPU
@@ -123,12 +123,13 @@ def plan(values: Mapping[str, Any], problems: list[str]) -> int:
 def assumed(options: PlanConfig) -> Assumptions:
     """Raises UserError: the file of constants is not one."""
     given = Path(options.constants) if options.constants else None
+    gpu = GPUS[options.gpu]
     return Assumptions(
-        GPUS[options.gpu],
+        gpu,
         options.link_utilisation,
         options.network_gbit,
         options.reserved,
-        StepConstants.from_json(given) if given else StepConstants(),
+        StepConstants.from_json(given) if given else constants_of(gpu),
     )
 
 

@@ -17,6 +17,7 @@ from typing import Annotated
 from cola_train.config.fields import PositiveFraction, Range, build
 from cola_train.errors import UserError
 from cola_train.files import read_json, write_json
+from cola_train.gpus import Gpu
 
 Share = PositiveFraction
 Microseconds = Annotated[float, Range(0.0, 1e6)]
@@ -90,3 +91,29 @@ class StepConstants:
     def to_json(self, path: Path, gpu: str) -> None:
         """Write a file that `from_json` reads. gpu: on which they were found, for people."""
         write_json(path, {"gpu": gpu, "constants": dataclasses.asdict(self)})
+
+
+# By `Gpu.device_name`: what `python -m benchmarks gpu` found for the kernels there. The host's
+# constants stay: they are those of a machine, not of a GPU.
+MEASURED = {
+    "H200": StepConstants(  # 2026-11-26, torch 2.11.0, CUDA 13.0, Triton 3.6.0
+        gemm_peak=0.685,  # in a step, at 700 W; 0.849 for one matmul at a time
+        gemm_fill_us=2.34,
+        gemm_bandwidth=0.868,
+        launch_us=1.79,
+        odd_rows=3.96,
+        fused_peak=0.347,
+        fused_fill_us=0.0,
+        fused_epilogue=2.43,
+        pass_bandwidth=0.908,
+        attention_256=0.175,
+        attention_1024=0.22,
+        attention_4096=0.29,
+        attention_backward=0.769,
+    ),
+}
+
+
+def constants_of(gpu: Gpu) -> StepConstants:
+    """Those measured on it; else the published and chosen ones."""
+    return MEASURED.get(gpu.device_name, StepConstants())

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 
 from cola_train import costs
 from cola_train.gpus import Gpu
-from cola_train.planning.constants import StepConstants
+from cola_train.planning.constants import StepConstants, constants_of
 from cola_train.planning.launch_time import Chip
 from cola_train.planning.memory import memory
 from cola_train.planning.run import Run
@@ -27,6 +27,15 @@ class Assumptions:
     def usable_bytes(self) -> int:
         return int(self.gpu.memory_bytes * (1 - self.reserved))
 
+    @property
+    def source(self) -> str:
+        """Of the constants."""
+        if self.constants == StepConstants():
+            return "as published for an H100 and scaled by the data sheet's numbers"
+        if self.constants == constants_of(self.gpu):
+            return "as measured on one (docs/benchmarks.md)"
+        return "by the constants given"
+
     def chip(self, run: Run) -> Chip:
         """The GPU in the precision of `run`."""
         return Chip(self.gpu, self.constants, run.element, fp8=run.config.train.precision == "fp8")
@@ -45,8 +54,8 @@ class Assumptions:
         if run.update_cost.launches:
             python += f"; of the update of matrices one in {constants.update_launch_us:g} us"
         lines = [
-            "each kernel by its shape (docs/planning.md), as published for an H100 and scaled by "
-            f"the data sheet's numbers: matmuls up to {peak / 1e12:,.0f} TFLOP/s, elementwise "
+            f"each kernel by its shape (docs/planning.md), {self.source}: matmuls up to "
+            f"{peak / 1e12:,.0f} TFLOP/s, elementwise "
             f"{self.gpu.memory_bandwidth * constants.pass_bandwidth / 1e12:.2g} TB/s",
             python,
             f"collectives at {self.link_utilisation:.0%} of {self.gpu.link_bandwidth / 1e9:,.0f} "

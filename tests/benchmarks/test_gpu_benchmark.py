@@ -13,8 +13,9 @@ from helpers import REPOSITORY
 
 from benchmarks import gpu
 from benchmarks.__main__ import main
-from benchmarks.gpu import fit, verdict
+from benchmarks.gpu import fit, graphs, verdict
 from benchmarks.gpu.parts import PARTS, Outcome
+from benchmarks.gpu.policies import modelled_step
 from benchmarks.gpu.sizes import FULL, TINY
 from cola_train.errors import EXIT_DONE, EXIT_FAULT, EXIT_INTERRUPTED, EXIT_USER_ERROR
 from cola_train.gpus import GPUS
@@ -55,7 +56,8 @@ def test_dry_run_where_little_is_installed(tmp_path: Path) -> None:
     assert len(steps) == 2 * len(TINY.micro_batches)
     assert all(len(of) == 6 for of in steps.values())
     policies = figures["parts"]["policies"]["figures"]
-    for of in (*steps.values(), *policies.values()):
+    as_graphs = figures["parts"]["graphs"]["figures"]
+    for of in (*steps.values(), *policies.values(), *as_graphs.values()):
         assert all("loss" in f and "step_seconds" in f for f in of.values()), of
 
 
@@ -131,7 +133,11 @@ def test_verdict() -> None:
             "cola_m": step(84) | {"peak_memory_bytes": 12 * gib, "planned_bytes": 10 * gib},
         }
     }
-    found = {"steps": steps, "policies": policies, "correctness": {"a": {"good": True}}}
+    as_graphs = {"16 x 256": {"cola, torch": step(170), "cola_m, torch": step(140)}}
+    found = {
+        "steps": steps, "policies": policies, "correctness": {"a": {"good": True}},
+        "graphs": as_graphs,
+    }  # fmt: skip
     held = {text: judge(found)[0] for text, judge in verdict.CLAIMS.items()}
     assert held == {
         "The kernels are right, in bf16 too": True,
@@ -178,6 +184,10 @@ def test_fit_finds_the_constants_behind_timings() -> None:
         what = {"kind": "fused", "shape": shape, "products": 2, "moved": 3}
         single.append(what | {"seconds": chip.seconds(fit.fused_gemm(what))})
     found, misfits = fit.fit_kernels(gpu, single)
+    in_a_step = dataclasses.replace(true, gemm_peak=0.6)  # slower than one by one
+    config = graphs.graph_config(FULL, 64, *graphs.CONTENDERS["full"])
+    whole = config, modelled_step(config, gpu, in_a_step)
+    assert fit.fit_kernels(gpu, single, whole)[0].gemm_peak == pytest.approx(0.6, rel=0.02)
     for field in dataclasses.fields(true):
         assert getattr(found, field.name) == pytest.approx(getattr(true, field.name), rel=0.05), (
             field.name

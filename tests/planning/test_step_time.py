@@ -16,7 +16,7 @@ from cola_train.gpus import GPUS
 from cola_train.methods import METHODS, MethodOptions, launches
 from cola_train.methods.launches import Attention, Gemm, Pass, Work, linear
 from cola_train.parallel.topology import Topology
-from cola_train.planning.constants import StepConstants
+from cola_train.planning.constants import StepConstants, constants_of
 from cola_train.planning.estimate import Assumptions, StepTime, step_time
 from cola_train.planning.launch_time import Chip
 from cola_train.planning.run import Run
@@ -47,6 +47,25 @@ def test_gemms_take_what_is_published(shape, published, within):
     n, d_in, d_out = shape
     modelled = 2 * math.prod(shape) / BF16.seconds(linear(n, d_in, d_out)) / 1e12
     assert modelled == pytest.approx(published, rel=within)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "ms", "within"),
+    [  # python -m benchmarks gpu --parts graphs: NVIDIA H200, 2026-11-26 (docs/benchmarks.md)
+        (["method=full", "train.batch_size=32"], 138.5, 0.03),
+        (["method=full", "train.batch_size=64"], 254.3, 0.03),
+        (["train.batch_size=32"], 76.1, 0.03),
+        (["train.batch_size=64"], 136.7, 0.03),
+        (["train.batch_size=32", "recompute=cola_m"], 85.9, 0.05),
+        (["train.batch_size=32", "kernels=triton"], 72.5, 0.1),
+    ],
+)
+def test_steps_take_what_an_h200_took(overrides, ms, within):
+    h200 = GPUS["h200"]
+    given = dataclasses.replace(GIVEN, gpu=h200, constants=constants_of(h200))
+    graph = ["model=1b", "train.compile=true", "train.cuda_graph=true"]
+    time = time_of(*graph, *overrides, given=given)
+    assert 1e3 * time.total == pytest.approx(ms, rel=within)
 
 
 def test_a_gemm_by_its_shape():
