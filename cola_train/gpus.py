@@ -26,6 +26,7 @@ class Gpu:
 GPUS = {
     "h100-80gb": Gpu("H100", 80 * GIB, 989e12, 67e12, 1979e12, 3.35e12, 450e9, 132, (9, 0)),
     "h100-pcie": Gpu("H100 PCIe", 80 * GIB, 756e12, 51e12, 1513e12, 2.0e12, 64e9, 114, (9, 0)),
+    # its fused kernels were timed, and are no faster: docs/benchmarks.md
     "h200": Gpu("H200", 141 * GIB, 989e12, 67e12, 1979e12, 4.8e12, 450e9, 132, (9, 0)),
     "a100-80gb": Gpu("A100", 80 * GIB, 312e12, 19.5e12, None, 2.039e12, 300e9, 108, (8, 0)),
     "a100-40gb": Gpu("A100", 40 * GIB, 312e12, 19.5e12, None, 1.555e12, 300e9, 108, (8, 0)),

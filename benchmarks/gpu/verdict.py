@@ -11,6 +11,7 @@ Found = Mapping[str, Figures]  # of each part, by name
 OVER_FULL = 1.86  # cola over full rank at 1b, arXiv 2502.10940
 COLA_M_SPEED = 0.85  # of cola's, by the planner's model
 CPU_PERPLEXITY, PERPLEXITY_APART = 50.19, 0.02  # of the default run; share of it
+CPU_TOKENS, TOKENS_APART = 8.86e6, 0.03  # that it trains on: Python 3.11's library; share of them
 MEMORY_APART, TIME_APART = 0.1, 0.15  # shares of the planner's bytes and seconds
 NOT_TRIED: Claim = (None, "")
 MODES = {  # the end of a step's name
@@ -230,7 +231,9 @@ def ends_alike(found: Found) -> Claim:
     of = found.get("training", {})
     if "validation" not in of or of["data"]["tokens"].startswith("bytes"):
         return (None, "its tokens were bytes") if "validation" in of else NOT_TRIED
-    perplexity = of["validation"]["perplexity"]
+    tokens, perplexity = of["data"]["train_tokens"], of["validation"]["perplexity"]
+    if abs(tokens / CPU_TOKENS - 1) > TOKENS_APART:
+        return None, f"its library is another: {tokens / 1e6:.2f} M tokens, not 8.86"
     held = abs(perplexity / CPU_PERPLEXITY - 1) <= PERPLEXITY_APART
     return held, f"perplexity {perplexity:.2f}; {CPU_PERPLEXITY} with Python 3.11's library"
 

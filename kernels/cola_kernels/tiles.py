@@ -1,7 +1,7 @@
 """Launch configurations: a frozen table, by kernel, architecture, and class of dtype and shape.
 
 Chosen by the compile report alone: the largest tiles that neither spill registers nor
-exceed the chip's shared memory. **No row has been timed on a GPU yet.** Nothing is tuned at
+exceed the chip's shared memory. **No row has been tuned on a GPU yet.** Nothing is tuned at
 training time: tuning would make two runs differ.
 """
 

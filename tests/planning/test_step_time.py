@@ -52,12 +52,12 @@ def test_gemms_take_what_is_published(shape, published, within):
 @pytest.mark.parametrize(
     ("overrides", "ms", "within"),
     [  # python -m benchmarks gpu --parts graphs: NVIDIA H200, 2026-11-26 (docs/benchmarks.md)
-        (["method=full", "train.batch_size=32"], 138.5, 0.03),
+        (["method=full", "train.batch_size=32"], 138.7, 0.03),
         (["method=full", "train.batch_size=64"], 254.3, 0.03),
-        (["train.batch_size=32"], 76.1, 0.03),
-        (["train.batch_size=64"], 136.7, 0.03),
-        (["train.batch_size=32", "recompute=cola_m"], 85.9, 0.05),
-        (["train.batch_size=32", "kernels=triton"], 72.5, 0.1),
+        (["train.batch_size=32"], 76.2, 0.03),
+        (["train.batch_size=64"], 136.8, 0.03),
+        (["train.batch_size=32", "recompute=cola_m"], 86.0, 0.05),
+        (["train.batch_size=32", "kernels=triton"], 72.6, 0.1),
     ],
 )
 def test_steps_take_what_an_h200_took(overrides, ms, within):

@@ -1,7 +1,8 @@
 """How long each Triton kernel should take on an H100, beside torch's kernels for the same: a model.
 
-Nothing here is measured on a GPU, and a figure may be 15 % off. An op stays if its gain at 1b is at
-least 1.1. The table in docs/kernels.md is `python -m cola_kernels.tools.model`.
+Nothing here is measured; on an H200 torch's kernels were faster than this (docs/benchmarks.md). An
+op stays if its gain at 1b is at least 1.1. The table in docs/kernels.md is `python -m
+cola_kernels.tools.model`.
 
 The terms, in microseconds. A wave is one tile on each multiprocessor.
     cuBLAS: waves x (steps of 64 along K x a step + fill and epilogue) + a launch; the best of five
