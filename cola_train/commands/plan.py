@@ -54,7 +54,7 @@ class PlanConfig:
     # FILE.png: memory and the step's time by part, under each recompute policy
     plot: PathText | None = None
     explain: bool = False  # list the step's time by part, as output=json always does
-    # FILE.json of the step-time model's, by `benchmarks gpu`; null: the GPU's if measured, or an H100's
+    # FILE.json of the step-time model's, by `benchmarks gpu`; null: measured on it, or an H100's
     constants: PathText | None = None
     link_utilisation: PositiveFraction = 0.7  # assumed, of the links' bandwidth, by collectives
     network_gbit: PositiveFloat = 400.0  # assumed between nodes, each way, for each GPU

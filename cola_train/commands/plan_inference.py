@@ -14,7 +14,7 @@ from cola_train.config.fields import Among, Fraction, Range, build
 from cola_train.errors import EXIT_DONE, UserError
 from cola_train.gpus import GPUS
 from cola_train.parallel.topology import Topology
-from cola_train.planning.constants import StepConstants
+from cola_train.planning.constants import constants_of
 from cola_train.planning.inference import CachePlan, Use, plans
 from cola_train.planning.report import gib
 
@@ -52,7 +52,7 @@ def plan_inference(values: Mapping[str, Any], problems: list[str]) -> int:
     gpu = GPUS[options.gpu]
     usable = gpu.memory_bytes * (1 - options.reserved)
     folded = replace(config, method=config.method.folded)
-    use = Use(folded, options.batch, options.length, gpu, usable, StepConstants())
+    use = Use(folded, options.batch, options.length, gpu, usable, constants_of(gpu))
     found = plans(use)
     if options.output == "json":
         print(json.dumps(answer(use, options, found), indent=2))
