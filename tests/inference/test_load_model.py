@@ -53,7 +53,7 @@ def test_what_cannot_be_loaded_is_named(tiny, tmp_path):
 
 def test_folded_weights_compute_what_the_trained_ones_do(tiny, tmp_path):
     run_dir = tmp_path / "run"
-    options = ["method=lora", "model.d_ff=37", "train.steps=3", "optim.lr=1e-2"]
+    options = ["method=sltrain", "model.d_ff=37", "train.steps=3", "optim.lr=1e-2"]
     assert exit_code_of([*tiny, *options, f"run_dir={run_dir}"]) == 0
     trained, model = load(run_dir), cola_train.load_model(run_dir)
     assert trained.config.method.name == "full" and len([*model.parameters()]) > 30

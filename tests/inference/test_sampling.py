@@ -10,6 +10,7 @@ from cola_train.inference.sampling import (
     Sampler,
     Sampling,
     candidates,
+    drawn_by,
     with_repetition_penalty,
 )
 
@@ -65,6 +66,8 @@ def test_tokens_are_as_frequent_as_they_are_likely() -> None:
     assert (share[expected == 0] == 0).all()
     deviation = (expected * (1 - expected) / drawn.numel()).sqrt()
     assert ((share - expected).abs() <= 4.5 * deviation).all()
+    ends = torch.tensor([0.0, 1 - 2**-53], dtype=torch.float64)
+    assert drawn_by(torch.tensor([[0.0, 0.6, 0.4, 0.0]] * 2), ends).tolist() == [1, 2]
 
 
 def test_a_row_draws_what_it_would_alone() -> None:
