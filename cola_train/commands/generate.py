@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 from cola_train.commands.cli import run_own
-from cola_train.config.fields import PathText, Range, TypedText, Workers
+from cola_train.config.fields import Among, PathText, Range, TypedText, Workers
 from cola_train.errors import EXIT_DONE, UserError
 from cola_train.hardware import tune_process
+from cola_train.inference.caches import CACHES
 from cola_train.inference.generate import Answer, Generation, Limits
 from cola_train.inference.load import Trained, chosen_device, chosen_dtype, load
 from cola_train.inference.prepare import prepare
@@ -39,6 +40,8 @@ class GenerateOptions(Limits, Sampling, Prompts):
     """What `cola-generate` takes."""
 
     batch_size: Annotated[int, Range(1, 10**6)] = 8  # prompts at a time
+    # what is kept of earlier positions: keys and values, or bottlenecks (`cola-plan inference`)
+    cache: Annotated[str, Among(CACHES)] = "kv"
     dtype: Literal["auto", "bf16", "fp32"] = "auto"  # auto: bf16 where the hardware has it
     device: Literal["auto", "cpu", "cuda"] = "auto"  # auto: a GPU if there is one
     threads: Workers | None = None  # CPU threads; null: one a core
@@ -145,7 +148,7 @@ def answer(
     """Print what follows each of a batch of prompts, of a single one as it is made; how fast, on
     stderr. first: how many came before."""
     sampling = replace(options, seed=options.seed + first)
-    generation = Generation(trained, prompts, options, sampling)
+    generation = Generation(trained, prompts, options, sampling, options.cache)
     alone = len(prompts) == 1 and options.output == "text"
     if alone:
         begin(prompts[0], first if numbered else None, with_prompt)

@@ -285,12 +285,17 @@ def make_cache(
     Raises:
         UserError: the model has no such cache.
     """
+    check_kind(kind, model)
+    return CACHES[kind](model, batch, length, starts_B, dtype, static)
+
+
+def check_kind(kind: str, model: Llama) -> None:
+    """Raises UserError if the model has no cache of that kind."""
     if kind not in kinds(model):
         raise UserError(
             f"cache: {kind!r} is not one of this model's, which are {', '.join(kinds(model))}"
             + ("; its projections have no bottleneck" if kind in CACHES else "")
         )
-    return CACHES[kind](model, batch, length, starts_B, dtype, static)
 
 
 def blocks_of(model: Llama) -> Iterator[Block]:

@@ -7,18 +7,18 @@ gives what it would alone.
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
 from cola_train.config.fields import PositiveInt
 from cola_train.errors import TrainingError, UserError
-from cola_train.inference.caches import KeyValueCache
+from cola_train.inference.caches import check_kind, make_cache
 from cola_train.inference.load import Trained
 from cola_train.inference.pieces import Pieces, StopStrings
 from cola_train.inference.sampling import NOT_FINITE, Sampler, Sampling
 from cola_train.model.context import Cache
-from cola_train.model.llama import Llama
 
 # (rows, columns that there is room for, how many of each row's first ones are padding or None)
 CacheMaker = Callable[[int, int, Tensor | None], Cache]
@@ -59,10 +59,15 @@ class Generation:
         prompts: Sequence[str],
         limits: Limits | None = None,
         sampling: Sampling | None = None,
+        cache: str = "kv",
     ) -> None:
-        """Raises:
-        UserError: a prompt leaves the model no room for an answer.
+        """cache: of inference/caches.py's kinds.
+
+        Raises:
+            UserError: the model has no such cache; a prompt leaves it no room for an answer.
         """
+        check_kind(cache, trained.model)
+        self.make_cache = partial(make_cache, cache, trained.model)
         self.limits, self.sampling = limits or Limits(), sampling or Sampling()
         if "" in self.limits.stop:
             raise UserError("stop: an empty text ends every answer at once; leave it out")
@@ -79,11 +84,11 @@ class Generation:
         model, tokenizer = self.trained.model, self.trained.tokenizer
         room = [model.max_length - len(prompt) for prompt in self.prompts]
         most = [min(self.limits.new_tokens, tokens) for tokens in room]
-        device, steps = model.head.weight.device, max(most)
+        device, steps = model.embedding.weight.device, max(most)
         sampler = Sampler(self.sampling, self.prompts, tokenizer.vocab_size, steps, device)
         rows = [_Row(self, i, most[i]) for i in range(len(self.prompts))]
         start = time.perf_counter()
-        for drawn in next_tokens(model, self.prompts, sampler, cache_of(model), steps):
+        for drawn in next_tokens(model, self.prompts, sampler, self.make_cache, steps):
             self.seconds = time.perf_counter() - start
             self.prefill_seconds = self.prefill_seconds or self.seconds
             for i, (row, token) in enumerate(zip(rows, drawn, strict=True)):
@@ -126,9 +131,10 @@ def generate(
     prompts: Sequence[str],
     limits: Limits | None = None,
     sampling: Sampling | None = None,
+    cache: str = "kv",
 ) -> list[Answer]:
-    """Answers to a batch of prompts, whole; raises what `Generation` does."""
-    generation = Generation(trained, prompts, limits, sampling)
+    """Answers to a batch of prompts, whole; arguments and errors are those of `Generation`."""
+    generation = Generation(trained, prompts, limits, sampling, cache)
     for _ in generation:
         pass
     return generation.answers
@@ -139,9 +145,10 @@ def stream(
     prompt: str,
     limits: Limits | None = None,
     sampling: Sampling | None = None,
+    cache: str = "kv",
 ) -> Iterator[str]:
-    """The answer to one prompt in pieces, as it is made; raises what `Generation` does."""
-    for _, piece in Generation(trained, [prompt], limits, sampling):
+    """The answer to one prompt in pieces, as it is made; the rest as for `generate`."""
+    for _, piece in Generation(trained, [prompt], limits, sampling, cache):
         yield piece
 
 
@@ -166,20 +173,11 @@ def encoded(trained: Trained, prompt: str) -> list[int]:
     return tokens
 
 
-def cache_of(model: Llama, dtype: torch.dtype | None = None) -> CacheMaker:
-    """What makes a model's caches; dtype: as `KeyValueCache` has it."""
-
-    def make(batch: int, length: int, starts_B: Tensor | None) -> Cache:
-        return KeyValueCache(model, batch, length, starts_B, dtype)
-
-    return make
-
-
 def next_tokens(
     model: nn.Module,
     prompts: Sequence[Sequence[int]],
     sampler: Sampler,
-    make_cache: CacheMaker,
+    new_cache: CacheMaker,
     steps: int,
 ) -> Iterator[list[int]]:
     """One token for each row after its prompt (token ids, at least one), step after step.
@@ -194,7 +192,7 @@ def next_tokens(
     padded = [[0] * start + list(prompt) for start, prompt in zip(starts, prompts, strict=True)]
     tokens_BT = torch.tensor(padded, device=device)
     starts_B = torch.tensor(starts, device=device) if any(starts) else None
-    cache = make_cache(len(prompts), longest + steps, starts_B)
+    cache = new_cache(len(prompts), longest + steps, starts_B)
     for _ in range(steps):
         with torch.no_grad():
             tokens_B = sampler(model(tokens_BT, cache=cache, last=1)[:, -1])

@@ -1,11 +1,13 @@
 """Sampling text from a model in training."""
 
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 
 from cola_train.engines.base import Engine
-from cola_train.inference.generate import cache_of, next_tokens
+from cola_train.inference.caches import make_cache
+from cola_train.inference.generate import next_tokens
 from cola_train.inference.sampling import Sampler, Sampling
 
 
@@ -31,6 +33,6 @@ def sample(
     read = prompt if len(prompt) < length else prompt[-(length // 2) :]
     steps = min(new_tokens, length - len(read))
     sampler = Sampler(Sampling(seed=seed), [read], vocab_size, steps, engine.device)
-    make_cache = cache_of(engine.model, dtype)
-    drawn = next_tokens(engine.eval_model(), [read], sampler, make_cache, steps)
+    new_cache = partial(make_cache, "kv", engine.model, dtype=dtype)
+    drawn = next_tokens(engine.eval_model(), [read], sampler, new_cache, steps)
     return [token for (token,) in drawn]

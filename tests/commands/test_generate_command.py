@@ -14,6 +14,7 @@ from helpers import child_environment, exit_code_of
 
 from cola_train.commands import generate
 from cola_train.commands.cli import run_own
+from cola_train.inference.caches import CACHES
 from cola_train.inference.generate import Limits
 from cola_train.inference.generate import generate as answers_of
 from cola_train.inference.load import load
@@ -70,6 +71,15 @@ def test_prompts_of_every_kind(run, monkeypatch, capsys, tmp_path):
     )
 
 
+def test_each_cache_gives_the_same_text(run, monkeypatch, capsys):
+    outputs = []
+    for cache in CACHES:
+        words = ["prompts=[the cat,a dog sees the old tree]", "temperature=0", "output=json"]
+        assert code_of(monkeypatch, f"run_dir={run}", f"cache={cache}", *words) == 0
+        outputs.append(capsys.readouterr().out)
+    assert outputs == outputs[:1] * 3
+
+
 @pytest.mark.parametrize(
     ("words", "problem"),
     [
@@ -77,6 +87,7 @@ def test_prompts_of_every_kind(run, monkeypatch, capsys, tmp_path):
         (["prompts_file=/no/such"], "prompts_file: /no/such cannot be read"),
         (["prompt=" + "the old tree " * 30], "and prompt and answer together have at most the"),
         (["prompt=a", "stop=['']"], "stop: an empty text"),
+        (["prompt=a", "cache=latents"], "cache: must be one of kv, absorbed, latent, got"),
         (["prompt=a", "temperature=-1"], "temperature: must be at least 0"),
         (["prompt=a", "run_dir=/no/such"], "/no/such: no checkpoint in this folder"),
         ([], "prompt: there is none"),

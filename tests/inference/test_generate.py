@@ -113,6 +113,8 @@ def test_the_models_length_ends_an_answer(trained: Trained) -> None:
         generate(trained, ["the cat sees " * 40])
     with pytest.raises(UserError, match="no UTF-8"):
         generate(trained, ["a\udcff"])
+    with pytest.raises(UserError, match="cache: 'latent' is not one of this model's"):
+        Generation(trained, ["a"], cache="latent")
     with pytest.raises(UserError, match="stop: an empty text"):
         Generation(trained, ["a"], Limits(stop=[""]))
 
