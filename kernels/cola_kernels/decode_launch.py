@@ -3,7 +3,7 @@
 Nothing here has been timed on a GPU yet.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import triton
@@ -20,6 +20,7 @@ WAYS = ("apart", "chained", "together")  # what lies between phases: see `decode
 # Programs: so many fit on a multiprocessor, and are there `together`.
 ONE = Config(block_m=1, block_n=1, block_k=1, warps=4, stages=4, programs=3)
 FEW = Config(block_m=ROWS, block_n=1, block_k=1, warps=4, stages=4, programs=2)
+MOST = {"sm_80": 2, "sm_86": 1, "sm_90": 3}  # programs for which there is shared memory
 
 
 @dataclass(frozen=True)
@@ -82,6 +83,7 @@ def launches(
     together = way == "together" and len(wanted) > 1 and not interpreting()
     chained = way == "chained" and target.architecture == "sm_90" and not interpreting()
     config = ONE if rows == 1 else FEW
+    config = replace(config, programs=min(config.programs, MOST[target.architecture]))
     if together:
         at_once = target.processors * config.programs
         grids = {(wanted.start, wanted.stop): min(at_once, max(tiles[i] for i in wanted))}
