@@ -2,16 +2,18 @@
 
 `python -m cola_kernels.tools.decode_report --arch sm_90` records the launches of a block of each
 model at 1, 4 and 16 rows, in every way, on meta tensors, and compiles each as Triton would at
-launch. It fails (exit 1) where a thread spills more than four registers, which costs nothing, where
-weights are not loaded 16 bytes at a time, and where fewer programs fit a multiprocessor than are to
-be there together. `--brief` compiles the
-largest kernels of 1b alone, in bf16.
+launch; in fp32 those of 1b alone. It fails (exit 1) where a thread spills more than four registers,
+which costs nothing, where weights are not loaded 16 bytes at a time, and where fewer programs fit a
+multiprocessor than are to be there together. `--brief` compiles the largest kernels of 1b alone, in
+bf16.
 """
 
 import argparse
+import itertools
 import sys
 import tempfile
 from collections.abc import Hashable, Iterator
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -26,9 +28,7 @@ from cola_kernels.tiles import ARCHITECTURES, TYPICAL
 from cola_kernels.tools.compile_report import Row, compilation, compile_row, counted
 from cola_kernels.tools.floors import DECODED, Shape
 
-ROWS = (1, 4, 16)
 SPILLS = 16  # bytes: ptxas of Triton 3.6 spills 8 in two kernels of 350m's
-DTYPES = (torch.bfloat16, torch.float32)  # float16 is as bfloat16
 
 
 def layer(decoder: Decoder, shape: Shape, dtype: torch.dtype, device: str) -> None:
@@ -57,16 +57,16 @@ def launches(shape: Shape, dtype: torch.dtype, arch: str, way: str) -> list[Laun
 def report(arch: str, brief: bool) -> Iterator[Row]:
     """Each distinct compilation once."""
     distinct: dict[Hashable, tuple[str, str, Launch]] = {}
-    for dtype in DTYPES[:1] if brief else DTYPES:
-        for name in ("1b",) if brief else DECODED:
-            for rows in (1, 16) if brief else ROWS:
-                for way in ("together",) if brief else WAYS:
-                    shape = DECODED[name]
-                    for launch in launches(Shape(shape.d, shape.d_ff, shape.r, rows), dtype, arch,
-                                           way):  # fmt: skip
-                        phases = launch.arguments["FIRST"], launch.arguments["END"]
-                        variant = f"{way}, {rows} rows, phases {phases}"
-                        distinct.setdefault(compilation(launch), (variant, name, launch))
+    few = [(torch.bfloat16, "1b", rows, "together") for rows in (1, 16)]
+    every = [
+        *itertools.product([torch.bfloat16], DECODED, (1, 4, 16), WAYS),
+        *itertools.product([torch.float32], ["1b"], (1, 16), ["apart", "together"]),
+    ]  # float16 is as bfloat16
+    for dtype, name, rows, way in few if brief else every:
+        for launch in launches(replace(DECODED[name], n=rows), dtype, arch, way):
+            phases = launch.arguments["FIRST"], launch.arguments["END"]
+            variant = f"{way}, {rows} rows, phases {phases}"
+            distinct.setdefault(compilation(launch), (variant, name, launch))
     for variant, name, launch in distinct.values():
         if brief and not (launch.kernel is mlp_kernel and launch.arguments["FIRST"] == 0):
             continue  # it has every phase
