@@ -75,7 +75,7 @@ def describe(folder: Path) -> Description:
     except FileNotFoundError:
         raise UserError(
             f"{folder}: no {CONFIG} there, so it is no exported model; give a folder with "
-            f"{CONFIG} and weights"
+            f"{CONFIG} and weights (cola-export makes one of a run)"
         ) from None
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from None
