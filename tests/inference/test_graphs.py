@@ -1,0 +1,69 @@
+"""Steps of a static cache: one graph for all of them, which computes what the model does."""
+
+import pytest
+import torch
+from recorded import pretend_cuda_graphs
+from test_kinds import COLA, STARTS, of_method, tiny
+from torch import Tensor
+from torch._dynamo.testing import CompileCounterWithBackend
+
+from cola_train.inference.caches import KeyValueCache, kinds, make_cache
+from cola_train.inference.graphs import Compiled, Recorded
+from cola_train.inference.prepare import prepare
+from cola_train.model.llama import Llama
+
+GPU = torch.cuda.is_available()
+STEPS = 6
+
+
+@pytest.fixture(params=["a stand-in", pytest.param("CUDA", marks=pytest.mark.gpu)])
+def device(request, monkeypatch):
+    """Where CUDA graphs are: on a GPU, or pretended on a CPU."""
+    if request.param == "CUDA":
+        return torch.device("cuda")
+    pretend_cuda_graphs(monkeypatch)
+    return torch.device("cpu")
+
+
+def logits_of(call, cache: KeyValueCache, tokens: Tensor) -> Tensor:
+    """Of a prompt's last position, then of each token after it."""
+    first, *steps = tokens.split([5, *[1] * STEPS], dim=1)
+    return torch.cat([call(part, cache=cache, last=1).clone() for part in (first, *steps)], dim=1)
+
+
+def case(method, device: torch.device) -> tuple[Llama, Tensor, Tensor]:
+    model = prepare(tiny(method).to(device), torch.float32, pack=False)
+    tokens = torch.randint(300, (3, 5 + STEPS), generator=torch.Generator().manual_seed(0))
+    return model, tokens.to(device), (STARTS // 2).to(device)
+
+
+@pytest.mark.parametrize("method", [{"name": "full"}, COLA[0]], ids=of_method)
+def test_one_graph_serves_all_steps(method) -> None:
+    """Without Inductor, whose C++ takes time."""
+    model, tokens, starts = case(method, torch.device("cpu"))
+    for kind in kinds(model):
+        padding = None if kind == "absorbed" else starts
+        torch.compiler.reset()
+        graphs = CompileCounterWithBackend("aot_eager")
+        compiled = Compiled(model, backend=graphs)
+        for _ in range(2):  # another cache of these shapes takes the same graph
+            cache = make_cache(kind, model, 3, 16, padding, static=True)
+            logits = logits_of(compiled, cache, tokens)
+            assert graphs.frame_count == 1
+        expected = logits_of(model, make_cache(kind, model, 3, 16, padding), tokens)
+        torch.testing.assert_close(logits, expected, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("method", [{"name": "full"}, COLA[0]], ids=of_method)
+def test_replayed_steps_are_the_steps(method, device) -> None:
+    model, tokens, starts = case(method, device)
+    for kind in kinds(model):
+        for padding in (None, starts):
+            recorded = Recorded(model)
+            for _ in range(2):
+                cache = make_cache(kind, model, 3, 16, padding, static=True)
+                logits = logits_of(recorded, cache, tokens)
+                usual = make_cache(kind, model, 3, 16, padding, static=True)
+                assert torch.equal(logits, logits_of(model, usual, tokens))
+                assert int(cache.position) == 5 + STEPS
+                assert getattr(recorded.graph, "replays", STEPS) == STEPS
