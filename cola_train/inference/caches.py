@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from cola_train.errors import UserError
-from cola_train.inference.step import Step, angles, query_key_angles, turned
+from cola_train.inference.step import Step, angles, query_key_angles, rows, turned
 from cola_train.model.attention import rotary_for
 from cola_train.model.context import AttentionContext, LayerCache
 from cola_train.model.llama import Block, Llama
@@ -73,7 +73,7 @@ class KeyValueCache:
         return KeyValues(self.new(heads, width), self.new(heads, width))
 
     def new(self, heads: int, width: int) -> Tensor:
-        shape = (self.batch, heads, self.length, width)
+        shape = (self.batch * heads, self.length, width)
         kept = torch.zeros(shape, dtype=self.dtype, device=self.device)
         self.kept.append(kept)
         return kept
@@ -133,7 +133,7 @@ class KeyValueCache:
 
 @dataclass(frozen=True)
 class KeyValues:
-    """One block's keys, rotated, and values, (B, H, length, K) each."""
+    """One block's keys, rotated, and values, (B H, length, K) each."""
 
     keys: Tensor
     values: Tensor
@@ -142,10 +142,11 @@ class KeyValues:
         self, qkv: nn.Module, x_BTD: Tensor, head_dim: int, context: AttentionContext
     ) -> Tensor:
         step = step_of(context)
-        q, k, v = (y.unflatten(-1, (-1, head_dim)) for y in qkv(x_BTD))
+        shape = (*x_BTD.shape[:2], -1, head_dim)
+        q, k, v = (y.view(shape) for y in qkv(x_BTD))
         q, k = step.turn(q, k)
-        step.keep(self.keys, k.transpose(1, 2))
-        step.keep(self.values, v.transpose(1, 2))
+        step.keep(self.keys, k)
+        step.keep(self.values, v)
         if step.first is not None:
             return step.first.attend(q, k, v)
         return step.attend(q, self.keys, self.values).to(x_BTD.dtype)
@@ -153,7 +154,7 @@ class KeyValues:
 
 @dataclass(frozen=True)
 class Absorbed:
-    """One block's keys, (B, H, length, K), and what values are B_v of, (B, 1, length, r). All heads
+    """One block's keys, (B H, length, K), and what values are B_v of, (B, length, r). All heads
     attend to that, and multiply by their rows of B_v afterwards.
 
     decoder: B_v of each head, (H, r, K).
@@ -169,8 +170,8 @@ class Absorbed:
         step, layers = step_of(context), Heads(bottlenecked(qkv), head_dim)
         s_q, s_k, s_v = layers.of.bottlenecks(x_BTD)
         q, k = step.turn(layers.expand("q", s_q), layers.expand("k", s_k))
-        step.keep(self.keys, k.transpose(1, 2))
-        step.keep(self.values, s_v[:, None])
+        step.keep(self.keys, k)
+        step.keep(self.values, s_v[:, :, None])
         if step.first is not None:
             return step.first.attend(q, k, layers.expand("v", s_v))
         s_BTHr = step.attend(q, self.keys, self.values)
@@ -179,7 +180,7 @@ class Absorbed:
 
 @dataclass(frozen=True)
 class Latent:
-    """What one block's keys and values are B_k and B_v of, (B, 1, length, r) each: the latter as
+    """What one block's keys and values are B_k and B_v of, (B, length, r) each: the latter as
     `Absorbed` has it; keys are made anew in each step, as those of one position are no product of
     anything that all heads and positions share.
 
@@ -197,15 +198,15 @@ class Latent:
         step, layers = step_of(context), Heads(bottlenecked(qkv), head_dim)
         s_q, s_k, s_v = layers.of.bottlenecks(x_BTD)
         q = layers.expand("q", s_q)
-        step.keep(self.keys, s_k[:, None])
-        step.keep(self.values, s_v[:, None])
+        step.keep(self.keys, s_k[:, :, None])
+        step.keep(self.values, s_v[:, :, None])
         if step.first is not None:
             q, k = step.turn(q, layers.expand("k", s_k))
             return step.first.attend(q, k, layers.expand("v", s_v))
         q = turned(q, step.rotary[:, :, :, 0])
-        k_BSHK = layers.expand("k", step.seen(self.keys)[:, 0])
-        k_BSHK = turned(k_BSHK, step.seen(self.angles)).to(x_BTD.dtype)
-        s_BTHr = step.attend(q, k_BSHK.transpose(1, 2), self.values)
+        k_BSHK = layers.expand("k", step.seen(self.keys))
+        k_BSHK = turned(k_BSHK, self.angles.narrow(2, 0, step.end)).to(x_BTD.dtype)
+        s_BTHr = step.attend(q, rows(k_BSHK), self.values)
         return decoded(s_BTHr.to(x_BTD.dtype), self.decoder)
 
 
@@ -218,7 +219,7 @@ class Heads:
 
     def expand(self, name: str, s: Tensor) -> Tensor:
         """(B, T, r) -> (B, T, H, K)."""
-        return self.of.expand(name, s).unflatten(-1, (-1, self.head_dim))
+        return self.of.expand(name, s).view(*s.shape[:2], -1, self.head_dim)
 
 
 def decoded(s_BTHr: Tensor, decoder_HrK: Tensor) -> Tensor:

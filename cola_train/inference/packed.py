@@ -33,7 +33,7 @@ def linear(x: Tensor, weight: Tensor) -> Tensor:
     return y
 
 
-_linear = torch.ops.mkldnn._linear_pointwise.default
+_linear = torch.ops.mkldnn._linear_pointwise.default._op  # without Python's part of the call
 
 
 class PackedOps:

@@ -1,7 +1,7 @@
 """What all blocks share in a pass over new columns of a cache, and attention over the kept ones.
 
 Shapes: B sequences, T new columns, S columns that they see, H heads, K = head width, V = width of
-what is kept of values, which all heads may share (G = 1) or not (G = H).
+what is kept of values, which all heads may share (G = 1) or not (G = H); N = B G.
 """
 
 from dataclasses import dataclass
@@ -32,14 +32,16 @@ class Step:
     bias: Tensor | None = None
     first: Mask | None = None
 
-    def keep(self, kept_BGSV: Tensor, new_BGTV: Tensor) -> None:
+    def keep(self, kept_NSV: Tensor, new_BTGV: Tensor) -> None:
+        """New columns, into what is kept of all, N = B G."""
+        new_NTV = rows(new_BTGV)
         if self.begin is None:
-            kept_BGSV.index_copy_(2, self.columns, new_BGTV.to(kept_BGSV.dtype))
+            kept_NSV.index_copy_(1, self.columns, new_NTV.to(kept_NSV.dtype))
         else:
-            kept_BGSV[:, :, self.begin : self.end] = new_BGTV
+            kept_NSV.narrow(1, self.begin, new_NTV.shape[1]).copy_(new_NTV)
 
-    def seen(self, kept_BGSV: Tensor) -> Tensor:
-        return kept_BGSV[:, :, : self.end]
+    def seen(self, kept_NSV: Tensor) -> Tensor:
+        return kept_NSV.narrow(1, 0, self.end)
 
     def turn(self, q_BTHK: Tensor, k_BTHK: Tensor) -> tuple[Tensor, Tensor]:
         """By their angles; where they attend to what is kept, queries by 1 / sqrt(K) too: fp32."""
@@ -49,29 +51,33 @@ class Step:
         q, k = turned(both, self.rotary).unbind(2)
         return q, k
 
-    def attend(self, q_BTHK: Tensor, keys_BHSK: Tensor, values_BGSV: Tensor) -> Tensor:
+    def attend(self, q_BTHK: Tensor, keys_NSK: Tensor, values_NSV: Tensor) -> Tensor:
         """softmax(q k^T) v over what is seen of the kept, (B, T, H, V), of q from `turn`; fp32 on
         CPUs, whose own attention of bf16 is many times slower."""
-        q = q_BTHK.transpose(1, 2)
-        keys, values = self.seen(keys_BHSK), self.seen(values_BGSV)
-        if q.device.type == "cpu":
+        B, T, H, _ = q_BTHK.shape
+        q_NTK, keys, values = rows(q_BTHK), self.seen(keys_NSK), self.seen(values_NSV)
+        if q_NTK.device.type == "cpu":
             keys, values = keys.float(), values.float()
         else:
-            q = q.to(keys.dtype)
-            if values.shape[1] == q.shape[1]:
-                bias = None if self.bias is None else self.bias.to(q.dtype)
-                y = F.scaled_dot_product_attention(q, keys, values, attn_mask=bias, scale=1.0)
+            q_NTK = q_NTK.to(keys.dtype)
+            if len(values) == len(keys):
+                bias = None if self.bias is None else self.bias.to(q_NTK.dtype)
+                q, k, v = (x.unflatten(0, (B, H)) for x in (q_NTK, keys, values))
+                y = F.scaled_dot_product_attention(q, k, v, attn_mask=bias, scale=1.0)
                 return y.transpose(1, 2)
-        scores = torch.matmul(q, keys.mT)
+        scores_NTS = torch.bmm(q_NTK, keys.mT)
         if self.bias is not None:
-            scores = scores + self.bias
-        p_BHTS = scores.softmax(-1, dtype=torch.float32).to(values.dtype)
-        if values.shape[1] == 1:  # one product for all heads
-            p_BS = p_BHTS.flatten(1, 2)
-            y = torch.bmm(p_BS, values[:, 0]).unflatten(1, q.shape[1:3])
-        else:
-            y = torch.matmul(p_BHTS, values)
-        return y.transpose(1, 2)
+            scores_NTS = (scores_NTS.view(B, H, T, -1) + self.bias).view(B * H, T, -1)
+        p_NTS = scores_NTS.softmax(-1, dtype=torch.float32).to(values.dtype)
+        if len(values) < len(keys):  # G = 1: one product for all heads
+            p_NTS = p_NTS.view(B, H * T, -1)
+        return torch.bmm(p_NTS, values).view(B, H, T, -1).transpose(1, 2)
+
+
+def rows(x_BTGV: Tensor) -> Tensor:
+    """(B G, T, V); of one column a view."""
+    B, T, G, V = x_BTGV.shape
+    return x_BTGV.transpose(1, 2).reshape(B * G, T, V)
 
 
 def turned(x: Tensor, rotary: Tensor) -> Tensor:
