@@ -30,6 +30,7 @@ from cola_train.convert.names import exported_names
 from cola_train.errors import UserError
 from cola_train.gpus import GPUS
 from cola_train.inference.caches import KeyValueCache
+from cola_train.inference.graphs import Recorded
 from cola_train.inference.prepare import prepare
 from cola_train.methods.base import build_method
 from cola_train.model.init import initialise
@@ -40,6 +41,7 @@ from cola_train.planning.inference import Use, plans
 
 METHODS = ("full", "cola")
 LIBRARIES = ("cola_train", "transformers")
+WAYS = ("apart", "chained", "together")  # of the decode kernels (docs/kernels.md)
 PREFILL, DECODE = "prefill", "decode"
 
 
@@ -61,6 +63,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--cache-gb", type=float, default=2.0,
                         help="leave out cases with a larger cache of full rank (2)")  # fmt: skip
     parser.add_argument("--libraries", nargs="+", choices=LIBRARIES, default=list(LIBRARIES))
+    parser.add_argument("--ways", nargs="*", choices=WAYS, default=[],
+                        help="also CoLA on the decode kernels, on a GPU")  # fmt: skip
 
 
 def run(options: argparse.Namespace) -> Report:
@@ -86,6 +90,9 @@ def run(options: argparse.Namespace) -> Report:
             for library in options.libraries
             for method in METHODS
         }
+        for way in options.ways:
+            arguments = (build_ours, configs["cola"], cases, options.new, way)
+            processes[f"cola_train cola {way}"] = stack.enter_context(apart(*arguments))
         steps = {name: process.steps() for name, process in processes.items()}
         for case in cases:
             of_case: dict[str, dict[str, Any]] = {name: {} for name in steps}
@@ -170,18 +177,30 @@ def dtype_of(config: Config) -> torch.dtype:
     return hardware.compute_dtype(config.train.precision, distributed.device())
 
 
-def build_ours(config: Config, cases: Sequence[Case], new: int) -> dict[str, Step]:
-    model = prepare(random_model(config), dtype_of(config))
+def build_ours(
+    config: Config, cases: Sequence[Case], new: int, way: str | None = None
+) -> dict[str, Step]:
+    """way: of the decode kernels; None: torch's."""
+    ops = None
+    if way is not None:
+        from cola_kernels.ops.decode import Decoder
+
+        ops = Decoder(distributed.device(), way)
+    model = prepare(random_model(config), dtype_of(config), ops=ops)
     return dict(steps_of(config, cases, lambda case: ours(model, config, case, new)))
 
 
 def ours(model: Llama, config: Config, case: Case, new: int) -> tuple[Step, Step]:
-    tokens = tokens_of(config, case, distributed.device())
+    """On a GPU decoding is a CUDA graph over a static cache."""
+    device = distributed.device()
+    tokens = tokens_of(config, case, device)
+    on_gpu = device.type == "cuda"
+    run = Recorded(model) if on_gpu else model
     caches: list[KeyValueCache] = []
 
     @torch.inference_mode()
     def prefill() -> None:
-        caches[:] = [KeyValueCache(model, case.batch, case.context + new)]
+        caches[:] = [KeyValueCache(model, case.batch, case.context + new, static=on_gpu)]
         model(tokens, cache=caches[0], last=1)
 
     @torch.inference_mode()
@@ -189,9 +208,10 @@ def ours(model: Llama, config: Config, case: Case, new: int) -> tuple[Step, Step
         if not caches:
             prefill()
         caches[0].filled = case.context - 1
+        caches[0].position.fill_(case.context - 1)
         last = tokens[:, -1:]
         for _ in range(new):
-            last = model(last, cache=caches[0], last=1).argmax(-1)
+            last = run(last, cache=caches[0], last=1).argmax(-1)
 
     return prefill, decode
 
@@ -287,6 +307,9 @@ def ratios(subjects: dict[str, Any]) -> dict[str, float]:
         found["cola over full"] = faster(subjects, cola, full, DECODE)
         found["ceiling (bytes)"] = subjects[full]["read_bytes"] / subjects[cola]["read_bytes"]
         found["of the ceiling"] = found["cola over full"] / found["ceiling (bytes)"]
+    for way in WAYS:
+        if (name := f"{cola} {way}") in subjects:
+            found[f"{way} over torch"] = faster(subjects, name, cola, DECODE)
     for method in METHODS:
         ours, theirs = (f"{library} {method}" for library in LIBRARIES)
         if {ours, theirs} <= subjects.keys():

@@ -50,23 +50,22 @@ def frozen(weight: Tensor) -> nn.Parameter:
 
 
 @torch.no_grad()
-def prepare(model: Llama, dtype: torch.dtype, pack: bool = True) -> Llama:
+def prepare(model: Llama, dtype: torch.dtype, pack: bool = True, ops: Ops | None = None) -> Llama:
     """Change a model in place, and for good, into one that only generates.
 
     Its function stays, but for rounding. Its weights have other names and shapes, and on CPUs a
     layout that no other op reads. Memory is that of the weights, and meanwhile of a module's more.
 
     dtype: of weights and activations. pack: lay out weights for this CPU, if that is faster;
-        torch.compile wants torch's layout.
+        torch.compile wants torch's layout. ops: in place of the modules' own, on weights as torch
+        lays them out.
     """
     for parameter in model.parameters():  # buffers keep theirs: rotary angles are fp32
         parameter.requires_grad_(False)
         parameter.data = parameter.data.to(dtype)
     device = model.embedding.weight.device
     pack = pack and packed.can_pack(device, dtype)
-    layout = (
-        Layout(packed.pack, packed.PackedOps()) if pack else Layout(lambda weight: weight, None)
-    )
+    layout = Layout(packed.pack, packed.PackedOps()) if pack else Layout(lambda weight: weight, ops)
     for block in model.layers:
         assert isinstance(block, Block)
         block.attention.qkv = ready(block.attention.qkv, layout)
