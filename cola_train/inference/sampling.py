@@ -68,7 +68,7 @@ class Sampler:
         """(B,) int64, on the device; NOT_FINITE where a row's logits are not. Of logits with more
         columns than V, the first V count."""
         logits_BV = logits_BV[:, : self.vocab_size].float()
-        finite_B = logits_BV.isfinite().all(-1)
+        finite_B = logits_BV.sum(-1).isfinite()  # one pass, where looking at each takes several
         if self.seen_BV is not None:
             penalty = self.sampling.repetition_penalty
             logits_BV = with_repetition_penalty(logits_BV, self.seen_BV, penalty)
