@@ -109,6 +109,8 @@ def run(
         loss = None
         if due(state.step, config.evaluation.every) and not at_end and not stopping:
             loss = validate(evaluations, state, tracker).loss
+        if due(state.step, config.evaluation.tasks_every) and not at_end and not stopping:
+            evaluations.run_tasks(state, tracker)
         # not while steps are skipped: weights gone bad would push the good ones out
         to_save = due(state.step, config.checkpoint.every) and not at_end and not result.skipped
         if to_save or stopping:
@@ -264,6 +266,7 @@ def conclude(
     if state.saved_step < state.step:
         state.save(validation.loss)
         state.checkpointer.wait()  # the run is done, whatever comes of the rest
+    evaluations.run_tasks(state, tracker)
     text = sample_text(config, state.engine, data, tracker)
     tracker.sample(text)
     print_summary(config, validation, text)

@@ -8,8 +8,10 @@ import json
 import math
 import signal
 import sys
-from collections.abc import Iterator, Mapping
+import time
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -23,19 +25,26 @@ from cola_train.config.groups import BatchSize
 from cola_train.data.loader import Batch, evaluation_batches
 from cola_train.data.options import DataOptions
 from cola_train.errors import EXIT_DONE, EXIT_FAULT, UserError
+from cola_train.evaluation import harness
+from cola_train.evaluation.harness_tasks import HarnessTasks
 from cola_train.evaluation.loss import Validation, evaluate
 from cola_train.evaluation.options import OF_THE_MODEL, ValidationSet, place_of, set_problems
+from cola_train.evaluation.scoring import Scorer
 from cola_train.evaluation.trained import Trained, load_trained
-from cola_train.progress import Bar
+from cola_train.inference.caches import make_cache
+from cola_train.inference.load import chosen_device
+from cola_train.progress import Bar, say
 
 
 @dataclass(frozen=True)
 class EvalConfig:
     """What `cola-eval` takes beside the options of data."""
 
-    run_dir: PathText  # what was trained: a run's folder, or one of its checkpoints
+    run_dir: PathText  # a run's folder, one of its checkpoints, or an exported folder
     # name -> further data, as {wiki: {source: text, validation_files: [wiki]}}
     sets: dict[str, ValidationSet] = field(default_factory=dict)
+    tasks: list[str] = field(default_factory=list)  # of lm-evaluation-harness: names, YAML files
+    task_limit: PositiveInt | None = None  # examples of each task; null: all
     split: Literal["validation", "train"] = "validation"  # of the data
     # predictions of each set; null: as many as the run's evaluations had; 0: the whole split
     tokens: NaturalInt | None = None
@@ -48,6 +57,7 @@ class EvalConfig:
     output: Literal["table", "json"] = "table"  # table | json
 
 
+LOG_SECONDS = 30.0  # between two lines on how far the tasks are
 SHARED = {name: kind for name, kind in OPTIONS.items() if name.partition(".")[0] == "data"}
 
 
@@ -71,6 +81,10 @@ def run(values: Mapping[str, Any], problems: list[str]) -> int:
         for name in OF_THE_MODEL
         if f"data.{name}" in given
     ]
+    if not problems:
+        problems += harness.task_problems(options.tasks, "tasks")
+        if options.task_limit and not options.tasks:
+            problems.append("task_limit: has no effect without tasks; name some")
     if problems:
         raise UserError(*problems)
     own_data = {k: v for k, v in (values.get("data") or {}).items() if k not in OF_THE_MODEL}
@@ -82,23 +96,19 @@ def run(values: Mapping[str, Any], problems: list[str]) -> int:
     if wrong := list(set_problems(options.sets, trained.model.config, "sets")):
         raise UserError(*wrong)
     results: dict[str, Validation] = {}
-    if own_data or not options.sets:  # what is named is evaluated; if nothing is, the run's own
+    named = options.sets or options.tasks  # is evaluated; if nothing is named, the run's own data
+    tasks = HarnessTasks(options.tasks, "tasks", options.task_limit) if options.tasks else None
+    if own_data or not named:
         results[options.split] = measure(trained.data(own_data), length, options, trained)
     for name, data in options.sets.items():
         with place_of(f"sets.{name}"):
             results[name] = measure(trained.reader().read(data), length, options, trained)
+    of_tasks = tasks.run(scorer(options, trained), errors=True) if tasks else {}
     if distributed.is_main():
         show = as_json if options.output == "json" else as_table
-        print(show(trained, results), flush=True)
+        print(show(trained, results, of_tasks), flush=True)
     finite = all(math.isfinite(result.loss) for result in results.values())
     return EXIT_DONE if finite else EXIT_FAULT
-
-
-def chosen_device(asked: str) -> torch.device:
-    """Raises UserError if there is no GPU and one was asked for."""
-    if asked == "cuda" and not torch.cuda.is_available():
-        raise UserError("device: cuda needs an NVIDIA GPU, and there is none; use device=cpu")
-    return torch.device("cpu") if asked == "cpu" else distributed.device()
 
 
 def sequence_length(options: EvalConfig, trained: Trained) -> int:
@@ -143,41 +153,80 @@ def shown(batches: Iterator[Batch], tokens: int) -> Iterator[Batch]:
             bar.show(min(done, tokens), f"{min(done, tokens):,} tokens")
 
 
-def as_table(trained: Trained, results: Mapping[str, Validation]) -> str:
-    """A line for each set."""
-    rows = [("set", "loss", "perplexity", "bits per byte", "tokens", "bytes")]
-    for name, result in results.items():
-        bits = result.bits_per_byte
-        rows.append(
-            (
-                name, f"{result.loss:.4f}", f"{result.perplexity:.2f}",
-                "" if bits is None else f"{bits:.4f}", f"{result.tokens:,}", f"{result.bytes:,}",
-            )
-        )  # fmt: skip
+def scorer(options: EvalConfig, trained: Trained) -> Scorer:
+    """The model, as tasks ask it."""
+
+    def advance(done: int, total: int) -> None:
+        if distributed.is_main() and (done == total or time.monotonic() - said[0] > LOG_SECONDS):
+            said[0] = time.monotonic()
+            say(f"Tasks: {done}/{total} batches")
+
+    said = [time.monotonic()]
+    model = trained.model
+    return Scorer(
+        model,
+        trained.tokenizer,
+        partial(make_cache, "kv", model),
+        trained.device,
+        max_length=model.max_length,
+        vocab_size=model.config.vocab_size,
+        batch_size=options.batch_size,
+        advance=advance,
+    )
+
+
+def as_table(
+    trained: Trained, results: Mapping[str, Validation], tasks: Mapping[str, Mapping[str, float]]
+) -> str:
+    """A line for each set, and for each metric of a task."""
+    lines = [f"{trained.path}:"]
+    if results:
+        rows = [("set", "loss", "perplexity", "bits per byte", "tokens", "bytes")]
+        for name, of in results.items():
+            bits = "" if of.bits_per_byte is None else f"{of.bits_per_byte:.4f}"
+            loss = (f"{of.loss:.4f}", f"{of.perplexity:.2f}", bits)
+            rows.append((name, *loss, f"{of.tokens:,}", f"{of.bytes:,}"))
+        lines += columns(rows)
+    if tasks:
+        rows_of_tasks = [("task", "metric", "value", "+-")]
+        for name, metrics in tasks.items():
+            for metric, value in metrics.items():
+                error = metrics.get(f"{metric}_stderr")
+                if not metric.endswith("_stderr"):
+                    shown = "" if error is None else f"{error:.4f}"
+                    rows_of_tasks.append((name, metric, f"{value:.4f}", shown))
+        lines += ["" for _ in results][:1] + columns(rows_of_tasks)
+    return "\n".join(lines)
+
+
+def columns(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Lines of a table: the first column to the left, the others to the right."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = []
-    for name, *cells in rows:
-        numbers = [f"{cell:>{width}}" for cell, width in zip(cells, widths[1:], strict=True)]
-        lines.append("  ".join([f"{name:<{widths[0]}}", *numbers]))
-    return "\n".join([f"{trained.path}:", *lines])
+    return [
+        "  ".join(
+            f"{cell:<{width}}" if i == 0 else f"{cell:>{width}}"
+            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in rows
+    ]
 
 
-def as_json(trained: Trained, results: Mapping[str, Validation]) -> str:
+def as_json(
+    trained: Trained, results: Mapping[str, Validation], tasks: Mapping[str, Mapping[str, float]]
+) -> str:
     """What is not finite is null."""
-    answer = {
-        "model": str(trained.path),
-        "sets": {
-            name: {
-                "loss": finite(result.loss),
-                "perplexity": finite(result.perplexity),
-                "bits_per_byte": finite(result.bits_per_byte),
-                "tokens": result.tokens,
-                "bytes": result.bytes,
-            }
-            for name, result in results.items()
-        },
+    sets = {
+        name: {
+            "loss": finite(of.loss),
+            "perplexity": finite(of.perplexity),
+            "bits_per_byte": finite(of.bits_per_byte),
+            "tokens": of.tokens,
+            "bytes": of.bytes,
+        }
+        for name, of in results.items()
     }
-    return json.dumps(answer, indent=2)
+    metrics = {name: {k: finite(v) for k, v in of.items()} for name, of in tasks.items()}
+    return json.dumps({"model": str(trained.path), "sets": sets, "tasks": metrics}, indent=2)
 
 
 def finite(value: float | None) -> float | None:

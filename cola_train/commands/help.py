@@ -53,7 +53,7 @@ cola-prepare list                             the prepared folders of the cache;
         """\
 cola-eval run_dir=outputs/mine                the run's own validation data
 cola-eval run_dir=outputs/mine data=text 'data.validation_files=[book.txt]' tokens=0
-cola-eval run_dir=outputs/mine output=json    for scripts""",
+cola-eval run_dir=outputs/mine 'tasks=[arc_easy]' output=json   of lm-evaluation-harness""",
         "",
     ),
     "cola-plan": Command(

@@ -15,6 +15,7 @@ from cola_train.config.fields import build
 from cola_train.config.schema import Config
 from cola_train.engines import ENGINES
 from cola_train.errors import UserError
+from cola_train.evaluation import harness
 from cola_train.evaluation import options as evaluation
 from cola_train.methods import METHODS
 from cola_train.parallel.topology import Topology
@@ -67,7 +68,8 @@ def source_problems(config: Config, topology: Topology) -> Iterator[str]:
     yield from config.data.problems(config.model)
 
 
-def set_problems(config: Config, topology: Topology) -> Iterator[str]:
+def evaluation_problems(config: Config, topology: Topology) -> Iterator[str]:
+    yield from evaluation.void_options(config.evaluation)
     yield from evaluation.set_problems(config.evaluation.sets, config.model, "evaluation.sets")
 
 
@@ -153,6 +155,10 @@ def kernels_problems(config: Config, topology: Topology) -> Iterator[str]:
             "train.precision: Triton's interpreter is wrong in bf16; use train.precision=fp32 "
             "with kernels=triton on a CPU"
         )
+
+
+def task_problems(config: Config, topology: Topology) -> Iterator[str]:
+    yield from harness.task_problems(config.evaluation.tasks, "evaluation.tasks")
 
 
 def gpu_problems(config: Config, topology: Topology) -> Iterator[str]:
@@ -296,7 +302,7 @@ OF_THE_CONFIG: tuple[Check, ...] = (
     optim_problems,
     matrix_problems,
     source_problems,
-    set_problems,
+    evaluation_problems,
     stop_problems,
     rollback_problems,
     precision_problems,
@@ -315,6 +321,7 @@ OF_THIS_MACHINE: tuple[Check, ...] = (
     fp8_problems,
     cuda_graph_here_problems,
     gpu_problems,
+    task_problems,
 )
 CHECKS = (*OF_THE_CONFIG, *OF_THIS_MACHINE, *OF_THE_FILES)
 

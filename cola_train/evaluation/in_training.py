@@ -1,5 +1,7 @@
 """Evaluation as a run goes: its own validation data, and further sets."""
 
+from functools import partial
+
 from cola_train import distributed
 from cola_train.config.schema import Config
 from cola_train.data.dataset import TokenDataset
@@ -7,10 +9,13 @@ from cola_train.data.loader import check_predictions, evaluation_batches
 from cola_train.data.options import DataOptions
 from cola_train.data.prepared import PreparedData
 from cola_train.data.shards import TOKENIZER
+from cola_train.evaluation.harness_tasks import HarnessTasks
 from cola_train.evaluation.loss import Validation, evaluate
 from cola_train.evaluation.options import place_of
+from cola_train.evaluation.scoring import Scorer
 from cola_train.evaluation.sets import Reader
-from cola_train.hardware import masks_at_speed
+from cola_train.hardware import compute_dtype, masks_at_speed
+from cola_train.inference.caches import make_cache
 from cola_train.run.state import RunState
 from cola_train.run.tracking import Tracker
 
@@ -37,6 +42,9 @@ class Evaluations:
             length = config.train.sequence_length
             check_predictions(dataset, packing=options.packing, sequence_length=length)
             self.sets[name] = (options, dataset)
+        self.tokenizer = data.tokenizer
+        names, limit = config.evaluation.tasks, config.evaluation.task_limit
+        self.tasks = HarnessTasks(names, "evaluation.tasks", limit) if names else None
 
     def validate(self, state: RunState, tracker: Tracker) -> Validation:
         """Losses over all sets, logged; that over the run's own data. It may not be finite."""
@@ -54,6 +62,26 @@ class Evaluations:
             state.progress.tokens,
         )
         return own
+
+    def run_tasks(self, state: RunState, tracker: Tracker) -> None:
+        """Those of `evaluation.tasks`, if there are any, logged."""
+        if self.tasks is None:
+            return
+        engine, doing = state.engine, f"tasks after step {state.step}"
+        dtype = compute_dtype(self.config.train.precision, engine.device)
+        scorer = Scorer(
+            engine.eval_model(),
+            self.tokenizer,
+            partial(make_cache, "kv", engine.model, dtype=dtype),
+            engine.device,
+            max_length=engine.model.max_length,
+            vocab_size=self.config.model.vocab_size,
+            batch_size=self.config.evaluation.batch_size,
+            advance=lambda done, total: state.watchdog.advance(doing),
+        )
+        results = self.tasks.run(scorer, errors=False)
+        state.watchdog.advance(f"step {state.step + 1}, after tasks")
+        tracker.tasks(state.step, results, state.progress.tokens)
 
     def _loss(self, state: RunState, options: DataOptions, dataset: TokenDataset) -> Validation:
         batches = evaluation_batches(

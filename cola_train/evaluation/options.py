@@ -27,8 +27,18 @@ class EvaluationConfig:
     # name -> further data, as {wiki: {source: text, validation_files: [wiki]}}, with options of
     # data; the loss of each is logged as val_loss/NAME
     sets: dict[str, ValidationSet] = field(default_factory=dict)
+    tasks: list[str] = field(default_factory=list)  # of lm-evaluation-harness: names, YAML files
+    tasks_every: NaturalInt = 0  # steps; 0: at the end only
+    task_limit: PositiveInt | None = None  # examples of each task; null: all
     sample_prompt: str = ""  # what the sample begins with
     sample_tokens: NaturalInt = 128  # its length; 0: none
+
+
+def void_options(config: EvaluationConfig) -> Iterator[str]:
+    """Options that have no effect without another."""
+    for name in ("tasks_every", "task_limit") if not config.tasks else ():
+        if getattr(config, name):
+            yield f"evaluation.{name}: has no effect without evaluation.tasks; name some"
 
 
 def set_problems(sets: Mapping[str, DataOptions], model: ModelConfig, option: str) -> Iterator[str]:

@@ -8,8 +8,8 @@ from typing import Annotated, Any
 import torch
 from torch import Tensor
 
-from cola_train.checkpoint.checkpointer import newest_good, read_state
-from cola_train.checkpoint.recorded import config_of_run
+from cola_train.checkpoint.checkpointer import read_state
+from cola_train.checkpoint.recorded import config_of_run, run_of
 from cola_train.config.fields import OneOf, build
 from cola_train.config.schema import Config
 from cola_train.data.loader import Batch
@@ -20,9 +20,7 @@ from cola_train.data.tokenizer import Tokenizer
 from cola_train.errors import UserError
 from cola_train.evaluation.options import OF_THE_MODEL
 from cola_train.evaluation.sets import Reader
-from cola_train.hardware import compute_dtype
-from cola_train.inference.load import load_model
-from cola_train.model import cpu
+from cola_train.inference.load import Checkpoint, Exported, chosen_dtype, load, source_at
 from cola_train.model.llama import Llama
 from cola_train.model.loss import IGNORE_INDEX
 
@@ -66,9 +64,14 @@ class Trained:
         folder = loader.get("folder")
         if not values and folder and is_complete(Path(folder)):
             made = read_manifest(Path(folder))["splits"]["train"]["fingerprint"]
-            if made == loader["data"]:
+            if made == loader.get("data"):
                 return reader.read(TokensOptions("tokens", path=folder))
         whole = dict(values)
+        if "source" not in values and self.config.data.source not in SOURCES:
+            raise UserError(
+                f"data: {self.path} does not say what it was trained on; name some, as in "
+                "data=text data.validation_files=[book.txt]"
+            )
         if "source" not in values:
             recorded = asdict(self.config.data)
             whole = {k: v for k, v in recorded.items() if k not in OF_THE_MODEL} | whole
@@ -93,41 +96,20 @@ class Trained:
 
 
 def load_trained(path: str | Path, device: torch.device, precision: str = "run") -> Trained:
-    """What `load_model` loads, computing in `precision`: fp32 | bf16 | run (as its run did, where
-    this device can).
+    """What `inference.load` loads, computing in `precision`: fp32 | bf16 | run (as its run did,
+    where this device can; fp32 for an exported folder).
 
     Raises:
-        UserError: no good checkpoint is there, or the tokenizer is missing or does not fit.
+        UserError: as `inference.load.load` does.
     """
-    checkpoint = newest_good(Path(path))
-    config, state = config_of_run(checkpoint), read_state(checkpoint)
-    model = load_model(checkpoint, device)
-    dtype = compute_dtype(config.train.precision if precision == "run" else precision, device)
-    if dtype != torch.float32:
-        model.to(dtype)
-        if device.type == "cpu":
-            cpu.specialise(model, dtype, compiled=False)
-    file = tokenizer_file(checkpoint, state)
-    tokenizer = Tokenizer.load(str(file))
-    if tokenizer.vocab_size > model.config.vocab_size:
-        raise UserError(
-            f"{file}: has {tokenizer.vocab_size} tokens, and the model of {checkpoint} "
-            f"{model.config.vocab_size}: bring back the one that it was trained with"
-        )
-    return Trained(checkpoint, model, tokenizer, file, config, state)
-
-
-def tokenizer_file(checkpoint: Path, state: Mapping[str, Any]) -> Path:
-    """Of a run: beside its checkpoints, or where its tokens are.
-
-    Raises:
-        UserError: it is in neither place.
-    """
-    beside = checkpoint.absolute().parents[1] / TOKENIZER
-    places = [beside]
-    if folder := state.get("loader", {}).get("folder"):
-        places.append(Path(folder) / TOKENIZER)
-    for place in places:
-        if place.is_file():
-            return place
-    raise UserError(f"{beside}: no such file: copy the run's {TOKENIZER} there")
+    source = source_at(path)
+    if isinstance(source, Checkpoint):
+        place, folder = source.path, run_of(source.path)
+        config, state = config_of_run(place), read_state(place)
+    else:
+        assert isinstance(source, Exported)
+        place = folder = source.folder.path
+        config, state = source.config, {}
+    precision = config.train.precision if precision == "run" else precision
+    loaded = load(place, device, chosen_dtype(precision, device))
+    return Trained(place, loaded.model, loaded.tokenizer, folder / TOKENIZER, config, state)

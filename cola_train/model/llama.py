@@ -134,6 +134,7 @@ class Llama(nn.Module):
         documents_BT: Tensor | None = None,
         cache: Cache | None = None,
         last: int | None = None,
+        at_BT: Tensor | None = None,
     ) -> Tensor:
         """Logits (B, T, V); with targets, the summed cross-entropy in nats (fp32 scalar).
 
@@ -144,6 +145,7 @@ class Llama(nn.Module):
                 other. None: the row is one document.
             cache: of the positions before, which then has these too.
             last: logits of the last so many positions alone; None: of all.
+            at_BT: bool, logits of these positions alone, (N, V), row after row.
         """
         x_BTD = self.embedding(tokens_BT)
         contexts: Iterable[AttentionContext]
@@ -156,6 +158,8 @@ class Llama(nn.Module):
             x_BTD = layer(x_BTD, context)
         if last is not None:
             x_BTD = x_BTD[:, -last:]
+        if at_BT is not None:
+            x_BTD = x_BTD[at_BT]  # (N, D)
         return self.head(self.norm(x_BTD), targets_BT)
 
     def sums(self) -> dict[str, Tensor]:

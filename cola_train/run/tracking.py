@@ -87,6 +87,7 @@ class Tracker:
         except OSError as error:
             raise UserError(f"{self.path}: cannot be written: {error.strerror}") from error
         self.validated = {line["step"] for line in kept if "val_loss" in line}
+        self.tested = {line["step"] for line in kept if any(k.startswith("task/") for k in line)}
 
     def training(self, metrics: dict[str, Any]) -> None:
         """Log one training line (the contract's fields, see docs/architecture.md)."""
@@ -103,6 +104,20 @@ class Tracker:
             )
             if metrics["step"] not in self.validated:  # a finished run may be started again
                 self._write(metrics, tokens)
+
+    def tasks(self, step: int, results: dict[str, dict[str, float]], tokens: int) -> None:
+        """Log a line of metrics of tasks; `tokens`: those trained on so far."""
+        if self.main:
+            for name, metrics in results.items():
+                of_task = ", ".join(f"{metric} {value:.4g}" for metric, value in metrics.items())
+                self.say(f"step {step}: task {name}: {of_task}")
+            named = {
+                f"task/{name}/{metric}": value
+                for name, metrics in results.items()
+                for metric, value in metrics.items()
+            }
+            if step not in self.tested:
+                self._write({"step": step, **named}, tokens)
 
     def advance(self, step: int) -> None:
         if self.main:

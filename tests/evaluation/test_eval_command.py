@@ -14,6 +14,7 @@ from torch.nn import functional as F
 import cola_train
 from cola_train.commands.cli import run_composed
 from cola_train.commands.eval import SHARED, EvalConfig, run
+from cola_train.convert.export import export
 from cola_train.data.options import TextOptions
 from cola_train.data.preparation import prepare
 from cola_train.data.tokenizer import Tokenizer
@@ -40,9 +41,10 @@ def trained(tiny: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def texts(tmp_path: Path) -> str:
     """The option that names them."""
+    (tmp_path / "texts").mkdir()
     for i, text in enumerate(TEXTS):
-        (tmp_path / f"{i}.txt").write_text(text, encoding="utf-8")
-    return f"data.validation_files=[{tmp_path}]"
+        (tmp_path / "texts" / f"{i}.txt").write_text(text, encoding="utf-8")
+    return f"data.validation_files=[{tmp_path}/texts]"
 
 
 def answer(capsys: Any) -> dict[str, Any]:
@@ -81,6 +83,12 @@ def test_any_text_by_hand(trained, texts, tmp_path, capsys):
     left_out = tokenizer.decode([ids[0], *ids[1 + rows * 16 :]])
     assert found["bytes"] == sum(len(text.encode()) for text in TEXTS) - len(left_out.encode())
     assert found["bits_per_byte"] == pytest.approx(loss / math.log(2) / found["bytes"])
+    export(trained, tmp_path / "export", dtype="fp32", shard_bytes=10**9)
+    capsys.readouterr()
+    assert cola_eval(f"run_dir={tmp_path / 'export'}", "output=json", *words) == 0
+    assert answer(capsys) == found
+    assert cola_eval(f"run_dir={tmp_path / 'export'}") == 2
+    assert "does not say what it was trained on" in capsys.readouterr().err
     assert cola_eval(f"run_dir={trained}", *words, "split=train") == 2
     assert "data.files: empty: name the training files" in capsys.readouterr().err
 
@@ -100,7 +108,7 @@ def test_wrong_input_is_named(trained, texts, tmp_path, capsys):
     own = Tokenizer.train(TEXTS, 270).to_json()
     (tmp_path / "other.json").write_text(own)
     options = TextOptions(
-        "text", files=[f"{tmp_path}/*.txt"], tokenizer=str(tmp_path / "other.json"), workers=1,
+        "text", files=[f"{tmp_path}/texts"], tokenizer=str(tmp_path / "other.json"), workers=1,
         cache_dir=str(tmp_path / "cache"),
     )  # fmt: skip
     tokens = f"data.path={prepare(options, progress=False)}"
@@ -108,4 +116,6 @@ def test_wrong_input_is_named(trained, texts, tmp_path, capsys):
     shutil.copytree(trained, tmp_path / "run")
     numbers = [" ".join(str(i * i) for i in range(999))]
     (tmp_path / "run" / "tokenizer.json").write_text(Tokenizer.train(numbers, 310).to_json())
-    assert "has 310 tokens, and the model" in said(f"run_dir={tmp_path / 'run'}")
+    assert "tokenizer.json: another tokenizer than the model's" in said(
+        f"run_dir={tmp_path / 'run'}"
+    )
