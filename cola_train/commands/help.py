@@ -77,6 +77,7 @@ cola-export run_dir=outputs/mine/checkpoints/step-00001000 out=exported/mine-bf1
 cola-import source=exported/mine out=outputs/again           cola-export's folder
 cola-import source=llama out=outputs/llama                   LlamaForCausalLM's
 cola-import source=model_10000 out=outputs/theirs tokenizer=t5-base   the reference code's
+cola-import source=llama out=outputs/low method=METHOD       a dense model's, as bottlenecks
 cola-train outputs/again/config.yaml resume=outputs/again run_name=more   goes on from there""",
         "",
     ),

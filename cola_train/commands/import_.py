@@ -1,4 +1,5 @@
-"""The command `cola-import`: others' weights as the folder of a run that has not begun.
+"""The command `cola-import`: others' weights as the folder of a run that has not begun; with
+method=, a dense model's as bottlenecks'.
 
 `cola-train resume=OUT` begins there, with a fresh optimizer, and what takes a run takes it.
 """
@@ -16,9 +17,10 @@ from torch import Tensor
 from cola_train.checkpoint.files import first_few
 from cola_train.commands.cli import run_composed
 from cola_train.commands.groups import OPTIONS
+from cola_train.commands.import_dense import bottlenecks_of
 from cola_train.commands.overrides import given_options
 from cola_train.config.checks import OF_THE_CONFIG, load
-from cola_train.config.fields import PathText, build
+from cola_train.config.fields import PathText, PositiveInt, build
 from cola_train.config.schema import Config
 from cola_train.convert.output import refuse_existing
 from cola_train.convert.reading import Folder, open_folder
@@ -26,6 +28,8 @@ from cola_train.convert.write import write_run
 from cola_train.data.shards import TOKENIZER
 from cola_train.data.tokenizer import Tokenizer
 from cola_train.errors import EXIT_DONE, UserError
+from cola_train.inference.load import source_at
+from cola_train.methods.rank import RankOptions
 from cola_train.progress import Bar, say
 
 # Those of cola-train that it takes; a tokenizer is its own option.
@@ -36,6 +40,8 @@ SHARED = {
     and name not in ("data.tokenizer", "data.vocab_size")
 }
 
+TOKENS = 131_072  # that a dense model's layers are measured on
+
 
 @dataclass(frozen=True)
 class ImportOptions:
@@ -44,6 +50,7 @@ class ImportOptions:
     source: PathText  # config.json and weights: LLaMA's, CoLA's reference code's, cola-export's
     out: PathText  # the run's folder to make, which must not be there yet
     tokenizer: PathText | None = None  # a tokenizer.json, or a hub's name; null: the source's
+    tokens: PositiveInt | None = None  # with method=, a dense source is measured on; null: 131072
 
 
 def main() -> None:
@@ -57,8 +64,21 @@ def import_(values: Mapping[str, Any], problems: list[str]) -> int:
     if problems:
         raise UserError(*problems)
     refuse_existing(Path(options.out))
+    values = {k: v for k, v in values.items() if k not in own}
+    given = {name for name in given_options(sys.argv[1:]) if name.split(".")[0] == "method"}
+    if "method" in given:
+        return import_dense(options, values)
+    if given:
+        raise UserError(
+            f"{min(given)}: the source says what its model is; leave it out, or give method= too, "
+            "which a dense source's model becomes"
+        )
+    if options.tokens is not None:
+        raise UserError("tokens: only for a dense model and method=, whose layers are measured")
     folder = open_folder(Path(options.source))
-    config = config_of_run(folder, options, {k: v for k, v in values.items() if k not in own})
+    config = config_of_run(
+        folder.config, options, values, dataclasses.asdict(folder.description.method)
+    )
     tokenizer = tokenizer_of(folder, options)
     for line in remarks(folder):
         say(line)
@@ -67,28 +87,56 @@ def import_(values: Mapping[str, Any], problems: list[str]) -> int:
     return EXIT_DONE
 
 
-def config_of_run(folder: Folder, options: ImportOptions, values: Mapping[str, Any]) -> Config:
-    """The model's and method's options from the folder, the rest as composed."""
-    described, out = folder.description, Path(options.out)
-    given = {name for name in given_options(sys.argv[1:]) if name.split(".")[0] == "method"}
-    if given:
+def import_dense(options: ImportOptions, values: Mapping[str, Any]) -> int:
+    """A dense model, exported or of a run, as the method of the options.
+
+    Raises:
+        UserError: as `import_`.
+    """
+    source = source_at(options.source)
+    dense, weights = source.folded()
+    if isinstance(dense.method, RankOptions):
         raise UserError(
-            f"{min(given)}: {options.source} holds a model of method={described.method.name}; "
-            "leave it out"
+            f"method: {options.source} holds a model of method={dense.method.name}, and only a "
+            "dense one becomes another method's; leave it out"
         )
+    config = config_of_run(dense, options, values, values["method"])
+    if options.tokenizer is None:
+        tokenizer = source.tokenizer()
+    else:
+        tokenizer = named_tokenizer(options.tokenizer, options.source, dense.model.vocab_size)
+    tokens = TOKENS if options.tokens is None else options.tokens
+    model = bottlenecks_of(dense, weights, config, tokenizer, tokens)
+    found = dict(model.named_parameters())
+    shapes = {name: weight.shape for name, weight in found.items()}
+    write_run(config, shapes, found.values(), tokenizer, source=options.source)
+    print(config.run_dir)
+    return EXIT_DONE
+
+
+def config_of_run(
+    described: Config,
+    options: ImportOptions,
+    values: Mapping[str, Any],
+    method: Mapping[str, Any],
+) -> Config:
+    """The model's options from the source, the method's from there or as composed, the rest as
+    composed."""
+    out = Path(options.out)
     hints = {"activation": described.model.activation or values["model"]["activation"]}
     data = dict(values["data"])
     data |= {"tokenizer": str(out / TOKENIZER)} if "tokenizer" in data else {}
     data |= {"vocab_size": described.model.vocab_size} if "vocab_size" in data else {}
+    length = described.train.sequence_length
     return load(
         {
             **values,
             "run_name": out.name,
             "run_dir": options.out,
             "model": {**dataclasses.asdict(described.model), **hints},
-            "method": dataclasses.asdict(described.method),
+            "method": method,
             "data": data,
-            "train": {**values["train"], "sequence_length": described.length},
+            "train": {**values["train"], "sequence_length": length},
         },
         checks=OF_THE_CONFIG,
     )
@@ -103,15 +151,19 @@ def tokenizer_of(folder: Folder, options: ImportOptions) -> Tokenizer:
                 "trained with: tokenizer=FILE, or a name on the Hugging Face hub"
             )
         name = str(folder.path / TOKENIZER)
+    return named_tokenizer(name, folder.path, folder.description.model.vocab_size)
+
+
+def named_tokenizer(name: str, source: str | Path, size: int) -> Tokenizer:
+    """size: of the source's vocabulary."""
     try:
         tokenizer = Tokenizer.load(name)
     except UserError as error:
         said = (problem.replace("data.tokenizer=", "tokenizer=") for problem in error.problems)
         raise UserError(*said) from None
-    size = folder.description.model.vocab_size
     if tokenizer.vocab_size > size:
         raise UserError(
-            f"tokenizer: {name} has {tokenizer.vocab_size} tokens, and the model of {folder.path} "
+            f"tokenizer: {name} has {tokenizer.vocab_size} tokens, and the model of {source} "
             f"{size}: the model was not trained with it; give the right one: tokenizer=FILE"
         )
     return tokenizer
