@@ -28,6 +28,7 @@ REGISTRY = {
     "scaling": "benchmarks.scaling",
     "fp8": "benchmarks.fp8",
     "inference": "benchmarks.inference",
+    "factor": "benchmarks.factor",
 }
 
 
