@@ -27,13 +27,14 @@ def pack(weight: Tensor) -> Tensor:
     return packed
 
 
+# the op without what Python adds to its call
+_linear = torch.ops.mkldnn._linear_pointwise.default._op
+
+
 def linear(x: Tensor, weight: Tensor) -> Tensor:
     """x W^T, (..., d_in) -> (..., d_out), of a packed W."""
     y: Tensor = _linear(x, weight, None, "none", [], "")
     return y
-
-
-_linear = torch.ops.mkldnn._linear_pointwise.default._op  # without Python's part of the call
 
 
 class PackedOps:
@@ -42,17 +43,18 @@ class PackedOps:
     def linear(
         self, x: Tensor, weights: Sequence[Tensor], residual: Tensor | None
     ) -> tuple[Tensor, ...]:
-        if residual is not None:
-            (weight,) = weights
-            return (linear(x, weight).add_(residual),)
-        return tuple(linear(x, weight) for weight in weights)
+        if residual is None:
+            return tuple([linear(x, weight) for weight in weights])
+        (weight,) = weights
+        return (linear(x, weight).add_(residual),)
 
     def gated(self, g: Tensor, u: Tensor, gate_silu: bool) -> Tensor:
         return F.silu(g).mul_(u) if gate_silu else g * u
 
     def down(self, x: Tensor, weights: Sequence[Tensor]) -> Tensor:
-        zs = self.linear(x, weights, None)
-        return zs[0] if len(zs) == 1 else torch.cat(zs, dim=-1)
+        if len(weights) == 1:
+            return linear(x, weights[0])
+        return torch.cat([linear(x, weight) for weight in weights], dim=-1)
 
     def up(
         self, z: Tensor, weights: Sequence[Tensor], residual: Tensor | None, activation: bool
@@ -71,5 +73,5 @@ class PackedOps:
         activation: bool,
         gate_silu: bool,
     ) -> Tensor:
-        g, u = self.up(z, [gate, up], None, activation)
-        return linear(self.gated(g, u, gate_silu), down)
+        h_g, h_u = (F.silu(z) if activation else z).chunk(2, dim=-1)
+        return linear(self.gated(linear(h_g, gate), linear(h_u, up), gate_silu), down)

@@ -122,6 +122,10 @@ class JoinedAutoEncoders(AutoEncoders):
         self.B = nn.ParameterList(frozen(layout.of(B)) for B in layers.decoders())
         self.lists: tuple[list[Tensor], list[Tensor]] = [self.A], [*self.B]
 
+    def forward(self, x: Tensor, residual: Tensor | None = None) -> tuple[Tensor, ...]:
+        As, Bs = self.lists
+        return self.ops.up(self.ops.down(x, As), Bs, residual, self.activation)
+
     def encoders(self) -> list[Tensor]:
         return self.lists[0]
 
@@ -138,12 +142,18 @@ class JoinedAutoEncoderMLP(AutoEncoderMLP):
         self.activation, self.gate_silu = mlp.activation, mlp.gate_silu
         self.ops = layout.ops_of(mlp.ops)
         self.A = layout.joined(mlp.encoders())
-        self.list: list[Tensor] = [self.A]
         for name in ("gate_B", "up_B", "down_A", "down_B"):
             setattr(self, name, frozen(layout.of(getattr(mlp, name))))
+        self.tuple: tuple[Tensor, ...] = (
+            self.A, self.gate_B, self.up_B, self.down_A, self.down_B
+        )  # fmt: skip
 
-    def encoders(self) -> list[Tensor]:
-        return self.list
+    def forward(self, x_BTD: Tensor, residual_BTD: Tensor) -> Tensor:
+        ops, activation = self.ops, self.activation
+        A, gate_B, up_B, down_A, down_B = self.tuple
+        z = ops.down(x_BTD, [A])
+        z = ops.gated_down(z, gate_B, up_B, down_A, activation, self.gate_silu)
+        return ops.up(z, [down_B], residual_BTD, activation)[0]
 
 
 class RowNorm:

@@ -77,6 +77,8 @@ class Step:
 def rows(x_BTGV: Tensor) -> Tensor:
     """(B G, T, V); of one column a view."""
     B, T, G, V = x_BTGV.shape
+    if T == 1:
+        return x_BTGV.reshape(B * G, 1, V)
     return x_BTGV.transpose(1, 2).reshape(B * G, T, V)
 
 
