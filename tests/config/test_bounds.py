@@ -25,6 +25,8 @@ EXTREMES = [
 
 WITH: dict[str, dict[str, Any]] = {  # without which an option is refused, whatever its value
     "engine.shard_size": {"sharding": "hybrid"},
+    "evaluation.task_limit": {"tasks": ["words"]},
+    "evaluation.tasks_every": {"tasks": ["words"]},
     "optim.decay_steps": {"schedule": "wsd"},
     "train.batch_size": {"micro_batch_size": None},
     "train.batch_tokens": {"micro_batch_size": None, "batch_size": None},

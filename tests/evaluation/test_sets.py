@@ -1,11 +1,15 @@
 """Named validation sets: a loss for each, the run itself unchanged."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from helpers import exit_code_of, losses, refusal
 from test_eval_command import TEXTS, cola_eval
+
+from cola_train.data.options import DataOptions, TokensOptions
+from cola_train.evaluation.sets import Reader
 
 
 def validations(run_dir: Path) -> list[dict[str, float]]:
@@ -64,3 +68,11 @@ def test_wrong_sets_are_refused_at_once(tiny, tmp_path, capsys):
     assert "evaluation.sets.a.validation_files: no file matches 'nothing'" in said
     assert "evaluation.sets.b.validation_files: empty: name files" in said
     assert not (tmp_path / "run").exists()
+
+
+def test_a_set_is_packed_as_the_run_unless_it_says_otherwise():
+    run = DataOptions("text", packing="per_document", verify=False)
+    reader = Reader(run, tokenizer=None, file=None, vocab_size=300)
+    data = TokensOptions("tokens", path="x", document_mask=None)
+    assert reader.read(data) == replace(data, packing="per_document", verify=False)
+    assert reader.read(data, given={"packing"}) == replace(data, verify=False)

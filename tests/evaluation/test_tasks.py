@@ -103,6 +103,7 @@ def test_on_two_processes_as_on_one(tiny, tmp_path, monkeypatch, capsys):
     monkeypatch.delitem(sys.modules, "cola_train.evaluation.harness_model", raising=False)
     run = [*tiny, "train.steps=4", "train.micro_batch_size=4", "model.n_layers=1"]
     tasks = ["evaluation.tasks=[words]", "evaluation.tasks_every=2", "evaluation.task_limit=2"]
+    tasks.append("evaluation.batch_size=2")  # so that each process has a share
     assert exit_code_of([*run, f"run_dir={tmp_path / 'plain'}"]) == 0
     assert exit_code_of([*run, *tasks, f"run_dir={tmp_path / 'one'}"]) == 0
     assert "step 4: task words: score0 -" in capsys.readouterr().err
