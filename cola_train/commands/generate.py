@@ -42,6 +42,8 @@ class GenerateOptions(Limits, Sampling, Prompts):
     batch_size: Annotated[int, Range(1, 10**6)] = 8  # prompts at a time
     # what is kept of earlier positions: keys and values, or bottlenecks (`cola-plan inference`)
     cache: Annotated[str, Among(CACHES)] = "kv"
+    # on a GPU: record the step of a token as one CUDA graph, and replay it
+    cuda_graph: bool = False
     dtype: Literal["auto", "bf16", "fp32"] = "auto"  # auto: bf16 where the hardware has it
     device: Literal["auto", "cpu", "cuda"] = "auto"  # auto: a GPU if there is one
     threads: Workers | None = None  # CPU threads; null: one a core
@@ -148,7 +150,8 @@ def answer(
     """Print what follows each of a batch of prompts, of a single one as it is made; how fast, on
     stderr. first: how many came before."""
     sampling = replace(options, seed=options.seed + first)
-    generation = Generation(trained, prompts, options, sampling, options.cache)
+    kinds = options.cache, options.cuda_graph
+    generation = Generation(trained, prompts, options, sampling, *kinds)
     alone = len(prompts) == 1 and options.output == "text"
     if alone:
         begin(prompts[0], first if numbered else None, with_prompt)

@@ -10,11 +10,12 @@ from dataclasses import dataclass, field
 from functools import partial
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from cola_train.config.fields import PositiveInt
 from cola_train.errors import TrainingError, UserError
 from cola_train.inference.caches import check_kind, make_cache
+from cola_train.inference.graphs import Recorded
 from cola_train.inference.load import Trained
 from cola_train.inference.pieces import Pieces, StopStrings
 from cola_train.inference.sampling import NOT_FINITE, Sampler, Sampling
@@ -60,14 +61,19 @@ class Generation:
         limits: Limits | None = None,
         sampling: Sampling | None = None,
         cache: str = "kv",
+        cuda_graph: bool = False,
     ) -> None:
-        """cache: of inference/caches.py's kinds.
+        """cache: of inference/caches.py's kinds. cuda_graph: record a step, and replay it.
 
         Raises:
-            UserError: the model has no such cache; a prompt leaves it no room for an answer.
+            UserError: the model has no such cache, or is on no GPU for a graph; a prompt leaves it
+                no room for an answer.
         """
         check_kind(cache, trained.model)
-        self.make_cache = partial(make_cache, cache, trained.model)
+        if cuda_graph and trained.model.embedding.weight.device.type != "cuda":
+            raise UserError("cuda_graph: the model is not on a GPU; leave it out")
+        self.cuda_graph = cuda_graph
+        self.new_cache = partial(make_cache, cache, trained.model, static=cuda_graph)
         self.limits, self.sampling = limits or Limits(), sampling or Sampling()
         if "" in self.limits.stop:
             raise UserError("stop: an empty text ends every answer at once; leave it out")
@@ -87,8 +93,9 @@ class Generation:
         device, steps = model.embedding.weight.device, max(most)
         sampler = Sampler(self.sampling, self.prompts, tokenizer.vocab_size, steps, device)
         rows = [_Row(self, i, most[i]) for i in range(len(self.prompts))]
+        forward = Recorded(model) if self.cuda_graph else model
         start = time.perf_counter()
-        for drawn in next_tokens(model, self.prompts, sampler, self.make_cache, steps):
+        for drawn in next_tokens(forward, self.prompts, sampler, self.new_cache, steps):
             self.seconds = time.perf_counter() - start
             self.prefill_seconds = self.prefill_seconds or self.seconds
             for i, (row, token) in enumerate(zip(rows, drawn, strict=True)):
@@ -132,9 +139,10 @@ def generate(
     limits: Limits | None = None,
     sampling: Sampling | None = None,
     cache: str = "kv",
+    cuda_graph: bool = False,
 ) -> list[Answer]:
     """Answers to a batch of prompts, whole; arguments and errors are those of `Generation`."""
-    generation = Generation(trained, prompts, limits, sampling, cache)
+    generation = Generation(trained, prompts, limits, sampling, cache, cuda_graph)
     for _ in generation:
         pass
     return generation.answers
@@ -146,9 +154,10 @@ def stream(
     limits: Limits | None = None,
     sampling: Sampling | None = None,
     cache: str = "kv",
+    cuda_graph: bool = False,
 ) -> Iterator[str]:
     """The answer to one prompt in pieces, as it is made; the rest as for `generate`."""
-    for _, piece in Generation(trained, [prompt], limits, sampling, cache):
+    for _, piece in Generation(trained, [prompt], limits, sampling, cache, cuda_graph):
         yield piece
 
 
@@ -174,7 +183,7 @@ def encoded(trained: Trained, prompt: str) -> list[int]:
 
 
 def next_tokens(
-    model: nn.Module,
+    model: Callable[..., Tensor],
     prompts: Sequence[Sequence[int]],
     sampler: Sampler,
     new_cache: CacheMaker,

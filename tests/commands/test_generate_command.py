@@ -88,6 +88,7 @@ def test_each_cache_gives_the_same_text(run, monkeypatch, capsys):
         (["prompt=" + "the old tree " * 30], "and prompt and answer together have at most the"),
         (["prompt=a", "stop=['']"], "stop: an empty text"),
         (["prompt=a", "cache=latents"], "cache: must be one of kv, absorbed, latent, got"),
+        (["prompt=a", "device=cpu", "cuda_graph=true"], "cuda_graph: the model is not on a GPU"),
         (["prompt=a", "temperature=-1"], "temperature: must be at least 0"),
         (["prompt=a", "run_dir=/no/such"], "/no/such: no checkpoint in this folder"),
         ([], "prompt: there is none"),

@@ -102,6 +102,13 @@ def test_an_answer_ends_before_a_stop_string_and_at_the_end_of_text(trained: Tra
     assert ended.ended == "end_of_text" and ended.tokens == tokens[: tokens.index(tokens[9]) + 1]
 
 
+@pytest.mark.gpu
+def test_a_cuda_graph_gives_the_same_text(run: Path) -> None:
+    trained, limits = load(run, "cuda"), Limits(new_tokens=64, past_end=True)
+    usual = generate(trained, PROMPTS, limits, GREEDY)
+    assert generate(trained, PROMPTS, limits, GREEDY, cuda_graph=True) == usual
+
+
 def test_the_models_length_ends_an_answer(trained: Trained) -> None:
     """In a batch each row's own."""
     answers = generate(trained, [PROMPTS[1], "a"], Limits(200, past_end=True), GREEDY)
