@@ -38,7 +38,7 @@ class Block:
 
 
 class Torch:
-    """`Decoder`'s layers in torch, on joined weights."""
+    """The same layers in torch, on joined weights."""
 
     def encode(
         self,

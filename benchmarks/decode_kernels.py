@@ -1,4 +1,4 @@
-"""The decode kernels beside torch's own and their floors, all in CUDA graphs.
+"""The decode kernels beside torch's own and their floors, in CUDA graphs.
 
 Needs a GPU, torch, Triton and numpy: no more, from a checkout's root. A graph holds a layer so
 often, each time with weights of its own, that the L2 cache holds few of them; times are of one
@@ -28,23 +28,21 @@ from cola_train import hardware
 from cola_train.errors import EXIT_DONE, EXIT_FAULT, UserError
 
 DEVICE = "cuda"
-WAYS = ("apart", "chained", "together")
 DTYPE = torch.bfloat16
 OTHERS = (torch.float16, torch.float32)  # checked for errors alone, at the first model
 ENOUGH = 160e6  # bytes of weights in a graph: more than twice any GPU's L2 cache
 REPLAYS = 10  # of a round
-Task = tuple[Shape, torch.dtype, str]
+Task = tuple[Shape, torch.dtype]
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", nargs="+", choices=DECODED, default=list(DECODED))
-    parser.add_argument("--rows", nargs="+", type=int, default=[1, 4, 16], help="(1 4 16)")
-    parser.add_argument("--ways", nargs="+", choices=WAYS, default=list(WAYS))
+    parser.add_argument("--rows", nargs="+", type=int, default=[1, 2, 4], help="(1 2 4)")
     parser.add_argument("--rounds", type=int, default=5, help="timed rounds (5)")
 
 
 def run(options: argparse.Namespace) -> Report:
-    """Time every layer, in rounds of all ways in turn; what fails costs the others nothing.
+    """Time every layer, in rounds of both in turn; what fails costs the others nothing.
 
     Raises:
         UserError: the kernels cannot run here, or an option is wrong.
@@ -56,14 +54,15 @@ def run(options: argparse.Namespace) -> Report:
     shapes = {
         (name, n): replace(DECODED[name], n=n) for name in options.model for n in options.rows
     }
-    compile_ahead([
-        *((shape, DTYPE, way) for shape in shapes.values() for way in options.ways),
-        *((shape, dtype, way) for shape in others(options) for dtype in OTHERS
-          for way in options.ways),
-    ])  # fmt: skip
+    compile_ahead(
+        [
+            *((shape, DTYPE) for shape in shapes.values()),
+            *((shape, dtype) for shape in others(options) for dtype in OTHERS),
+        ]
+    )
     say(f"compiled ({time.perf_counter() - start:.0f} s)")
     errors = {
-        f"{shape.n} rows, {dtype}".replace("torch.", ""): guarded(errors_of, shape, dtype, options)
+        f"{shape.n} rows, {dtype}".replace("torch.", ""): guarded(errors_of, shape, dtype)
         for shape in others(options)
         for dtype in OTHERS
     }
@@ -72,7 +71,7 @@ def run(options: argparse.Namespace) -> Report:
         results[f"{name}, {n}"] = guarded(measure, shape, options)
         say(f"{name}, {n} rows ({time.perf_counter() - start:.0f} s)")
         if "block" in (of := results[f"{name}, {n}"]):  # said at once: what follows may hang
-            say(table(headers(options.ways), [*rows_of(f"{name}, {n}", of, options.ways)]))
+            say(table(HEADERS, [*rows_of(f"{name}, {n}", of)]))
     good = all(of["good"] for of in [*errors.values(), *results.values()])
     figures = {
         "triton": triton.__version__,
@@ -83,19 +82,22 @@ def run(options: argparse.Namespace) -> Report:
         "errors_in_other_dtypes": errors,
         "layers": results,
     }
-    return Report(figures, text_of(figures, options), EXIT_DONE if good else EXIT_FAULT)
+    return Report(figures, text_of(figures), EXIT_DONE if good else EXIT_FAULT)
 
 
 def check(options: argparse.Namespace) -> None:
     problems = []
     if (reason := unavailable(DEVICE)) is not None:
         problems.append(f"decode_kernels: needs an NVIDIA GPU and Triton: {reason}")
+    else:
+        from cola_kernels.decode_launch import ROWS
+
+        if any(not 1 <= n <= ROWS for n in options.rows):
+            problems.append(f"--rows: must be 1 to {ROWS}, got {' '.join(map(str, options.rows))}")
     if options.overrides:
         problems.append(f"{options.overrides[0]}: this benchmark takes no config options")
     if options.rounds < 1:
         problems.append(f"--rounds: must be at least 1, got {options.rounds}")
-    if any(not 1 <= n <= 16 for n in options.rows):
-        problems.append(f"--rows: must be 1 to 16, got {' '.join(map(str, options.rows))}")
     if problems:
         raise UserError(*problems)
 
@@ -106,7 +108,7 @@ def say(text: str) -> None:
 
 def others(options: argparse.Namespace) -> list[Shape]:
     """Of the kernels for one row and for several."""
-    return [replace(DECODED[options.model[0]], n=n) for n in (1, 5)]
+    return [replace(DECODED[options.model[0]], n=n) for n in (1, 3)]
 
 
 def bandwidth() -> float:
@@ -127,17 +129,16 @@ def compile_ahead(tasks: Sequence[Task]) -> None:
 
 
 def compile_one(task: Task) -> None:
-    from cola_kernels.ops.decode import Decoder
+    from cola_kernels.ops import decode
     from cola_kernels.recording import warm_up
 
-    shape, dtype, way = task
+    shape, dtype = task
     weights = Block(shape, dtype, "meta")
     x = torch.empty(shape.n, shape.d, dtype=dtype, device="meta")
 
     def block() -> None:
-        decoder = Decoder("meta", way)
         for name in LAYERS:
-            LAYERS[name](decoder, weights, x)
+            LAYERS[name](decode, weights, x)
 
     warm_up(block, torch.device(DEVICE))
 
@@ -150,25 +151,21 @@ def guarded(function: Callable[..., dict[str, Any]], *arguments: Any) -> dict[st
         return {"good": False, "failed": f"{type(error).__name__}: {error}"}
 
 
-def implementations(options: argparse.Namespace) -> dict[str, Any]:
-    from cola_kernels.ops.decode import Decoder
+def implementations() -> dict[str, Any]:
+    from cola_kernels.ops import decode
 
-    return {"torch": Torch(), **{way: Decoder(DEVICE, way) for way in options.ways}}
+    return {"torch": Torch(), "ours": decode}
 
 
-def errors_of(shape: Shape, dtype: torch.dtype, options: argparse.Namespace) -> dict[str, Any]:
-    """Of each way the largest error of its layers over what is allowed; at most 1 is right."""
-    found = {
-        way: largest_error(decoder, shape, dtype, DEVICE)
-        for way, decoder in implementations(options).items()
-        if way != "torch"
-    }
-    return {"good": max(found.values()) <= 1, "of_allowed": found}
+def errors_of(shape: Shape, dtype: torch.dtype) -> dict[str, Any]:
+    """The largest error of our layers over what is allowed; at most 1 is right."""
+    found = largest_error(implementations()["ours"], shape, dtype, DEVICE)
+    return {"good": found <= 1, "of_allowed": found}
 
 
 def measure(shape: Shape, options: argparse.Namespace) -> dict[str, Any]:
     """Errors and times of every layer at one shape."""
-    figures: dict[str, Any] = errors_of(shape, DTYPE, options)
+    figures: dict[str, Any] = errors_of(shape, DTYPE)
     costs = decoded(shape)
     costs["block"] = replace(costs["qkv"], **{
         name: sum(getattr(cost, name) for cost in costs.values()) for name in ("flops", "bytes")
@@ -177,8 +174,8 @@ def measure(shape: Shape, options: argparse.Namespace) -> dict[str, Any]:
     for layer, cost in costs.items():
         copies = min(256, max(2, round(ENOUGH / cost.bytes)))
         weights = [Block(shape, DTYPE, DEVICE, layer) for _ in range(copies)]
-        seconds = layer_seconds(layer, weights, x, options)
-        median = {way: statistics.median(of) for way, of in seconds.items()}
+        seconds = layer_seconds(layer, weights, x, options.rounds)
+        median = {whose: statistics.median(of) for whose, of in seconds.items()}
         floor = cost.bytes / bandwidth()
         figures[layer] = {
             "copies": copies,
@@ -186,14 +183,14 @@ def measure(shape: Shape, options: argparse.Namespace) -> dict[str, Any]:
             "floor_seconds": floor,
             "seconds": seconds,
             "seconds_median": median,
-            "of_floor": {way: floor / of for way, of in median.items()},
-            "faster_than_torch": {way: median["torch"] / of for way, of in median.items()},
+            "of_floor": floor / median["ours"],
+            "faster_than_torch": median["torch"] / median["ours"],
         }
     return figures
 
 
 def layer_seconds(
-    layer: str, weights: Sequence[Block], x: torch.Tensor, options: argparse.Namespace
+    layer: str, weights: Sequence[Block], x: torch.Tensor, rounds: int
 ) -> dict[str, list[float]]:
     """Of one layer, in each round: a graph replayed has each copy of it once."""
     function = LAYERS[layer]
@@ -205,12 +202,12 @@ def layer_seconds(
             of = out if layer == "block" else x
 
     graphs = {
-        way: captured(functools.partial(step, ops)) for way, ops in implementations(options).items()
+        whose: captured(functools.partial(step, ops)) for whose, ops in implementations().items()
     }
-    found: dict[str, list[float]] = {way: [] for way in graphs}
-    for _ in range(options.rounds):
-        for way, replay in graphs.items():
-            found[way].append(replayed_seconds(replay) / (REPLAYS * len(weights)))
+    found: dict[str, list[float]] = {whose: [] for whose in graphs}
+    for _ in range(rounds):
+        for whose, replay in graphs.items():
+            found[whose].append(replayed_seconds(replay) / (REPLAYS * len(weights)))
     return found
 
 
@@ -246,14 +243,14 @@ def replayed_seconds(replay: Callable[[], None]) -> float:
     return before.elapsed_time(after) / 1e3
 
 
-def text_of(figures: dict[str, Any], options: argparse.Namespace) -> str:
+def text_of(figures: dict[str, Any]) -> str:
     lines = [f"µs of a layer in a CUDA graph, {figures['dtype']}; floors: the weights' bytes at "
              f"{figures['bandwidth'] / 1e12:g} TB/s"]  # fmt: skip
     rows = [row for name, of in figures["layers"].items() if "block" in of
-            for row in rows_of(name, of, options.ways)]  # fmt: skip
-    lines.append(table(headers(options.ways), rows))
+            for row in rows_of(name, of)]  # fmt: skip
+    lines.append(table(HEADERS, rows))
     checked = {**figures["errors_in_other_dtypes"], **figures["layers"]}
-    worst = [max(of["of_allowed"].values()) for of in checked.values() if "of_allowed" in of]
+    worst = [of["of_allowed"] for of in checked.values() if "of_allowed" in of]
     if worst:
         lines.append(f"The largest error is {max(worst):.2f} of what is allowed.")
     for name, of in checked.items():
@@ -263,21 +260,18 @@ def text_of(figures: dict[str, Any], options: argparse.Namespace) -> str:
     return "\n".join(lines)
 
 
-def headers(ways: Sequence[str]) -> list[str]:
-    return ["layer", "floor µs", "torch µs", *(f"{way} µs" for way in ways),
-            *(f"{way}, of floor" for way in ways), "best over torch"]  # fmt: skip
+HEADERS = ["layer", "floor µs", "torch µs", "ours µs", "of floor", "over torch"]
 
 
-def rows_of(name: str, of: dict[str, Any], ways: Sequence[str]) -> Iterator[list[str]]:
+def rows_of(name: str, of: dict[str, Any]) -> Iterator[list[str]]:
     for layer in LAYERS:
         median = of[layer]["seconds_median"]
-        best = max(of[layer]["faster_than_torch"][way] for way in ways)
         yield [
             f"{name}: {layer}",
             f"{of[layer]['floor_seconds'] * 1e6:.1f}",
-            *(f"{median[way] * 1e6:.1f}" for way in ("torch", *ways)),
-            *(f"{of[layer]['of_floor'][way]:.0%}" for way in ways),
-            f"{best:.2f}x",
+            *(f"{median[whose] * 1e6:.1f}" for whose in ("torch", "ours")),
+            f"{of[layer]['of_floor']:.0%}",
+            f"{of[layer]['faster_than_torch']:.2f}x",
         ]
 
 

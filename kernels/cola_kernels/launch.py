@@ -22,7 +22,6 @@ class Launch:
     """A Triton kernel, its grid, and all of its arguments in the kernel's order: the tensors, then
     what follows from their shapes.
 
-    cooperative: the GPU must hold all of the grid's programs at once, or refuse the launch.
     dependent: may begin before the launch before it ends (`gdc_wait` in the kernel waits for that).
     """
 
@@ -31,7 +30,6 @@ class Launch:
     tensors: tuple[Tensor, ...]
     numbers: tuple[int | float, ...]
     config: Config
-    cooperative: bool = False
     dependent: bool = False
 
     @property
@@ -61,8 +59,6 @@ class Launch:
     def options(self) -> dict[str, int]:
         """Of Triton's compiler."""
         options = {"num_warps": self.config.warps, "num_stages": self.config.stages}
-        if self.cooperative:
-            options["launch_cooperative_grid"] = True
         if self.dependent:
             options["launch_pdl"] = True
         return options

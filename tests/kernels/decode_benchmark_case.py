@@ -18,7 +18,7 @@ from benchmarks.decode_cases import LAYERS, Block  # noqa: E402
 
 assert main(["decode_kernels"]) == 2  # there is no GPU
 
-from cola_kernels.ops.decode import Decoder  # noqa: E402
+from cola_kernels.ops import decode  # noqa: E402
 from cola_kernels.tools.floors import Shape, decoded  # noqa: E402
 
 shape = Shape(d=48, d_ff=80, r=16, n=2)
@@ -30,7 +30,7 @@ def check_costs() -> None:
     x = torch.randn(shape.n, shape.d).half()
     for name, cost in decoded(shape).items():
         with FlopCounterMode(display=False) as counter:
-            LAYERS[name](Decoder("cpu"), weights, x)
+            LAYERS[name](decode, weights, x)
         assert counter.get_total_flops() == cost.flops, name
         parts = {"qkv": ("qkv_a", "qkv_b"), "o": ("o_a", "o_b")}.get(
             name, ("mlp_a", "mlp_b", "down_a", "down_b")
@@ -45,17 +45,5 @@ decode_kernels.DEVICE, decode_kernels.DTYPE = "cpu", torch.float16
 decode_kernels.OTHERS = (torch.float32,)
 decode_kernels.ENOUGH, decode_kernels.REPLAYS = 1, 1
 decode_kernels.unavailable = lambda device: None
-arguments = [
-    "--model",
-    "350m",
-    "--rows",
-    "2",
-    "--rounds",
-    "1",
-    "--ways",
-    "apart",
-    "together",
-    "--json",
-    FILE,
-]
+arguments = ["--model", "350m", "--rows", "2", "--rounds", "1", "--json", FILE]
 sys.exit(main(["decode_kernels", *arguments]))

@@ -1,5 +1,5 @@
-"""The decode kernels against the reference: in Triton's interpreter with TRITON_INTERPRET=1, where
-all ways are one, and on a CUDA GPU without it. Run by test_kernels.py in a process of its own,
+"""The decode kernels against the reference: in Triton's interpreter with TRITON_INTERPRET=1, and on
+a CUDA GPU without it. Run by test_kernels.py in a process of its own,
 because the variable must be set before Triton is imported.
 
 Shapes: n rows, d model width, r bottleneck width, F = d_ff.
@@ -11,39 +11,27 @@ from typing import Any
 
 import pytest
 import torch
-import triton
-import triton.language as tl
 from cola_kernels import UnsupportedError, composed, reference
-from cola_kernels.decode import TURN, arrive
-from cola_kernels.decode_launch import ROWS, WAYS
-from cola_kernels.ops.decode import Decoder
+from cola_kernels.decode_launch import ROWS
+from cola_kernels.ops import decode
 from cola_kernels.support import interpreting
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 OPS = torch.ops.cola_kernels
 DEVICE = torch.device("cpu" if interpreting() else "cuda")
-DTYPES = (torch.float32, torch.float16)  # interpreted
 randn = functools.partial(torch.randn, device=DEVICE)
 EPS = 1e-3
 FP32_EPS = torch.finfo(torch.float32).eps
 
-# (n, d, r, F): rows of one and of both tensor-core tiles; several tiles with a rest and whole ones;
-# widths that are multiples of 16 and widths that are not
-SHAPES = [(1, 140, 70, 133), (2, 40, 16, 37), (16, 272, 32, 144), (1, 3, 1, 5), (1, 1040, 4, 16)]
-
-
-def cases() -> Iterator[tuple[tuple[int, ...], torch.dtype, str]]:
-    """A shape, dtype and way. On a GPU each compiles up to 17 kernels, one after the other: not
-    every one is needed."""
-    if interpreting():
-        yield from ((shape, dtype, "apart") for shape in SHAPES for dtype in DTYPES)
-        return
-    for shape in SHAPES[:3]:
-        yield from ((shape, torch.bfloat16, way) for way in ("apart", "together"))
-    yield SHAPES[1], torch.bfloat16, "chained"
-    for shape in SHAPES[:2]:
-        yield from ((shape, dtype, "together") for dtype in (torch.float16, torch.float32))
+# (n, d, r, F): one row and several; several tiles with a rest and whole ones; widths that are
+# multiples of 16 and widths that are not
+SHAPES = [(1, 140, 70, 133), (2, 40, 16, 37), (ROWS, 272, 32, 144), (1, 3, 1, 5)]
+CASES = [
+    *((shape, torch.float32) for shape in SHAPES),
+    *((shape, torch.float16) for shape in SHAPES[1:2]),
+    *((shape, torch.bfloat16) for shape in SHAPES if not interpreting()),
+]
 
 
 @pytest.fixture(autouse=True)
@@ -92,17 +80,17 @@ USES: dict[str, Use] = {
 }
 
 
-@pytest.mark.parametrize("shape, dtype, way", list(cases()))
-def test_as_good_as_torch(shape: tuple[int, ...], dtype: torch.dtype, way: str) -> None:
+@pytest.mark.parametrize("shape, dtype", CASES)
+def test_as_good_as_torch(shape: tuple[int, ...], dtype: torch.dtype) -> None:
     """Errors against fp64 are at most twice those of the reference in the inputs' dtype, plus one
     rounding; no input is written to, and the same bits come twice."""
     n, d, r, d_ff = shape
-    weights, decoder = Weights(d, r, d_ff, dtype), Decoder(DEVICE, way)
+    weights = Weights(d, r, d_ff, dtype)
     x, z = randn(n, d).to(dtype), randn(n, 2 * r).to(dtype)
     before = [x.clone(), z.clone()]
     for name, use in USES.items():
         truth = use(reference, weights.double(), x.double(), z.double())
-        plain, ours = use(reference, weights, x, z), use(decoder, weights, x, z)
+        plain, ours = use(reference, weights, x, z), use(decode, weights, x, z)
         for t, p, o in zip(truth, plain, ours, strict=True):
             assert o.dtype == dtype and o.shape == t.shape
             # 0.25 sqrt(K): of a sum of K terms in fp32, which torch may sum in another order
@@ -110,47 +98,38 @@ def test_as_good_as_torch(shape: tuple[int, ...], dtype: torch.dtype, way: str) 
             allowed = 2 * (p - t).norm() + rounding * t.norm()
             assert (o - t).norm() <= allowed, f"{name}: {(o - t).norm():.2e} > {allowed:.2e}"
         if not interpreting():
-            assert all(map(torch.equal, ours, use(decoder, weights, x, z)))
+            assert all(map(torch.equal, ours, use(decode, weights, x, z)))
     assert all(map(torch.equal, before, [x, z]))
 
 
 def test_rows_that_are_many_or_unequal_are_torch_s() -> None:
-    weights, decoder = Weights(24, 8, 20, torch.float32), Decoder(DEVICE)
+    weights = Weights(24, 8, 20, torch.float32)
     x, z = randn(ROWS + 1, 24), randn(ROWS + 1, 16)
     for name in ("down", "up", "up, residual", "gated_down"):
-        pairs = zip(*(USES[name](k, weights, x, z) for k in (decoder, composed)), strict=True)
+        pairs = zip(*(USES[name](k, weights, x, z) for k in (decode, composed)), strict=True)
         assert all(torch.equal(a, b) for a, b in pairs), name
     unequal = [weights.a[0], weights.a[1][:5]]
-    assert torch.equal(decoder.down(x[:2], unequal), composed.down(x[:2], unequal))
+    assert torch.equal(decode.down(x[:2], unequal), composed.down(x[:2], unequal))
 
 
 def test_leading_axes_and_layouts() -> None:
     """A batch of one token, transposed weights, and rows that begin off 16 bytes."""
-    weights, decoder = Weights(24, 8, 20, torch.float32), Decoder(DEVICE)
+    weights = Weights(24, 8, 20, torch.float32)
     x = randn(3, 1, 25)[..., 1:]
     expected = reference.encode(x, weights.a[:1], weights.b[:1], x, weights.norm, EPS)
     odd = [[of.t().contiguous().t() for of in matrices[:1]] for matrices in (weights.a, weights.b)]
-    torch.testing.assert_close(decoder.encode(x, *odd, x, weights.norm, EPS), expected)
+    torch.testing.assert_close(decode.encode(x, *odd, x, weights.norm, EPS), expected)
 
 
 def test_registration_flops_and_no_gradient() -> None:
-    weights, decoder = Weights(7, 3, 5, torch.float32), Decoder(DEVICE)
-    x, z, counter = randn(2, 7), randn(2, 6), torch.zeros(1, dtype=torch.int32, device=DEVICE)
-    w = weights
-    torch.library.opcheck(OPS.decode_down, (x, w.a, "apart"))
-    torch.library.opcheck(OPS.decode_up, (z, w.b[:2], None, True, "apart"))
-    torch.library.opcheck(
-        OPS.decode_gated_down, (z, w.gate, w.up, w.down_a, True, True, counter, "apart")
-    )
-    options = (w.norm, EPS, True)
-    torch.library.opcheck(OPS.decode_encode, (x, w.a, w.b, None, *options, counter, "apart"))
-    down = [w.down_a, w.down_b]
-    torch.library.opcheck(
-        OPS.decode_mlp, (x, w.a[:2], [w.gate, w.up], down, x, *options, False, counter, "apart")
-    )
+    weights = Weights(7, 3, 5, torch.float32)
+    x, z, w = randn(2, 7), randn(2, 6), weights
+    torch.library.opcheck(OPS.decode_up, (z, w.b[:2], None, True))
+    options, down = (w.norm, EPS, True), [w.down_a, w.down_b]
+    torch.library.opcheck(OPS.decode_mlp, (x, w.a[:2], [w.gate, w.up], down, x, *options, False))
     for name, use in USES.items():
         found = []
-        for k in (decoder, reference):
+        for k in (decode, reference):
             with FlopCounterMode(display=False) as count:
                 use(k, weights, x, z)
             found.append(count.get_total_flops())
@@ -158,75 +137,53 @@ def test_registration_flops_and_no_gradient() -> None:
     x.requires_grad_()
     for name in ("down", "up, residual", "qkv", "mlp"):
         with pytest.raises(UnsupportedError, match="has no gradient"):
-            USES[name](decoder, weights, x, z)
+            USES[name](decode, weights, x, z)
         with torch.no_grad():
-            USES[name](decoder, weights, x, z)
+            USES[name](decode, weights, x, z)
 
 
 def test_mistakes_name_themselves() -> None:
-    w, decoder = Weights(7, 3, 5, torch.float32), Decoder(DEVICE)
+    w = Weights(7, 3, 5, torch.float32)
     x = randn(2, 7)
     for call, message in [
-        (lambda: Decoder(DEVICE, "alone"), "way=alone: use one of apart, chained, together"),
-        (lambda: decoder.encode(x, w.a, w.b[:2]), "3 a and 2 b; give it as many"),
-        (lambda: decoder.encode(x, [], []), "0 a; it takes 1 to 3"),
-        (lambda: decoder.encode(x, w.b, w.a), r"x has shape \(2, 7\), not \(2, 3\)"),
-        (lambda: decoder.encode(x, w.a, w.b, x), "residual with 3 weights"),
-        (lambda: decoder.encode(randn(17, 7), w.a, w.b), "x has 17 rows; it takes 1 to 16"),
-        (lambda: decoder.encode(x[0], w.a, w.b), "it needs an axis of rows"),
-        (lambda: decoder.encode(x.double(), w.a, w.b), "x is torch.float64"),
-        (lambda: decoder.encode(x, w.a, w.b, norm=w.norm.half()), "norm has dtype torch.float16"),
-        (lambda: decoder.mlp(x, w.a, w.b, [w.down_a, w.down_b]), "3 a, 3 b and 2 down"),
+        (lambda: decode.encode(x, w.a, w.b[:2]), "3 a and 2 b; give it as many"),
+        (lambda: decode.encode(x, [], []), "0 a; it takes 1 to 3"),
+        (lambda: decode.encode(x, w.b, w.a), r"x has shape \(2, 7\), not \(2, 3\)"),
+        (lambda: decode.encode(x, w.a, w.b, x), "residual with 3 weights"),
+        (lambda: decode.encode(randn(5, 7), w.a, w.b), "x has 5 rows; it takes 1 to 4"),
+        (lambda: decode.encode(x[0], w.a, w.b), "it needs an axis of rows"),
+        (lambda: decode.encode(x.double(), w.a, w.b), "x is torch.float64"),
+        (lambda: decode.encode(x, w.a, w.b, norm=w.norm.half()), "norm has dtype torch.float16"),
+        (lambda: decode.mlp(x, w.a, w.b, [w.down_a, w.down_b]), "3 a, 3 b and 2 down"),
     ]:
         with pytest.raises(UnsupportedError, match=message):
             call()
 
 
-@triton.jit
-def arrivals_kernel(arrived_ptr, before_ptr):
-    tl.store(before_ptr + tl.program_id(0), arrive(arrived_ptr))
-
-
-@pytest.mark.parametrize("programs", [1, 2, 7])
-def test_the_barrier_turns_when_the_last_arrives(programs: int) -> None:
-    """One barrier after the other, each of another grid, on one counter."""
-    turn = TURN.value
-    counter = torch.zeros(1, dtype=torch.int32, device=DEVICE)
-    for grid in (programs, programs + 2, programs) * 2:  # past the largest int32
-        start = int(counter)
-        assert start % turn == 0
-        before = torch.empty(grid, dtype=torch.int32, device=DEVICE)
-        arrivals_kernel[(grid,)](counter, before)
-        # whoever came, with whatever sum before, sees the bit turned now; the others' had not yet
-        assert all((int(of) ^ int(counter)) & turn for of in before)
-        assert all((int(of) ^ start) & turn == 0 for of in before) or not interpreting()
-
-
 @pytest.mark.skipif(interpreting(), reason="the interpreter has no CUDA graphs")
-@pytest.mark.parametrize("way", WAYS)
-@pytest.mark.parametrize("n", [1, 5])
-def test_a_graph_replayed(way: str, n: int) -> None:
+@pytest.mark.parametrize("n", [1, ROWS])
+def test_a_graph_replayed(n: int) -> None:
     """Of three blocks one after the other, with weights that programs ask for before their turn,
     on other inputs each time: what the ops give one by one, bit for bit."""
     dtype = torch.bfloat16
-    blocks, decoder = [Weights(1024, 256, 2736, dtype) for _ in range(3)], Decoder(DEVICE, way)
+    blocks = [Weights(1024, 256, 2736, dtype) for _ in range(3)]
     x = randn(n, 1024).to(dtype)
 
-    def step(k: Any) -> Tensor:
+    def step() -> Tensor:
         y = x
         for weights in blocks:
-            q, *_ = USES["qkv"](k, weights, y, y)
-            (o,) = k.encode(q, weights.a[:1], weights.b[:1], y)
-            (y,) = USES["mlp"](k, weights, o, o)
+            q, *_ = USES["qkv"](decode, weights, y, y)
+            (o,) = decode.encode(q, weights.a[:1], weights.b[:1], y)
+            (y,) = USES["mlp"](decode, weights, o, o)
         return y
 
-    step(decoder)
+    step()
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        y = step(decoder)
+        y = step()
     for _ in range(20):
         x.copy_(randn(n, 1024))
-        expected = step(Decoder(DEVICE, "apart"))
+        expected = step()
         for _ in range(10):
             y.fill_(float("nan"))
             graph.replay()

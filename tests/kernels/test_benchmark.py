@@ -67,10 +67,8 @@ def test_decode_kernels(tmp_path: Path) -> None:
     assert all(of["good"] for of in figures["errors_in_other_dtypes"].values())
     assert set(figures["layers"]) == {"350m, 2"}
     for of in figures["layers"].values():
-        assert of["good"] and set(of["of_allowed"]) == {"apart", "together"}
+        assert of["good"] and 0 < of["of_allowed"] <= 1
         for layer in ("qkv", "o", "mlp", "block"):
             median = of[layer]["seconds_median"]
-            assert set(median) == {"torch", *of["of_allowed"]}
-            for way, seconds in median.items():
-                assert of[layer]["of_floor"][way] == of[layer]["floor_seconds"] / seconds
-                assert of[layer]["faster_than_torch"][way] == median["torch"] / seconds
+            assert of[layer]["of_floor"] == of[layer]["floor_seconds"] / median["ours"]
+            assert of[layer]["faster_than_torch"] == median["torch"] / median["ours"]

@@ -1,4 +1,7 @@
-"""`Decoder`: the layers of a few rows on a GPU, for inference: see `cola_kernels.decode`.
+"""Layers of a few rows on a GPU, for inference: see `cola_kernels.decode`.
+
+What `select` gives, and layers whole. At most `ROWS` rows of weights of one shape go to the decode
+kernels, all else to torch's own. Weights are read where they lie.
 
 Ops without a gradient: asking for one is an error. Shapes: n rows (any leading axes), d and d_1 a
 layer's widths, r the bottleneck width, F = d_ff.
@@ -13,7 +16,7 @@ import torch
 from torch import Tensor
 
 from cola_kernels import composed
-from cola_kernels.decode_launch import ROWS, WAYS, encode_launches, mlp_launches
+from cola_kernels.decode_launch import ROWS, gate_up_launch, project_launch
 from cola_kernels.register import below_autograd, product_flops, register
 from cola_kernels.support import (
     Checked,
@@ -26,101 +29,75 @@ from cola_kernels.support import (
     target,
 )
 
+linear, gated = composed.linear, composed.gated
 
-class Decoder:
-    """The ops of one model at inference: what `select` gives, and layers whole.
 
-    Up to 16 rows of weights of one shape go to the decode kernels, all else to torch's own.
+def down(x: Tensor, weights: Sequence[Tensor]) -> Tensor:
+    """`reference.down`."""
+    if not few(x, weights):
+        return composed.down(x, weights)
+    z: Tensor = torch.ops.cola_kernels.decode_down(x, list(weights))
+    return z
 
-    way: apart, chained or together: see `cola_kernels.decode`. `chained` is `apart` on GPUs before
-        sm_90. `together`, layers share the decoder's counter: two of them must not run at once, on
-        two streams.
 
-    Raises:
-        UnsupportedError: the kernels cannot run on this device, or there is no such way.
-    """
+def up(
+    z: Tensor, weights: Sequence[Tensor], residual: Tensor | None = None, activation: bool = True
+) -> tuple[Tensor, ...]:
+    """`reference.up`; the outputs are views of one tensor."""
+    check_residual("decode_up", weights, residual)
+    if not few(z, weights):
+        return composed.up(z, weights, residual, activation)
+    y = torch.ops.cola_kernels.decode_up(z, list(weights), residual, activation)
+    return tuple(y.chunk(len(weights), dim=-1))
 
-    linear = staticmethod(composed.linear)
-    gated = staticmethod(composed.gated)
 
-    def __init__(self, device: torch.device | str, way: str = "apart") -> None:
-        if way not in WAYS:
-            raise UnsupportedError(f"Decoder: way={way}: use one of {', '.join(WAYS)}")
-        device = torch.device(device)
-        target("Decoder", device)
-        self._way = way
-        self._arrived = torch.zeros(1, dtype=torch.int32, device=device)
+def gated_down(
+    z: Tensor,
+    gate: Tensor,
+    up: Tensor,
+    down: Tensor,
+    activation: bool = True,
+    gate_silu: bool = False,
+) -> Tensor:
+    """`reference.gated_down`."""
+    arguments = (z, gate, up, down, activation, gate_silu)
+    if not few(z, [gate, up]):
+        return composed.gated_down(*arguments)
+    z_down: Tensor = torch.ops.cola_kernels.decode_gated_down(*arguments)
+    return z_down
 
-    def down(self, x: Tensor, weights: Sequence[Tensor]) -> Tensor:
-        """`reference.down`."""
-        if not few(x, weights):
-            return composed.down(x, weights)
-        z: Tensor = torch.ops.cola_kernels.decode_down(x, list(weights), self._way)
-        return z
 
-    def up(
-        self,
-        z: Tensor,
-        weights: Sequence[Tensor],
-        residual: Tensor | None = None,
-        activation: bool = True,
-    ) -> tuple[Tensor, ...]:
-        """`reference.up`; the outputs are views of one tensor."""
-        check_residual("decode_up", weights, residual)
-        if not few(z, weights):
-            return composed.up(z, weights, residual, activation)
-        y = torch.ops.cola_kernels.decode_up(z, list(weights), residual, activation, self._way)
-        return tuple(y.chunk(len(weights), dim=-1))
+def encode(
+    x: Tensor,
+    a: Sequence[Tensor],
+    b: Sequence[Tensor],
+    residual: Tensor | None = None,
+    norm: Tensor | None = None,
+    eps: float = 0.0,
+    activation: bool = True,
+) -> tuple[Tensor, ...]:
+    """`reference.encode`: auto-encoders that share their input, of at most `ROWS` rows."""
+    check_residual("decode_encode", b, residual)
+    arguments = (x, list(a), list(b), residual, norm, eps, activation)
+    y = torch.ops.cola_kernels.decode_encode(*arguments)
+    return tuple(y.chunk(len(b), dim=-1))
 
-    def gated_down(
-        self,
-        z: Tensor,
-        gate: Tensor,
-        up: Tensor,
-        down: Tensor,
-        activation: bool = True,
-        gate_silu: bool = False,
-    ) -> Tensor:
-        """`reference.gated_down`."""
-        if not few(z, [gate, up]):
-            return composed.gated_down(z, gate, up, down, activation, gate_silu)
-        arguments = (z, gate, up, down, activation, gate_silu, self._arrived, self._way)
-        z_down: Tensor = torch.ops.cola_kernels.decode_gated_down(*arguments)
-        return z_down
 
-    def encode(
-        self,
-        x: Tensor,
-        a: Sequence[Tensor],
-        b: Sequence[Tensor],
-        residual: Tensor | None = None,
-        norm: Tensor | None = None,
-        eps: float = 0.0,
-        activation: bool = True,
-    ) -> tuple[Tensor, ...]:
-        """`reference.encode`: auto-encoders that share their input, of at most 16 rows."""
-        check_residual("decode_encode", b, residual)
-        arguments = (x, list(a), list(b), residual, norm, eps, activation, self._arrived, self._way)
-        y = torch.ops.cola_kernels.decode_encode(*arguments)
-        return tuple(y.chunk(len(b), dim=-1))
-
-    def mlp(
-        self,
-        x: Tensor,
-        a: Sequence[Tensor],
-        b: Sequence[Tensor],
-        down: Sequence[Tensor],
-        residual: Tensor | None = None,
-        norm: Tensor | None = None,
-        eps: float = 0.0,
-        activation: bool = True,
-        gate_silu: bool = False,
-    ) -> Tensor:
-        """`reference.mlp`: the gated MLP from its input to its output, of at most 16 rows."""
-        weights = (list(a), list(b), list(down))
-        options = (residual, norm, eps, activation, gate_silu, self._arrived, self._way)
-        y: Tensor = torch.ops.cola_kernels.decode_mlp(x, *weights, *options)
-        return y
+def mlp(
+    x: Tensor,
+    a: Sequence[Tensor],
+    b: Sequence[Tensor],
+    down: Sequence[Tensor],
+    residual: Tensor | None = None,
+    norm: Tensor | None = None,
+    eps: float = 0.0,
+    activation: bool = True,
+    gate_silu: bool = False,
+) -> Tensor:
+    """`reference.mlp`: the gated MLP from its input to its output, of at most `ROWS` rows."""
+    weights, options = (list(a), list(b), list(down)), (residual, norm, eps, activation, gate_silu)
+    y: Tensor = torch.ops.cola_kernels.decode_mlp(x, *weights, *options)
+    return y
 
 
 def rows_of(x: Checked) -> int:
@@ -197,8 +174,6 @@ def _encode(
     norm: Tensor | None,
     eps: float,
     activation: bool,
-    arrived: Tensor,
-    way: str,
 ) -> Tensor:
     op, lead = "decode_encode", x.shape[:-1]
     (r, d), (d_out, _) = _matrix(op, "a", a), _matrix(op, "b", b)
@@ -208,33 +183,25 @@ def _encode(
         op, ("x", x, (*lead, d)), *_each("a", a, (r, d)), *_each("b", b, (d_out, r)),
         ("residual", residual, (*lead, d_out)), ("norm", norm, (d,)),
     )  # fmt: skip
-    rows = flat(x)
-    z = rows.new_empty(len(rows), len(a) * r)
-    y = x.new_empty(*lead, len(b) * d_out)
-    for launch in encode_launches(
-        rows, flats(a), norm, eps, z, flats(b), maybe(residual), y.view(len(rows), -1),
-        activation, arrived, way, target(op, x.device),
-    ):  # fmt: skip
-        launch.run()
+    rows, of = flat(x), target(op, x.device)
+    z, y = rows.new_empty(len(rows), len(a) * r), x.new_empty(*lead, len(b) * d_out)
+    project_launch(rows, flats(a), z, of, norm=maybe(norm), eps=eps, write_silu=activation).run()
+    out = y.view(len(rows), -1)
+    project_launch(z, flats(b), out, of, split=True, residual=maybe(residual)).run()
     return y
 
 
-def _down(x: Tensor, weights: list[Tensor], way: str) -> Tensor:
+def _down(x: Tensor, weights: list[Tensor]) -> Tensor:
     op, lead = "decode_down", x.shape[:-1]
     r, d = _matrix(op, "weights", weights)
     _checked(op, ("x", x, (*lead, d)), *_each("weights", weights, (r, d)))
     z = x.new_empty(*lead, len(weights) * r)
-    for launch in encode_launches(
-        flat(x), flats(weights), None, 0.0, z.view(rows_of(x), -1), [], None, None, False, z,
-        way, target(op, x.device),
-    ):  # fmt: skip
-        launch.run()
+    out = z.view(rows_of(x), -1)
+    project_launch(flat(x), flats(weights), out, target(op, x.device)).run()
     return z
 
 
-def _up(
-    z: Tensor, weights: list[Tensor], residual: Tensor | None, activation: bool, way: str
-) -> Tensor:
+def _up(z: Tensor, weights: list[Tensor], residual: Tensor | None, activation: bool) -> Tensor:
     op, lead = "decode_up", z.shape[:-1]
     d_out, r = _matrix(op, "weights", weights)
     _checked(
@@ -242,23 +209,15 @@ def _up(
         ("residual", residual, (*lead, d_out)),
     )  # fmt: skip
     y = z.new_empty(*lead, len(weights) * d_out)
-    for launch in encode_launches(
-        None, [], None, 0.0, flat(z), flats(weights), maybe(residual), y.view(rows_of(z), -1),
-        activation, z, way, target(op, z.device),
-    ):  # fmt: skip
-        launch.run()
+    project_launch(
+        flat(z), flats(weights), y.view(rows_of(z), -1), target(op, z.device),
+        split=True, read_silu=activation, residual=maybe(residual),
+    ).run()  # fmt: skip
     return y
 
 
 def _gated_down(
-    z: Tensor,
-    gate: Tensor,
-    up: Tensor,
-    down: Tensor,
-    activation: bool,
-    gate_silu: bool,
-    arrived: Tensor,
-    way: str,
+    z: Tensor, gate: Tensor, up: Tensor, down: Tensor, activation: bool, gate_silu: bool
 ) -> Tensor:
     op, lead = "decode_gated_down", z.shape[:-1]
     (F, r), (r_down, _) = _matrix(op, "gate", [gate]), _matrix(op, "down", [down])
@@ -266,14 +225,10 @@ def _gated_down(
         op, ("z", z, (*lead, 2 * r)), ("gate", gate, (F, r)), ("up", up, (F, r)),
         ("down", down, (r_down, F)),
     )  # fmt: skip
-    rows = flat(z)
-    z_down = z.new_empty(*lead, r_down)
-    for launch in mlp_launches(
-        None, [], None, 0.0, rows, flats([gate, up]), rows.new_empty(len(rows), F), flat(down),
-        z_down.view(len(rows), -1), None, None, None, activation, gate_silu, arrived, way,
-        target(op, z.device),
-    ):  # fmt: skip
-        launch.run()
+    rows, of = flat(z), target(op, z.device)
+    p, z_down = rows.new_empty(len(rows), F), z.new_empty(*lead, r_down)
+    gate_up_launch(rows, flat(gate), flat(up), p, activation, gate_silu, of).run()
+    project_launch(p, [flat(down)], z_down.view(len(rows), -1), of).run()
     return z_down
 
 
@@ -287,8 +242,6 @@ def _mlp(
     eps: float,
     activation: bool,
     gate_silu: bool,
-    arrived: Tensor,
-    way: str,
 ) -> Tensor:
     op, lead = "decode_mlp", x.shape[:-1]
     (r, d), (F, _), (r_down, _) = (_matrix(op, *of) for of in (("a", a), ("b", b), ("down", down)))
@@ -302,15 +255,14 @@ def _mlp(
         ("down[0]", down[0], (r_down, F)), ("down[1]", down[1], (d_out, r_down)),
         ("residual", residual, (*lead, d_out)), ("norm", norm, (d,)),
     )  # fmt: skip
-    rows = flat(x)
+    rows, of = flat(x), target(op, x.device)
     n = len(rows)
     z, p, z_down = (rows.new_empty(n, width) for width in (2 * r, F, r_down))
     y = x.new_empty(*lead, d_out)
-    for launch in mlp_launches(
-        rows, flats(a), norm, eps, z, flats(b), p, flat(down[0]), z_down, flat(down[1]),
-        maybe(residual), y.view(n, -1), activation, gate_silu, arrived, way, target(op, x.device),
-    ):  # fmt: skip
-        launch.run()
+    project_launch(rows, flats(a), z, of, norm=maybe(norm), eps=eps, write_silu=activation).run()
+    gate_up_launch(z, flat(b[0]), flat(b[1]), p, False, gate_silu, of).run()
+    project_launch(p, [flat(down[0])], z_down, of, write_silu=activation).run()
+    project_launch(z_down, [flat(down[1])], y.view(n, -1), of, residual=maybe(residual)).run()
     return y
 
 
@@ -342,34 +294,34 @@ def _register(
 
 
 _register(
-    "decode_down(Tensor x, Tensor[] weights, str way) -> Tensor",
+    "decode_down(Tensor x, Tensor[] weights) -> Tensor",
     _down,
-    lambda x, weights, way: x.new_empty(*x.shape[:-1], len(weights) * weights[0].shape[0]),
+    lambda x, weights: x.new_empty(*x.shape[:-1], len(weights) * weights[0].shape[0]),
     product_flops,
 )
 _register(
-    "decode_up(Tensor z, Tensor[] weights, Tensor? residual, bool activation, str way) -> Tensor",
+    "decode_up(Tensor z, Tensor[] weights, Tensor? residual, bool activation) -> Tensor",
     _up,
     lambda z, weights, *_: z.new_empty(*z.shape[:-1], len(weights) * weights[0].shape[0]),
     product_flops,
 )
 _register(
     "decode_gated_down(Tensor z, Tensor gate, Tensor up, Tensor down, bool activation, "
-    "bool gate_silu, Tensor(a!) arrived, str way) -> Tensor",
+    "bool gate_silu) -> Tensor",
     _gated_down,
     lambda z, gate, up, down, *_: z.new_empty(*z.shape[:-1], down.shape[0]),
     lambda z, gate, up, down, *_: product_flops(z, [gate, up, down]),
 )
 _register(
     "decode_encode(Tensor x, Tensor[] a, Tensor[] b, Tensor? residual, Tensor? norm, float eps, "
-    "bool activation, Tensor(a!) arrived, str way) -> Tensor",
+    "bool activation) -> Tensor",
     _encode,
     lambda x, a, b, *_: x.new_empty(*x.shape[:-1], len(b) * b[0].shape[0]),
     lambda x, a, b, *_: product_flops(x, [*a, *b]),
 )
 _register(
     "decode_mlp(Tensor x, Tensor[] a, Tensor[] b, Tensor[] down, Tensor? residual, Tensor? norm, "
-    "float eps, bool activation, bool gate_silu, Tensor(a!) arrived, str way) -> Tensor",
+    "float eps, bool activation, bool gate_silu) -> Tensor",
     _mlp,
     lambda x, a, b, down, *_: x.new_empty(*x.shape[:-1], down[1].shape[0]),
     lambda x, a, b, down, *_: product_flops(x, [*a, *b, *down]),

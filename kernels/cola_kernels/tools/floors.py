@@ -4,13 +4,13 @@ Shapes: n rows, d model width, F = d_ff, r bottleneck width, e bytes an element.
 input read once, each output written once, everything else in caches. "gradients" is an op's whole
 backward pass, from what it keeps: all that it recomputes, every gradient.
 
-Of decoding: what a token reads at least, the weights, and what launches and barriers of the grid
-add to it (`cola_kernels.decode`).
+Of decoding: what a token reads at least, the weights, and what launches add to it
+(`cola_kernels.decode`).
 
 Run it for the tables: `python -m cola_kernels.tools.floors`
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 # An H100 as measured on large bf16 products and large copies.
 FLOPS_PER_SECOND = 800e12
@@ -41,11 +41,13 @@ class Cost:
 
 
 # Of decoding: bytes a second of data sheets; microseconds from one kernel's last block to the next
-# one's first in a CUDA graph, and of a barrier: a fence and two ways to the L2 cache and back. The
-# latter two are assumed, not measured.
+# one's first in a CUDA graph, which are assumed: an H200 took 4.1 (docs/kernels.md).
 BANDWIDTHS = {"H100": 3.35e12, "H200": 4.8e12}
-LAUNCH, BARRIER = 2.5, 1.2
-TORCH_LAUNCHES = 20  # of a block, with joined weights: products, SiLUs, norms, gate and residuals
+LAUNCH = 2.5
+LAUNCHES, TORCH_LAUNCHES = (
+    8,
+    20,
+)  # of a block, with joined weights: products, SiLUs, norms, gate and residuals
 
 SHAPES = {"1b": Shape(2048, 5461, 512), "7b": Shape(4096, 11008, 1024)}
 
@@ -145,22 +147,17 @@ def table(shape: Shape) -> dict[str, Cost]:
 def decode_table() -> None:
     """Microseconds a token of the linears of all blocks, without attention, embedding and head."""
     print("\ndecoding, bf16: the linears of all blocks, \u00b5s a token\n")
-    print("| model, GPU | rows | weights MB | full rank's MB | floor | one launch a layer "
-          "| a launch a phase | torch's launches |")  # fmt: skip
-    print("|" + "---|" * 8)
+    print("| model, GPU | weights MB | full rank's MB | floor | with launches | torch's launches |")
+    print("|" + "---|" * 6)
     for name, one in DECODED.items():
         for gpu, bandwidth in BANDWIDTHS.items():
-            for n in (1, 4, 16):
-                costs = decoded(replace(one, n=n))
-                blocks = BLOCKS[name]
-                floor = blocks * sum(cost.bytes for cost in costs.values()) / bandwidth * 1e6
-                weights = blocks * one.r * (8 * one.d + 3 * (one.d + one.d_ff)) * 2 / 1e6
-                full = blocks * one.d * (4 * one.d + 3 * one.d_ff) * 2 / 1e6
-                together = floor + blocks * (3 * LAUNCH + 5 * BARRIER)
-                apart = floor + blocks * 8 * LAUNCH
-                unfused = floor + blocks * TORCH_LAUNCHES * LAUNCH
-                print(f"| {name}, {gpu} | {n} | {weights:.0f} | {full:.0f} | {floor:.0f} "
-                      f"| {together:.0f} | {apart:.0f} | {unfused:.0f} |")  # fmt: skip
+            blocks = BLOCKS[name]
+            floor = blocks * sum(cost.bytes for cost in decoded(one).values()) / bandwidth * 1e6
+            weights = blocks * one.r * (8 * one.d + 3 * (one.d + one.d_ff)) * 2 / 1e6
+            full = blocks * one.d * (4 * one.d + 3 * one.d_ff) * 2 / 1e6
+            ours, torchs = (floor + blocks * n * LAUNCH for n in (LAUNCHES, TORCH_LAUNCHES))
+            print(f"| {name}, {gpu} | {weights:.0f} | {full:.0f} | {floor:.0f} | {ours:.0f} "
+                  f"| {torchs:.0f} |")  # fmt: skip
 
 
 def main() -> None:

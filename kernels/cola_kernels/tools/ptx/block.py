@@ -141,11 +141,15 @@ class Block:
         if groups and groups & {int(w) // 4 for w in threads.warps}:
             raise FaultError(f"{name} is {what} under an unfinished wgmma")
 
-    def symbol(self, name: str) -> int | None:
-        """The address of a parameter or of shared memory; None of no symbol."""
+    def symbol(self, name: str, width: str) -> int | None:
+        """The address of shared memory or of a parameter, which has one among the parameters (its
+        place, 32 bits) and a generic one; None of no symbol."""
         if name == "global_smem":
             return SHARED_BASE
-        return self.arguments.values.get(name)
+        values = self.arguments.values
+        if width == "32" and name in values:
+            return list(values).index(name)
+        return values.get(name)
 
 
 Operation = Callable[[Block, Threads], Wait | None]
@@ -177,7 +181,7 @@ def source(text: str, width: str) -> Source:
     else:
 
         def of_symbol(block: Block, threads: Threads) -> Any:
-            address = block.symbol(text)
+            address = block.symbol(text, width)
             if address is None:
                 raise FaultError(f"unknown symbol {text}")
             return dtype(address)

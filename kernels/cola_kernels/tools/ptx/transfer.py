@@ -12,6 +12,7 @@ from cola_kernels.tools.ptx.block import (
     constant,
     decoder,
     source,
+    uniform,
     vector,
 )
 from cola_kernels.tools.ptx.program import FaultError, Instruction
@@ -45,8 +46,12 @@ def load(i: Instruction) -> Operation:
 
 def parameter(name: str, of: str, width: str) -> Operation:
     def run(block: Block, threads: Threads) -> None:
-        value = block.arguments.values.get(of)
-        if value is None:
+        values = block.arguments.values
+        if of.startswith("%"):
+            value = [*values.values()][uniform(block.read(of, threads), "the parameter's place")]
+        elif of in values:
+            value = values[of]
+        else:
             raise FaultError(f"parameter {of} is not given")
         # a 64-bit register takes a signed 32-bit parameter with its sign
         into = "64" if name.startswith("%rd") else width
