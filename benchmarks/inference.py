@@ -30,7 +30,7 @@ from cola_train.convert.names import exported_names
 from cola_train.errors import UserError
 from cola_train.gpus import GPUS
 from cola_train.inference.caches import KeyValueCache
-from cola_train.inference.graphs import Recorded
+from cola_train.inference.graphs import fastest
 from cola_train.inference.prepare import prepare
 from cola_train.methods.base import build_method
 from cola_train.model.init import initialise
@@ -41,7 +41,7 @@ from cola_train.planning.inference import Use, plans
 
 METHODS = ("full", "cola")
 LIBRARIES = ("cola_train", "transformers")
-WAYS = ("apart", "chained", "together")  # of the decode kernels (docs/kernels.md)
+PLAIN = "cola_train cola plain"
 PREFILL, DECODE = "prefill", "decode"
 
 
@@ -63,8 +63,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--cache-gb", type=float, default=2.0,
                         help="leave out cases with a larger cache of full rank (2)")  # fmt: skip
     parser.add_argument("--libraries", nargs="+", choices=LIBRARIES, default=list(LIBRARIES))
-    parser.add_argument("--ways", nargs="*", choices=WAYS, default=[],
-                        help="also CoLA on the decode kernels, on a GPU")  # fmt: skip
+    parser.add_argument("--plain", action="store_true",
+                        help="also CoLA in torch's layout, on torch's kernels")  # fmt: skip
 
 
 def run(options: argparse.Namespace) -> Report:
@@ -90,9 +90,9 @@ def run(options: argparse.Namespace) -> Report:
             for library in options.libraries
             for method in METHODS
         }
-        for way in options.ways:
-            arguments = (build_ours, configs["cola"], cases, options.new, way)
-            processes[f"cola_train cola {way}"] = stack.enter_context(apart(*arguments))
+        if options.plain:
+            arguments = (build_ours, configs["cola"], cases, options.new, True)
+            processes[PLAIN] = stack.enter_context(apart(*arguments))
         steps = {name: process.steps() for name, process in processes.items()}
         for case in cases:
             of_case: dict[str, dict[str, Any]] = {name: {} for name in steps}
@@ -178,29 +178,21 @@ def dtype_of(config: Config) -> torch.dtype:
 
 
 def build_ours(
-    config: Config, cases: Sequence[Case], new: int, way: str | None = None
+    config: Config, cases: Sequence[Case], new: int, plain: bool = False
 ) -> dict[str, Step]:
-    """way: of the decode kernels; None: torch's."""
-    ops = None
-    if way is not None:
-        from cola_kernels.ops.decode import Decoder
-
-        ops = Decoder(distributed.device(), way)
-    model = prepare(random_model(config), dtype_of(config), ops=ops)
+    model = prepare(random_model(config), dtype_of(config), plain)
     return dict(steps_of(config, cases, lambda case: ours(model, config, case, new)))
 
 
 def ours(model: Llama, config: Config, case: Case, new: int) -> tuple[Step, Step]:
-    """On a GPU decoding is a CUDA graph over a static cache."""
-    device = distributed.device()
-    tokens = tokens_of(config, case, device)
-    on_gpu = device.type == "cuda"
-    run = Recorded(model) if on_gpu else model
+    """As generation decodes: on a GPU by a CUDA graph."""
+    tokens = tokens_of(config, case, distributed.device())
+    run, new_cache = fastest(model, "kv")
     caches: list[KeyValueCache] = []
 
     @torch.inference_mode()
     def prefill() -> None:
-        caches[:] = [KeyValueCache(model, case.batch, case.context + new, static=on_gpu)]
+        caches[:] = [new_cache(case.batch, case.context + new, None)]
         model(tokens, cache=caches[0], last=1)
 
     @torch.inference_mode()
@@ -307,9 +299,8 @@ def ratios(subjects: dict[str, Any]) -> dict[str, float]:
         found["cola over full"] = faster(subjects, cola, full, DECODE)
         found["ceiling (bytes)"] = subjects[full]["read_bytes"] / subjects[cola]["read_bytes"]
         found["of the ceiling"] = found["cola over full"] / found["ceiling (bytes)"]
-    for way in WAYS:
-        if (name := f"{cola} {way}") in subjects:
-            found[f"{way} over torch"] = faster(subjects, name, cola, DECODE)
+    if PLAIN in subjects:
+        found["over torch's kernels"] = faster(subjects, cola, PLAIN, DECODE)
     for method in METHODS:
         ours, theirs = (f"{library} {method}" for library in LIBRARIES)
         if {ours, theirs} <= subjects.keys():

@@ -42,8 +42,8 @@ class GenerateOptions(Limits, Sampling, Prompts):
     batch_size: Annotated[int, Range(1, 10**6)] = 8  # prompts at a time
     # what is kept of earlier positions: keys and values, or bottlenecks (`cola-plan inference`)
     cache: Annotated[str, Among(CACHES)] = "kv"
-    # on a GPU: record the step of a token as one CUDA graph, and replay it
-    cuda_graph: bool = False
+    # record the step of a token as one CUDA graph, and replay it; null: on a GPU with cache=kv
+    cuda_graph: bool | None = None
     dtype: Literal["auto", "bf16", "fp32"] = "auto"  # auto: bf16 where the hardware has it
     device: Literal["auto", "cpu", "cuda"] = "auto"  # auto: a GPU if there is one
     threads: Workers | None = None  # CPU threads; null: one a core

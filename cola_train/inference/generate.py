@@ -7,22 +7,17 @@ gives what it would alone.
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 
 import torch
 from torch import Tensor
 
 from cola_train.config.fields import PositiveInt
 from cola_train.errors import TrainingError, UserError
-from cola_train.inference.caches import check_kind, make_cache
-from cola_train.inference.graphs import Recorded
+from cola_train.inference.caches import check_kind
+from cola_train.inference.graphs import CacheMaker, fastest
 from cola_train.inference.load import Trained
 from cola_train.inference.pieces import Pieces, StopStrings
 from cola_train.inference.sampling import NOT_FINITE, Sampler, Sampling
-from cola_train.model.context import Cache
-
-# (rows, columns that there is room for, how many of each row's first ones are padding or None)
-CacheMaker = Callable[[int, int, Tensor | None], Cache]
 
 
 @dataclass(frozen=True)
@@ -61,19 +56,16 @@ class Generation:
         limits: Limits | None = None,
         sampling: Sampling | None = None,
         cache: str = "kv",
-        cuda_graph: bool = False,
+        cuda_graph: bool | None = None,
     ) -> None:
-        """cache: of inference/caches.py's kinds. cuda_graph: record a step, and replay it.
+        """cache: of inference/caches.py's kinds. cuda_graph: of `graphs.fastest`.
 
         Raises:
             UserError: the model has no such cache, or is on no GPU for a graph; a prompt leaves it
                 no room for an answer.
         """
         check_kind(cache, trained.model)
-        if cuda_graph and trained.model.embedding.weight.device.type != "cuda":
-            raise UserError("cuda_graph: the model is not on a GPU; leave it out")
-        self.cuda_graph = cuda_graph
-        self.new_cache = partial(make_cache, cache, trained.model, static=cuda_graph)
+        self.forward, self.new_cache = fastest(trained.model, cache, cuda_graph)
         self.limits, self.sampling = limits or Limits(), sampling or Sampling()
         if "" in self.limits.stop:
             raise UserError("stop: an empty text ends every answer at once; leave it out")
@@ -93,9 +85,8 @@ class Generation:
         device, steps = model.embedding.weight.device, max(most)
         sampler = Sampler(self.sampling, self.prompts, tokenizer.vocab_size, steps, device)
         rows = [_Row(self, i, most[i]) for i in range(len(self.prompts))]
-        forward = Recorded(model) if self.cuda_graph else model
         start = time.perf_counter()
-        for drawn in next_tokens(forward, self.prompts, sampler, self.new_cache, steps):
+        for drawn in next_tokens(self.forward, self.prompts, sampler, self.new_cache, steps):
             self.seconds = time.perf_counter() - start
             self.prefill_seconds = self.prefill_seconds or self.seconds
             for i, (row, token) in enumerate(zip(rows, drawn, strict=True)):
@@ -139,7 +130,7 @@ def generate(
     limits: Limits | None = None,
     sampling: Sampling | None = None,
     cache: str = "kv",
-    cuda_graph: bool = False,
+    cuda_graph: bool | None = None,
 ) -> list[Answer]:
     """Answers to a batch of prompts, whole; arguments and errors are those of `Generation`."""
     generation = Generation(trained, prompts, limits, sampling, cache, cuda_graph)
@@ -154,7 +145,7 @@ def stream(
     limits: Limits | None = None,
     sampling: Sampling | None = None,
     cache: str = "kv",
-    cuda_graph: bool = False,
+    cuda_graph: bool | None = None,
 ) -> Iterator[str]:
     """The answer to one prompt in pieces, as it is made; the rest as for `generate`."""
     for _, piece in Generation(trained, [prompt], limits, sampling, cache, cuda_graph):

@@ -4,18 +4,46 @@ Both want a static cache (`caches.make_cache(static=True)`), of which the device
 filled; and are called as the model is. Other passes, as of prompts, run as usual.
 """
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from cola_train.inference.caches import KeyValueCache
+from cola_train.errors import UserError
+from cola_train.inference.caches import KeyValueCache, make_cache
 from cola_train.model.llama import Llama
+
+# (rows, columns that there is room for, how many of each row's first ones are padding or None)
+CacheMaker = Callable[[int, int, Tensor | None], KeyValueCache]
+
+
+def fastest(
+    model: Llama, kind: str, cuda_graph: bool | None = None
+) -> tuple[Callable[..., Tensor], CacheMaker]:
+    """What to call in a model's place, and the caches of a kind to call it with.
+
+    cuda_graph: record a step, and replay it; None: where that is known to be faster.
+
+    Raises:
+        UserError: a graph is wanted and the model is on no GPU.
+    """
+    device = model.embedding.weight.device
+    if cuda_graph and device.type != "cuda":
+        raise UserError("cuda_graph: the model is not on a GPU; leave it out")
+    static = recorded(kind, device) if cuda_graph is None else cuda_graph
+    return Recorded(model) if static else model, partial(make_cache, kind, model, static=static)
+
+
+def recorded(kind: str, device: torch.device) -> bool:
+    """On GPUs, where only the cache of keys and values has been tried."""
+    return device.type == "cuda" and kind == "kv"
 
 
 class Compiled:
     """torch.compile takes a step whole: no position is a number in it. Weights must be in torch's
-    layout (`prepare(pack=False)`)."""
+    layout (`prepare(plain=True)`)."""
 
     def __init__(self, model: Llama, **options: Any) -> None:
         """options: of torch.compile."""

@@ -1,7 +1,8 @@
 """A model's weights as generation reads them fastest.
 
 Decoding reads each weight once a token, and does little else. So what reads one input lies in one
-tensor, where training joins the parameters at every call; and on CPUs in oneDNN's layout.
+tensor, where training joins the parameters at every call; on CPUs in oneDNN's layout; and GPUs have
+kernels for few rows.
 """
 
 from collections.abc import Callable
@@ -9,6 +10,7 @@ from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
 import torch
+from cola_kernels import unavailable
 from torch import Tensor, nn
 
 from cola_train.inference import packed
@@ -49,29 +51,41 @@ def frozen(weight: Tensor) -> nn.Parameter:
     return nn.Parameter(weight, requires_grad=False)
 
 
+PLAIN = Layout(lambda weight: weight, None)
+
+
+def fastest(device: torch.device, dtype: torch.dtype) -> Layout:
+    """For a token at a time of a few rows."""
+    if packed.can_pack(device, dtype):
+        return Layout(packed.pack, packed.PackedOps())
+    if device.type == "cuda" and unavailable(device) is None:
+        from cola_kernels.ops import decode  # imports Triton
+
+        return Layout(PLAIN.of, decode)
+    return PLAIN
+
+
 @torch.no_grad()
-def prepare(model: Llama, dtype: torch.dtype, pack: bool = True, ops: Ops | None = None) -> Llama:
+def prepare(model: Llama, dtype: torch.dtype, plain: bool = False) -> Llama:
     """Change a model in place, and for good, into one that only generates.
 
     Its function stays, but for rounding. Its weights have other names and shapes, and on CPUs a
     layout that no other op reads. Memory is that of the weights, and meanwhile of a module's more.
 
-    dtype: of weights and activations. pack: lay out weights for this CPU, if that is faster;
-        torch.compile wants torch's layout. ops: in place of the modules' own, on weights as torch
-        lays them out.
+    dtype: of weights and activations. plain: in torch's layout, by the modules' own ops, as
+        torch.compile wants it on a CPU.
     """
     for parameter in model.parameters():  # buffers keep theirs: rotary angles are fp32
         parameter.requires_grad_(False)
         parameter.data = parameter.data.to(dtype)
     device = model.embedding.weight.device
-    pack = pack and packed.can_pack(device, dtype)
-    layout = Layout(packed.pack, packed.PackedOps()) if pack else Layout(lambda weight: weight, ops)
+    layout = PLAIN if plain else fastest(device, dtype)
     for block in model.layers:
         assert isinstance(block, Block)
         block.attention.qkv = ready(block.attention.qkv, layout)
         block.attention.out = ready(block.attention.out, layout)
         block.mlp = ready(block.mlp, layout)
-    if pack:
+    if layout.of is packed.pack:
         model.head.weight = frozen(packed.pack(model.head.weight))
         model.head.linear = packed.linear
     if device.type == "cpu":

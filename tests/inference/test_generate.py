@@ -6,15 +6,19 @@ from pathlib import Path
 import pytest
 import torch
 from helpers import exit_code_of
+from recorded import pretend_cuda_graphs
 
 from cola_train.convert.export import export
 from cola_train.convert.names import exported_names
 from cola_train.data.tokenizer import Tokenizer
 from cola_train.errors import TrainingError, UserError
+from cola_train.inference import graphs
 from cola_train.inference.generate import Generation, Limits, generate, stream
+from cola_train.inference.graphs import Recorded
 from cola_train.inference.load import Trained, load
 from cola_train.inference.pieces import Pieces, StopStrings
 from cola_train.inference.sampling import Sampling
+from cola_train.model.llama import Llama
 
 GREEDY = Sampling(temperature=0.0)
 PROMPTS = ["the cat", "and the old dog sees a tree. then", "red"]
@@ -65,6 +69,32 @@ def test_greedy_text_is_that_of_transformers(trained: Trained) -> None:
         assert answer.ended == "new_tokens" and answer.text
 
 
+@pytest.mark.gpu
+def test_a_cuda_graph_gives_the_same_text(run: Path) -> None:
+    trained, limits = load(run, "cuda"), Limits(new_tokens=64, past_end=True)
+    usual = generate(trained, PROMPTS, limits, GREEDY, cuda_graph=False)
+    assert generate(trained, PROMPTS, limits, GREEDY) == usual
+
+
+def test_a_recorded_step_gives_the_same_text(
+    trained: Trained, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a GPU, with a stand-in for CUDA graphs."""
+    limits, made = Limits(new_tokens=20, past_end=True), []
+
+    class Kept(Recorded):
+        def __init__(self, model: Llama) -> None:
+            super().__init__(model)
+            made.append(self)
+
+    expected = generate(trained, PROMPTS, limits, GREEDY)
+    pretend_cuda_graphs(monkeypatch)
+    monkeypatch.setattr(graphs, "recorded", lambda kind, device: True)
+    monkeypatch.setattr(graphs, "Recorded", Kept)
+    assert generate(trained, PROMPTS, limits, GREEDY) == expected
+    assert [recorded.graph.replays for recorded in made] == [19]
+
+
 def test_an_exported_folder_gives_the_text_of_its_run(run: Path, tmp_path: Path) -> None:
     export(run, tmp_path / "out", dtype="fp32", shard_bytes=20_000)
     limits = Limits(new_tokens=30)
@@ -100,13 +130,6 @@ def test_an_answer_ends_before_a_stop_string_and_at_the_end_of_text(trained: Tra
     tokenizer.eos_id = tokens[9]
     (ended,) = generate(replace(trained, tokenizer=tokenizer), [PROMPTS[1]], Limits(60), GREEDY)
     assert ended.ended == "end_of_text" and ended.tokens == tokens[: tokens.index(tokens[9]) + 1]
-
-
-@pytest.mark.gpu
-def test_a_cuda_graph_gives_the_same_text(run: Path) -> None:
-    trained, limits = load(run, "cuda"), Limits(new_tokens=64, past_end=True)
-    usual = generate(trained, PROMPTS, limits, GREEDY)
-    assert generate(trained, PROMPTS, limits, GREEDY, cuda_graph=True) == usual
 
 
 def test_the_models_length_ends_an_answer(trained: Trained) -> None:

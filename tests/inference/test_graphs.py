@@ -8,7 +8,7 @@ from torch import Tensor
 from torch._dynamo.testing import CompileCounterWithBackend
 
 from cola_train.inference.caches import KeyValueCache, kinds, make_cache
-from cola_train.inference.graphs import Compiled, Recorded
+from cola_train.inference.graphs import Compiled, Recorded, fastest
 from cola_train.inference.prepare import prepare
 from cola_train.model.llama import Llama
 
@@ -32,7 +32,7 @@ def logits_of(call, cache: KeyValueCache, tokens: Tensor) -> Tensor:
 
 
 def case(method, device: torch.device) -> tuple[Llama, Tensor, Tensor]:
-    model = prepare(tiny(method).to(device), torch.float32, pack=False)
+    model = prepare(tiny(method).to(device), torch.float32, plain=True)
     tokens = torch.randint(300, (3, 5 + STEPS), generator=torch.Generator().manual_seed(0))
     return model, tokens.to(device), (STARTS // 2).to(device)
 
@@ -67,3 +67,14 @@ def test_replayed_steps_are_the_steps(method, device) -> None:
                 assert torch.equal(logits, logits_of(model, usual, tokens))
                 assert int(cache.position) == 5 + STEPS
                 assert getattr(recorded.graph, "replays", STEPS) == STEPS
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("method", [{"name": "full"}, COLA[0]], ids=of_method)
+def test_a_gpu_decodes_as_a_cpu(method) -> None:
+    """One row: by a CUDA graph, and the kernels for few rows."""
+    model, tokens, _ = case(method, torch.device("cpu"))
+    expected = logits_of(model, make_cache("kv", model, 1, 16), tokens[:1])
+    call, new_cache = fastest(prepare(tiny(method).cuda(), torch.float32), "kv")
+    logits = logits_of(call, new_cache(1, 16, None), tokens[:1].cuda())
+    torch.testing.assert_close(logits.cpu(), expected, atol=1e-4, rtol=1e-4)

@@ -26,12 +26,12 @@ def tiny(method: dict[str, str]) -> Llama:
 
 
 @pytest.mark.parametrize("method", METHODS, ids=lambda method: "-".join(method.values()))
-@pytest.mark.parametrize("pack", [True, False])
-def test_prepared_weights_give_the_same_logits(method: dict[str, str], pack: bool) -> None:
+@pytest.mark.parametrize("plain", [False, True])
+def test_prepared_weights_give_the_same_logits(method: dict[str, str], plain: bool) -> None:
     model = tiny(method)
     tokens = torch.randint(300, (2, 12), generator=torch.Generator().manual_seed(0))
     expected, last = model(tokens), model(tokens, last=1)
-    ready = prepare(tiny(method), torch.float32, pack)
+    ready = prepare(tiny(method), torch.float32, plain)
     torch.testing.assert_close(ready(tokens), expected, atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(ready(tokens, last=1), last, atol=1e-5, rtol=1e-5)
     assert sum(p.numel() for p in ready.parameters()) == sum(p.numel() for p in model.parameters())
