@@ -5,6 +5,7 @@
 
 import json
 import math
+import os
 import uuid
 import warnings
 from collections.abc import Callable, Mapping
@@ -177,7 +178,7 @@ class Checkpointer:
                 break
             damaged.append(f"{path}: {first_few(problems, '; ')}")
         if good is None and not auto:
-            what = first_few(damaged, "\n") if damaged else f"{start}: no checkpoint in this folder"
+            what = first_few(damaged, "\n") if damaged else _nothing_in(start)
             raise UserError(
                 f"{option}={resume} names no good checkpoint.", what,
                 "Use resume=auto." if option == "resume" else "Give another, or leave it out.",
@@ -278,7 +279,7 @@ def newest_good(start: Path) -> Path:
         if not (problems := verify(path)):
             return path
         damaged.append(f"{path}: {first_few(problems, '; ')}")
-    raise UserError(*(damaged or [f"{start}: no checkpoint in this folder"]))
+    raise UserError(*(damaged or [_nothing_in(start)]))
 
 
 def load_part(path: Path, tensors: Mapping[str, Tensor]) -> None:
@@ -326,6 +327,18 @@ def _copy_to_cpu(local: Tensor, copy: Tensor | None) -> Tensor:
     if copy is None or (copy.shape, copy.dtype) != (local.shape, local.dtype):
         copy = _cpu_memory(local)
     return copy.copy_(local, non_blocking=True)
+
+
+def _nothing_in(start: Path) -> str:
+    """What is said of a place without checkpoints."""
+    if not os.path.isdir(start):
+        return f"{start}: no such folder"
+    if os.path.isfile(start / "config.json"):
+        return (
+            f"{start}: a model for other programs, not a run; make it one: cola-import "
+            f"source={start} out=FOLDER"
+        )
+    return f"{start}: no checkpoint in this folder"
 
 
 def _candidates(start: Path) -> list[Path]:

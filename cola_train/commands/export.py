@@ -7,6 +7,7 @@ from typing import Literal
 from cola_train.commands.cli import run_own
 from cola_train.config.fields import PathText, PositiveFloat
 from cola_train.convert.export import export
+from cola_train.convert.output import end_cleanly
 from cola_train.errors import EXIT_DONE
 
 
@@ -22,6 +23,7 @@ class ExportOptions:
 
 
 def main() -> None:
+    end_cleanly()
     run_own(_export, ExportOptions, command="cola-export")
 
 

@@ -22,7 +22,7 @@ from cola_train.commands.overrides import given_options
 from cola_train.config.checks import OF_THE_CONFIG, load
 from cola_train.config.fields import PathText, PositiveInt, build
 from cola_train.config.schema import Config
-from cola_train.convert.output import refuse_existing
+from cola_train.convert.output import end_cleanly, refuse_existing
 from cola_train.convert.reading import Folder, open_folder
 from cola_train.convert.write import write_run
 from cola_train.data.shards import TOKENIZER
@@ -54,6 +54,7 @@ class ImportOptions:
 
 
 def main() -> None:
+    end_cleanly()
     run_composed(import_, command="cola-import", own=ImportOptions, shared=SHARED)
 
 
@@ -94,7 +95,8 @@ def import_dense(options: ImportOptions, values: Mapping[str, Any]) -> int:
         UserError: as `import_`.
     """
     source = source_at(options.source)
-    dense, weights = source.folded()
+    dense, stored = source.folded()
+    weights = ((name, finite(name, weight, options.source)) for name, weight in stored)
     if isinstance(dense.method, RankOptions):
         raise UserError(
             f"method: {options.source} holds a model of method={dense.method.name}, and only a "
@@ -156,11 +158,7 @@ def tokenizer_of(folder: Folder, options: ImportOptions) -> Tokenizer:
 
 def named_tokenizer(name: str, source: str | Path, size: int) -> Tokenizer:
     """size: of the source's vocabulary."""
-    try:
-        tokenizer = Tokenizer.load(name)
-    except UserError as error:
-        said = (problem.replace("data.tokenizer=", "tokenizer=") for problem in error.problems)
-        raise UserError(*said) from None
+    tokenizer = Tokenizer.load(name, option="tokenizer")
     if tokenizer.vocab_size > size:
         raise UserError(
             f"tokenizer: {name} has {tokenizer.vocab_size} tokens, and the model of {source} "
@@ -183,9 +181,19 @@ def masters(folder: Folder) -> Iterator[Tensor]:
     with Bar("import", total, unit=" weights") as bar:
         for name in folder.shapes:
             weight = folder.read(name).to(torch.float32)
-            yield weight
+            yield finite(folder.theirs[name], weight, folder.path)
             done += weight.numel()
             bar.show(done, name)
+
+
+def finite(name: str, weight: Tensor, source: str | Path) -> Tensor:
+    """The weight, for nothing can be trained from one that is not finite."""
+    if not weight.isfinite().all():
+        raise UserError(
+            f"{source}: {name} has values that are not finite; copy the folder anew, or import an "
+            "earlier checkpoint"
+        )
+    return weight
 
 
 if __name__ == "__main__":

@@ -91,7 +91,7 @@ def describe(folder: Path) -> Description:
 def _problems(fields: Mapping[str, Any]) -> Iterator[str]:
     """What the model has that ours cannot have."""
     kind = fields.get("model_type")
-    if kind not in METHOD_OF:
+    if not isinstance(kind, str) or kind not in METHOD_OF:
         yield f"model_type: {kind!r} is another model; known: {', '.join(METHOD_OF)}"
         return
     wrong = [name for name in SIZES if not _is_size(fields.get(name))]
@@ -116,11 +116,11 @@ def _problems(fields: Mapping[str, Any]) -> Iterator[str]:
         if fields.get(name):
             yield f"{name}: {fields[name]!r}, which this model has not"
     for name, value in _rotary(fields).items():
-        if name != "rope_theta" and (name, value) not in ORDINARY_ROTARY:
+        if name != "rope_theta" and [name, value] not in ORDINARY_ROTARY:
             yield f"{name}: {value!r}: positions are scaled, and this model's are not"
 
 
-ORDINARY_ROTARY = {("rope_type", "default"), ("type", "default"), ("partial_rotary_factor", 1.0)}
+ORDINARY_ROTARY = [["rope_type", "default"], ["type", "default"], ["partial_rotary_factor", 1.0]]
 
 
 def _rotary(fields: Mapping[str, Any]) -> dict[str, Any]:

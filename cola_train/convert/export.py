@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from cola_train.checkpoint.checkpointer import newest_good
+from cola_train.checkpoint.files import read_state
 from cola_train.checkpoint.recorded import config_of, run_of
 from cola_train.checkpoint.tensor_file import Kind
 from cola_train.config.schema import Config
@@ -51,7 +52,7 @@ def export(
     config = config_of(checkpoint)
     weights = FoldedWeights(checkpoint, config)
     kinds = exported_kinds(weights, DTYPES[dtype])
-    text = load_tokenizer(tokenizer or run_of(checkpoint) / TOKENIZER, config)
+    text = load_tokenizer(tokenizer, checkpoint, config)
     modeling = modeling_file(weights.plain)
     parameters = sum(shape.numel() for _, shape in kinds.values())
     documents = {
@@ -152,17 +153,9 @@ def modeling_file(config: Config) -> Path | None:
     return Path(spec.origin)
 
 
-def load_tokenizer(path: Path, config: Config) -> Tokenizer:
-    if not path.is_file():
-        raise UserError(
-            f"{path}: no such file; give the tokenizer.json that made the run's tokens: "
-            "tokenizer=FILE"
-        )
-    tokenizer = Tokenizer.load(str(path))
-    if tokenizer.vocab_size > config.model.vocab_size:
-        raise UserError(
-            f"{path}: its {tokenizer.vocab_size} tokens are more than the model's "
-            f"{config.model.vocab_size}: it is not the one that made the run's tokens; give that: "
-            "tokenizer=FILE"
-        )
-    return tokenizer
+def load_tokenizer(given: Path | None, checkpoint: Path, config: Config) -> Tokenizer:
+    """given: its file; None: the run's own, which must be the one that made its tokens."""
+    fix = "give the tokenizer.json that made the run's tokens: tokenizer=FILE"
+    known = None if given else read_state(checkpoint).get("tokenizer")
+    path = given or run_of(checkpoint) / TOKENIZER
+    return Tokenizer.of_model(path, config.model.vocab_size, fix, known)

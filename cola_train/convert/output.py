@@ -1,7 +1,9 @@
 """The folder that the option `out` names, which a command writes whole or not at all."""
 
 import errno
+import os
 import shutil
+import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -29,9 +31,14 @@ def new_folder(out: Path, needed: int) -> Iterator[Path]:
         ) from None
 
 
+def end_cleanly() -> None:
+    """Make SIGTERM end this process as Ctrl-C does, so that nothing half-written stays."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+
+
 def refuse_existing(out: Path) -> None:
     """Before the work: `new_folder` would refuse it too."""
-    if out.exists() or out.is_symlink():
+    if os.path.lexists(out):
         raise UserError(f"out: {out} is there already; choose another, or remove it")
 
 

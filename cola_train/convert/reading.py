@@ -4,6 +4,7 @@ It reads our exports, LlamaForCausalLM's checkpoints and those of CoLA's referen
 nothing of what is there.
 """
 
+import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -65,7 +66,7 @@ class Folder:
 
 def is_folder(path: Path) -> bool:
     """Whether it is one of an exported model, whole or not, rather than a run or a checkpoint."""
-    return (path / CONFIG).is_file()
+    return os.path.isfile(path / CONFIG)
 
 
 def open_folder(path: Path) -> Folder:
@@ -73,7 +74,7 @@ def open_folder(path: Path) -> Folder:
     UserError: it is no such folder, or not whole; the model is one that ours cannot be; names,
         shapes or dtypes of weights are not those of the model.
     """
-    if not path.is_dir():
+    if not os.path.isdir(path):
         raise UserError(f"{path}: no such folder")
     description = describe(path)
     weights = Weights(path)

@@ -4,6 +4,7 @@ safetensors, one file or several with an index; or what torch.save wrote, read w
 Files are mapped into memory: a tensor takes memory when it is read.
 """
 
+import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,6 +42,7 @@ class SafetensorsFile:
     """Raises UserError if it is not whole."""
 
     def __init__(self, path: Path) -> None:
+        _check_readable(path)
         try:
             self._file = safe_open(path, framework="pt")
             self.tensors = {name: self._stored(name) for name in self._file.keys()}  # noqa: SIM118
@@ -60,18 +62,19 @@ class TorchFile:
     """Raises UserError if it is not whole, or holds more than tensors."""
 
     def __init__(self, path: Path) -> None:
+        _check_readable(path)
         try:
             content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-        except Exception as error:  # of zip files, of pickle, of torch
-            reason = str(error).strip().split("\n")[0]
+        except Exception:  # of zip files, of pickle, of torch, whose advice is to run what is there
             raise UserError(
-                f"{path}: not whole, or more than weights, which is not read ({reason}); {AGAIN}, "
-                "or save its tensors as safetensors"
+                f"{path}: not whole, of a torch before 1.6, or more than weights, which is not "
+                f"read: it could run code; {AGAIN}, or save its tensors as safetensors"
             ) from None
         if not isinstance(content, Mapping):
             raise UserError(f"{path}: holds no tensors by name; save the model's state_dict()")
         for name, value in content.items():
-            if not isinstance(value, Tensor) or value.layout != torch.strided:
+            plain = isinstance(value, Tensor) and value.layout == torch.strided
+            if not isinstance(name, str) or not plain or value.is_meta:
                 what = f"{path}: {name} is no plain tensor"
                 raise UserError(f"{what}; save the model's state_dict() alone")
         self._content = content
@@ -119,6 +122,14 @@ class Weights:
             raise UserError(f"{path}: {name} cannot be read ({error}); {AGAIN}") from None
 
 
+def _check_readable(path: Path) -> None:
+    """safetensors and torch say of a file that may not be read that it is not there, or broken."""
+    try:
+        path.open("rb").close()
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from None
+
+
 def _open(path: Path) -> File:
     return SafetensorsFile(path) if path.suffix == ".safetensors" else TorchFile(path)
 
@@ -149,7 +160,7 @@ def _indexed(index: Path) -> Iterator[tuple[Path, set[str]]]:
         raise UserError(f"{index}: broken ({error!r}); {AGAIN}") from None
     for file, names in sorted(files.items()):
         path = index.parent / file
-        if not path.is_file():
+        if not os.path.isfile(path):  # nor if its name is none
             what = f"{path}: missing, with {len(names)} tensors, by {index.name}"
             raise UserError(f"{what}; the folder is not whole: {AGAIN}")
         yield path, names

@@ -1,5 +1,6 @@
 """Text to token ids and back, on top of the `tokenizers` library."""
 
+import hashlib
 import json
 import re
 from collections import Counter
@@ -30,12 +31,13 @@ class Tokenizer:
     eos_id: the id that ends a document; `encode` never returns it.
     """
 
-    def __init__(self, backend: "tokenizers.Tokenizer", name: str) -> None:
+    def __init__(self, backend: "tokenizers.Tokenizer", given: str) -> None:
+        """given: what messages call it."""
         vocabulary = backend.get_vocab(with_added_tokens=True)
         ends = [token for token in END_TOKENS if token in vocabulary]
         if not ends:
             raise UserError(
-                f"data.tokenizer={name}: no end-of-document token (looked for "
+                f"{given}: no end-of-document token (looked for "
                 f"{', '.join(END_TOKENS)}): add one of them to it"
             )
         self.eos_id: int = vocabulary[ends[0]]
@@ -49,24 +51,52 @@ class Tokenizer:
         backend.encode_special_tokens = True
         backend.no_truncation()
         backend.no_padding()
-        self._backend, self._name = backend, name
+        self._backend, self._given = backend, given
 
     @classmethod
-    def load(cls, name: str) -> "Tokenizer":
-        """From a tokenizer.json, a folder holding one, or a name on the Hugging Face hub."""
+    def load(cls, name: str, option: str = "data.tokenizer") -> "Tokenizer":
+        """From a tokenizer.json, a folder holding one, or a name on the Hugging Face hub; `option`
+        gave the name."""
+        path = local_file(name, option)
+        if path is None:
+            path = _from_hub(name, option)
+        return cls._of_file(path, f"{option}={name}")
+
+    @classmethod
+    def of_model(
+        cls, path: Path, vocab_size: int, fix: str, sha256: str | None = None
+    ) -> "Tokenizer":
+        """From the tokenizer.json of a model with so many tokens. fix: the end of each message.
+        sha256: of the file, in hex, where that is known.
+
+        Raises:
+            UserError: it cannot be read, or is another one.
+        """
+        try:
+            digest = hashlib.sha256(path.read_bytes()).hexdigest()
+        except OSError as error:
+            raise UserError(f"{path}: cannot be read ({error.strerror}); {fix}") from None
+        another = f"{path}: another tokenizer than the model's"
+        if sha256 not in (None, digest):
+            raise UserError(f"{another}: its checksum differs; {fix}")
+        tokenizer = cls._of_file(path, str(path))
+        if tokenizer.vocab_size > vocab_size:
+            sizes = f"it has {tokenizer.vocab_size} tokens, and the model {vocab_size}"
+            raise UserError(f"{another}: {sizes}; {fix}")
+        return tokenizer
+
+    @classmethod
+    def _of_file(cls, path: Path, given: str) -> "Tokenizer":
         from tokenizers import Tokenizer as Backend
 
-        path = local_file(name)
-        if path is None:
-            path = _from_hub(name)
         try:
             backend = Backend.from_file(str(path))
         except Exception as error:  # `tokenizers` raises plain Exception
+            where = given if given == str(path) else f"{given}: {path}"
             raise UserError(
-                f"data.tokenizer={name}: {path} is not a tokenizer.json of the `tokenizers` "
-                f"library ({error}): replace it"
+                f"{where} is not a tokenizer.json of the `tokenizers` library ({error}): replace it"
             ) from error
-        return cls(backend, name)
+        return cls(backend, given)
 
     @classmethod
     def train(cls, texts: Iterable[str], vocab_size: int) -> "Tokenizer":
@@ -88,7 +118,7 @@ class Tokenizer:
         )
         backend.train_from_iterator(texts, trainer)
         backend.pre_tokenizer = words
-        return cls(backend, TRAIN)
+        return cls(backend, f"data.tokenizer={TRAIN}")
 
     def to_json(self) -> str:
         """The content of a tokenizer.json."""
@@ -178,8 +208,7 @@ class Tokenizer:
 
     def _cannot_encode(self, error: Exception) -> UserError:
         return UserError(
-            f"data.tokenizer={self._name}: cannot encode the text ({error}): mend the tokenizer, "
-            "or give another"
+            f"{self._given}: cannot encode the text ({error}): mend the tokenizer, or give another"
         )
 
     def _text_only(self, ids: np.ndarray) -> np.ndarray:
@@ -197,19 +226,19 @@ def _unknown_id(backend: "tokenizers.Tokenizer") -> int | None:
     return unknown
 
 
-def local_file(name: str) -> Path | None:
-    """The tokenizer.json that `name` stands for; None when `name` can only be a hub's."""
+def local_file(name: str, option: str = "data.tokenizer") -> Path | None:
+    """The tokenizer.json that an option's `name` stands for; None when it can only be a hub's."""
     path = Path(name)
     if path.is_dir():
         if not (path / "tokenizer.json").is_file():
-            raise UserError(f"data.tokenizer={name}: that folder holds no tokenizer.json")
+            raise UserError(f"{option}={name}: that folder holds no tokenizer.json")
         return path / "tokenizer.json"
     if path.is_file():
         return path
     is_hub_name = re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?", name) and not name.endswith(".json")
     if not is_hub_name:
         raise UserError(
-            f"data.tokenizer={name}: no such file: give a tokenizer.json, a folder holding one, "
+            f"{option}={name}: no such file: give a tokenizer.json, a folder holding one, "
             f"a Hugging Face hub name, or {TRAIN!r}"
         )
     return None
@@ -251,7 +280,7 @@ def does_not_fit(
     )
 
 
-def _from_hub(name: str) -> Path:
+def _from_hub(name: str, option: str) -> Path:
     from huggingface_hub import hf_hub_download
 
     try:
@@ -259,7 +288,7 @@ def _from_hub(name: str) -> Path:
     except Exception as error:  # the hub's, the HTTP client's and the cache's errors
         reason = str(error).strip().splitlines() or [""]
         raise UserError(
-            f"data.tokenizer={name}: cannot be had from the Hugging Face hub "
+            f"{option}={name}: cannot be had from the Hugging Face hub "
             f"({type(error).__name__}: {reason[0]}): check the name and the network, or give a "
-            "local path: data.tokenizer=FOLDER/tokenizer.json"
+            f"local path: {option}=FOLDER/tokenizer.json"
         ) from error

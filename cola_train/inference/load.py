@@ -1,6 +1,5 @@
 """A trained model with what is needed to use it, and without its engine, optimizer and data."""
 
-import hashlib
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -121,7 +120,7 @@ class Exported:
 
     def tokenizer(self) -> Tokenizer:
         fix = "bring the model's there"
-        return _fitting(self.folder.path / TOKENIZER, self.config.model.vocab_size, fix)
+        return Tokenizer.of_model(self.folder.path / TOKENIZER, self.config.model.vocab_size, fix)
 
 
 @dataclass(frozen=True)
@@ -151,24 +150,7 @@ class Checkpoint:
         kept = Path(str(state.get("loader", {}).get("folder", ""))) / TOKENIZER
         if not path.is_file() and kept.is_file():
             fix = f"copy {kept} there"
-        return _fitting(path, self.config.model.vocab_size, fix, state.get("tokenizer"))
-
-
-def _fitting(path: Path, vocab_size: int, fix: str, sha256: str | None = None) -> Tokenizer:
-    """The tokenizer of a model with so many tokens; sha256: of its file, where that is known."""
-    try:
-        digest = hashlib.sha256(path.read_bytes()).hexdigest()
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror}); {fix}") from None
-    if sha256 not in (None, digest):
-        raise UserError(f"{path}: another tokenizer than the model's: its checksum differs; {fix}")
-    tokenizer = Tokenizer.load(str(path))
-    if tokenizer.vocab_size > vocab_size:
-        raise UserError(
-            f"{path}: another tokenizer than the model's: it has {tokenizer.vocab_size} tokens, "
-            f"and the model {vocab_size}; {fix}"
-        )
-    return tokenizer
+        return Tokenizer.of_model(path, self.config.model.vocab_size, fix, state.get("tokenizer"))
 
 
 def _model(config: Config, weights: Weights, device: torch.device, dtype: torch.dtype) -> Llama:

@@ -91,7 +91,7 @@ def test_each_cache_gives_the_same_text(run, monkeypatch, capsys):
         (["prompt=a", "cache=latents"], "cache: must be one of kv, absorbed, latent, got"),
         (["prompt=a", "device=cpu", "cuda_graph=true"], "cuda_graph: the model is not on a GPU"),
         (["prompt=a", "temperature=-1"], "temperature: must be at least 0"),
-        (["prompt=a", "run_dir=/no/such"], "/no/such: no checkpoint in this folder"),
+        (["prompt=a", "run_dir=/no/such"], "/no/such: no such folder"),
         ([], "prompt: there is none"),
     ],
 )

@@ -2,6 +2,7 @@
 
 import dataclasses
 import errno
+import hashlib
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -30,11 +31,16 @@ def run(tmp_path: Path) -> Callable[..., Path]:
         weights = {f"model.{n}": t.detach() * scale for n, t in weights_of(config).items()}
         state = {f"optim.{n}.{m}": t.clone() for n, t in weights.items() for m in ("exp_avg", "v")}
         folder = tmp_path / "run"
-        saved = {"config": dataclasses.asdict(config), "progress": {"tokens": 0}}
+        text = Tokenizer.train(TEXT, 300).to_json()
+        saved = {
+            "config": dataclasses.asdict(config),
+            "progress": {"tokens": 0},
+            "tokenizer": hashlib.sha256(text.encode()).hexdigest(),
+        }
         target = checkpointer(folder / "checkpoints")
         target.save(7, {**weights, **state}, saved)
         target.close()
-        (folder / "tokenizer.json").write_text(Tokenizer.train(TEXT, 300).to_json())
+        (folder / "tokenizer.json").write_text(text)
         return folder
 
     return make
@@ -95,14 +101,21 @@ def test_what_cannot_be_exported_is_named(run, tmp_path, monkeypatch, capsys):
 
     assert "no checkpoint in this folder" in said(f"run_dir={tmp_path}")
     assert "run_dir: missing" in said()
+    (exported := tmp_path / "exported").mkdir()
+    (exported / "config.json").write_text("{}")
     folder = run({"name": "cola"}, scale=1e7)
     of_run = f"run_dir={folder}"
     assert "fp16 ends at 65504; use dtype=bf16" in said(of_run, "dtype=fp16")
     large = tmp_path / "large.json"
     large.write_text(Tokenizer.train([chr(500 + i) * 9 for i in range(400)], 400).to_json())
-    assert "are more than the model's 300" in said(of_run, f"tokenizer={large}")
-    (folder / "tokenizer.json").unlink()
-    assert f"{folder / 'tokenizer.json'}: no such file; give" in said(of_run)
+    too_large = f"it has {Tokenizer.load(str(large)).vocab_size} tokens, and the model 300; give"
+    assert too_large in said(of_run, f"tokenizer={large}")
+    own = folder / "tokenizer.json"
+    own.write_text(Tokenizer.train(["another text"], 290).to_json())
+    assert f"{own}: another tokenizer than the model's: its checksum differs; give" in said(of_run)
+    own.unlink()
+    assert f"{own}: cannot be read (No such file or directory); give" in said(of_run)
+    assert "make it one: cola-import source=" in said(f"run_dir={exported}")
     monkeypatch.setattr(exporting, "exported_names", lambda names: {}[next(iter(names))])
     assert "its weight embedding.weight has no place" in said(of_run)
 

@@ -9,7 +9,7 @@ import torch
 from helpers import exit_code_of, losses, read_json
 from model_folders import llama
 from official_case import FF, HEADS, LAYERS, D, R, V, factor_names, write_official
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer as Backend
 from tokenizers import models, pre_tokenizers
 from torch import Tensor
@@ -192,6 +192,7 @@ def test_bad_input_ends_with_2_and_leaves_nothing(tmp_path, tokenizer, capsys) -
         ([f"source={tmp_path}", *good[1:]], "no config.json there"),
         ([good[0], f"out={tmp_path}/there", good[2]], "is there already"),
         ([good[0], f"out={tokenizer}/in-a-file", good[2]], "cannot be written"),
+        ([good[0], f"out={'long' * 99}", good[2]], "cannot be written"),
         (good[:2], "llama has no tokenizer.json"),
         ([*good[:2], "tokenizer=nowhere.json"], "tokenizer=nowhere.json: no such file"),
         ([*good[:2], f"tokenizer={large}"], "large.json has 400 tokens, and the model of"),
@@ -204,6 +205,10 @@ def test_bad_input_ends_with_2_and_leaves_nothing(tmp_path, tokenizer, capsys) -
         error = capsys.readouterr().err
         assert said in error and "Traceback" not in error
     weights = source / "model.safetensors"
+    whole = load_file(weights)
+    save_file({**whole, "lm_head.weight": whole["lm_head.weight"] / 0}, weights)
+    assert import_code(*good) == 2
+    assert "lm_head.weight has values that are not finite" in capsys.readouterr().err
     weights.write_bytes(weights.read_bytes()[:-1])
     assert import_code(*good) == 2
     assert sorted(path.name for path in tmp_path.iterdir()) == ["large.json", "llama", "there"]

@@ -66,7 +66,9 @@ def test_rope_theta_of_either_version_of_transformers(version: int, tmp_path: Pa
         ({"quantization_config": {"bits": 4}}, "quantization_config"),
         ({"rope_scaling": {"type": "linear", "factor": 2.0}}, "scaled"),
         ({"rope_parameters": {"rope_type": "llama3", "rope_theta": 1e4}}, "rope_type: 'llama3'"),
+        ({"rope_scaling": {"type": "longrope", "long_factor": [1.0]}}, "long_factor: [1.0]"),
         ({"model_type": "qwen2"}, "model_type: 'qwen2'"),
+        ({"model_type": ["llama"]}, "model_type: ['llama']"),
         ({"hidden_size": "32"}, "hidden_size: must be"),
         ({"vocab_size": None}, "vocab_size: must be"),
         ({"num_attention_heads": 3}, "num_attention_heads: 3"),
@@ -130,6 +132,16 @@ def plant(folder: Path) -> None:
     torch.save({"weight": Bomb(folder / "ran")}, folder / "pytorch_model.bin")
 
 
+def hollow(folder: Path) -> None:
+    (folder / "model.safetensors").unlink()
+    torch.save({"lm_head.weight": torch.empty(3, device="meta")}, folder / "pytorch_model.bin")
+
+
+def number(folder: Path) -> None:
+    (folder / "model.safetensors").unlink()
+    torch.save({3: torch.ones(3)}, folder / "pytorch_model.bin")
+
+
 def with_optimizer(folder: Path) -> None:
     weights = load_file(folder / "model.safetensors")
     (folder / "model.safetensors").unlink()
@@ -147,8 +159,10 @@ DAMAGES: list[tuple[Callable[[Path], None], str]] = [
     (lose_a_file, "pytorch_model-2.bin: missing, with "),
     (lose_a_tensor, "pytorch_model-2.bin: has no "),
     (point_elsewhere, "is no file beside it"),
-    (plant, "pytorch_model.bin: not whole, or more than weights"),
+    (plant, "or more than weights, which is not read: it could run code"),
     (with_optimizer, "model is no plain tensor"),
+    (hollow, "lm_head.weight is no plain tensor"),
+    (number, "3 is no plain tensor"),
     (integers, "is of I8"),
     (lambda folder: (folder / "config.json").write_text("{"), "config.json: broken"),
     (lambda folder: (folder / "config.json").write_text("[]"), "config.json: holds no fields"),
