@@ -41,7 +41,7 @@ class Cost:
 
 
 # Of decoding: bytes a second of data sheets; microseconds from one kernel's last block to the next
-# one's first in a CUDA graph, which are assumed: an H200 took 4.1 (docs/kernels.md).
+# one's first in a CUDA graph, which are assumed: what an H200 took is in docs/kernels.md.
 BANDWIDTHS = {"H100": 3.35e12, "H200": 4.8e12}
 LAUNCH = 2.5
 LAUNCHES, TORCH_LAUNCHES = (
