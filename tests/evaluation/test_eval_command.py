@@ -31,10 +31,11 @@ def cola_eval(*overrides: str) -> int:
 
 @pytest.fixture(scope="module")
 def trained(tiny: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a run."""
+    """The folder of a run, of a method whose weights an export folds."""
     folder = tmp_path_factory.mktemp("trained")
     run_dir, cache = folder / "run", f"data.cache_dir={folder / 'cache'}"
-    assert exit_code_of([*tiny, "train.steps=6", f"run_dir={run_dir}", cache]) == 0
+    own = ["method=sltrain", "train.steps=6", f"run_dir={run_dir}", cache]
+    assert exit_code_of([*tiny, *own]) == 0
     return run_dir
 
 
