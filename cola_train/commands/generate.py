@@ -44,6 +44,8 @@ class GenerateOptions(Limits, Sampling, Prompts):
     cache: Annotated[str, Among(CACHES)] = "kv"
     # record the step of a token as one CUDA graph, and replay it; null: on a GPU with cache=kv
     cuda_graph: bool | None = None
+    # on a CPU in bf16: tokens of a single prompt by C++, which g++ compiles once
+    native: bool = False
     dtype: Literal["auto", "bf16", "fp32"] = "auto"  # auto: bf16 where the hardware has it
     device: Literal["auto", "cpu", "cuda"] = "auto"  # auto: a GPU if there is one
     threads: Workers | None = None  # CPU threads; null: one a core
@@ -67,7 +69,7 @@ def run(options: GenerateOptions) -> int:
     tune_process(options.threads, 1)
     dtype = chosen_dtype(options.dtype, device)
     trained = load(options.run_dir, device, dtype)
-    prepare(trained.model, dtype)
+    prepare(trained.model, dtype, plain=options.native)
     if given is None and sys.stdin.isatty():
         converse(trained, options)
         return EXIT_DONE
@@ -150,7 +152,7 @@ def answer(
     """Print what follows each of a batch of prompts, of a single one as it is made; how fast, on
     stderr. first: how many came before."""
     sampling = replace(options, seed=options.seed + first)
-    kinds = options.cache, options.cuda_graph
+    kinds = options.cache, options.cuda_graph, options.native
     generation = Generation(trained, prompts, options, sampling, *kinds)
     alone = len(prompts) == 1 and options.output == "text"
     if alone:

@@ -57,15 +57,16 @@ class Generation:
         sampling: Sampling | None = None,
         cache: str = "kv",
         cuda_graph: bool | None = None,
+        native: bool = False,
     ) -> None:
-        """cache: of inference/caches.py's kinds. cuda_graph: of `graphs.fastest`.
+        """cache: of inference/caches.py's kinds. cuda_graph, native: of `graphs.fastest`.
 
         Raises:
             UserError: the model has no such cache, or is on no GPU for a graph; a prompt leaves it
                 no room for an answer.
         """
         check_kind(cache, trained.model)
-        self.forward, self.new_cache = fastest(trained.model, cache, cuda_graph)
+        self.forward, self.new_cache = fastest(trained.model, cache, cuda_graph, native)
         self.limits, self.sampling = limits or Limits(), sampling or Sampling()
         if "" in self.limits.stop:
             raise UserError("stop: an empty text ends every answer at once; leave it out")
@@ -131,9 +132,10 @@ def generate(
     sampling: Sampling | None = None,
     cache: str = "kv",
     cuda_graph: bool | None = None,
+    native: bool = False,
 ) -> list[Answer]:
     """Answers to a batch of prompts, whole; arguments and errors are those of `Generation`."""
-    generation = Generation(trained, prompts, limits, sampling, cache, cuda_graph)
+    generation = Generation(trained, prompts, limits, sampling, cache, cuda_graph, native)
     for _ in generation:
         pass
     return generation.answers
@@ -146,9 +148,11 @@ def stream(
     sampling: Sampling | None = None,
     cache: str = "kv",
     cuda_graph: bool | None = None,
+    native: bool = False,
 ) -> Iterator[str]:
     """The answer to one prompt in pieces, as it is made; the rest as for `generate`."""
-    for _, piece in Generation(trained, [prompt], limits, sampling, cache, cuda_graph):
+    of = Generation(trained, [prompt], limits, sampling, cache, cuda_graph, native)
+    for _, piece in of:
         yield piece
 
 

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from cola_train.errors import UserError
 from cola_train.inference.caches import KeyValueCache, make_cache
+from cola_train.inference.native import Native
 from cola_train.model.llama import Llama
 
 # (rows, columns that there is room for, how many of each row's first ones are padding or None)
@@ -20,18 +21,24 @@ CacheMaker = Callable[[int, int, Tensor | None], KeyValueCache]
 
 
 def fastest(
-    model: Llama, kind: str, cuda_graph: bool | None = None
+    model: Llama, kind: str, cuda_graph: bool | None = None, native: bool = False
 ) -> tuple[Callable[..., Tensor], CacheMaker]:
     """What to call in a model's place, and the caches of a kind to call it with.
 
-    cuda_graph: record a step, and replay it; None: where that is known to be faster.
+    cuda_graph: record a step, and replay it; None: where that is known to be faster. native: a
+        token of a single sequence by compiled C++.
 
     Raises:
-        UserError: a graph is wanted and the model is on no GPU.
+        UserError: a graph is wanted and the model is on no GPU; compiled C++ is, and cannot be had
+            for it.
     """
     device = model.embedding.weight.device
     if cuda_graph and device.type != "cuda":
         raise UserError("cuda_graph: the model is not on a GPU; leave it out")
+    if native:
+        if kind != "kv":
+            raise UserError(f"native: it is for cache=kv alone, and this is cache={kind}")
+        return Native(model), partial(make_cache, kind, model)
     static = recorded(kind, device) if cuda_graph is None else cuda_graph
     return Recorded(model) if static else model, partial(make_cache, kind, model, static=static)
 
