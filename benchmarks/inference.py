@@ -42,6 +42,7 @@ from cola_train.planning.inference import Use, plans
 METHODS = ("full", "cola")
 LIBRARIES = ("cola_train", "transformers")
 PLAIN = "cola_train cola plain"
+NATIVE = "native"
 PREFILL, DECODE = "prefill", "decode"
 
 
@@ -62,7 +63,10 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--repeats", type=int, default=5, help="timed rounds (5)")
     parser.add_argument("--cache-gb", type=float, default=2.0,
                         help="leave out cases with a larger cache of full rank (2)")  # fmt: skip
-    parser.add_argument("--libraries", nargs="+", choices=LIBRARIES, default=list(LIBRARIES))
+    parser.add_argument("--libraries", nargs="+", choices=[*LIBRARIES, NATIVE],
+                        default=list(LIBRARIES),
+                        help=f"of: {', '.join(LIBRARIES)}, and {NATIVE}: ours by compiled C++ on "
+                        "a CPU (the first two)")  # fmt: skip
     parser.add_argument("--plain", action="store_true",
                         help="also CoLA in torch's layout, on torch's kernels")  # fmt: skip
 
@@ -184,10 +188,17 @@ def build_ours(
     return dict(steps_of(config, cases, lambda case: ours(model, config, case, new)))
 
 
-def ours(model: Llama, config: Config, case: Case, new: int) -> tuple[Step, Step]:
+def build_native(config: Config, cases: Sequence[Case], new: int) -> dict[str, Step]:
+    model = prepare(random_model(config), dtype_of(config), plain=True)
+    return dict(steps_of(config, cases, lambda case: ours(model, config, case, new, True)))
+
+
+def ours(
+    model: Llama, config: Config, case: Case, new: int, native: bool = False
+) -> tuple[Step, Step]:
     """As generation decodes: on a GPU by a CUDA graph."""
     tokens = tokens_of(config, case, distributed.device())
-    run, new_cache = fastest(model, "kv")
+    run, new_cache = fastest(model, "kv", native=native)
     caches: list[KeyValueCache] = []
 
     @torch.inference_mode()
@@ -259,7 +270,7 @@ def steps_of(
         yield f"{DECODE} {case}", decode
 
 
-BUILDERS = {"cola_train": build_ours, "transformers": build_peer}
+BUILDERS = {"cola_train": build_ours, NATIVE: build_native, "transformers": build_peer}
 
 
 # --- tables ---------------------------------------------------------------------------------
@@ -294,17 +305,17 @@ def results_table(results: dict[str, Any]) -> str:
 def ratios(subjects: dict[str, Any]) -> dict[str, float]:
     """What decoding gains in one case, beside the most that its bytes allow."""
     found = {}
-    full, cola = "cola_train full", "cola_train cola"
+    ours = NATIVE if f"{NATIVE} full" in subjects else LIBRARIES[0]
+    full, cola = f"{ours} full", f"{ours} cola"
     if full in subjects:
         found["cola over full"] = faster(subjects, cola, full, DECODE)
         found["ceiling (bytes)"] = subjects[full]["read_bytes"] / subjects[cola]["read_bytes"]
         found["of the ceiling"] = found["cola over full"] / found["ceiling (bytes)"]
     if PLAIN in subjects:
         found["over torch's kernels"] = faster(subjects, cola, PLAIN, DECODE)
-    for method in METHODS:
-        ours, theirs = (f"{library} {method}" for library in LIBRARIES)
-        if {ours, theirs} <= subjects.keys():
-            found[f"over transformers, {method}"] = faster(subjects, ours, theirs, DECODE)
+    for name in (full, cola):
+        if {name, theirs := name.replace(ours, LIBRARIES[1])} <= subjects.keys():
+            found[f"over {theirs}"] = faster(subjects, name, theirs, DECODE)
     return found
 
 

@@ -58,7 +58,7 @@ def use(config: Config, modeling: bool, dtype: str) -> Iterator[str]:
         "from transformers import AutoModelForCausalLM, AutoTokenizer",
         "",
         f'folder = "{config.run_name}"  # this one',
-        f"tokenizer = AutoTokenizer.from_pretrained(folder{trust})",
+        "tokenizer = AutoTokenizer.from_pretrained(folder)",
         f"model = AutoModelForCausalLM.from_pretrained(folder{trust})",
         'inputs = tokenizer(["The first prompt", "Another"], return_tensors="pt", padding=True)',
         "print(tokenizer.batch_decode(model.generate(**inputs, max_new_tokens=64)))",

@@ -111,5 +111,5 @@ def load_trained(path: str | Path, device: torch.device, precision: str = "run")
         place = folder = source.folder.path
         config, state = source.config, {}
     precision = config.train.precision if precision == "run" else precision
-    loaded = load(place, device, chosen_dtype(precision, device), folded=False)
+    loaded = load(place, device, chosen_dtype(precision, device))
     return Trained(place, loaded.model, loaded.tokenizer, folder / TOKENIZER, config, state)

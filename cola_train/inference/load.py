@@ -31,20 +31,17 @@ class Trained:
 
     model: Llama
     tokenizer: Tokenizer
-    config: Config  # of the model as it is here: if folded, its method is `MethodOptions.folded`
+    config: Config  # of the model as it is here, whose method is what `MethodOptions.folded` says
 
 
 def load(
-    path: str | Path,
-    device: torch.device | str = "cpu",
-    dtype: torch.dtype = torch.float32,
-    folded: bool = True,
+    path: str | Path, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
 ) -> Trained:
     """The model of a run's folder (its newest good checkpoint), of one checkpoint, saved by any
-    engine on any number of processes, or of an exported folder. Nothing that is there can run code.
+    engine on any number of processes, or of an exported folder. Its weights are folded. Nothing
+    that is there can run code.
 
-    dtype: of weights and activations. folded: the weights are those of the plainest model; else as
-    they were trained, which rounds in bf16 as the run did.
+    dtype: of weights and activations.
 
     Raises:
         UserError: no good checkpoint or export is there, or it does not say what model it is of;
@@ -52,7 +49,7 @@ def load(
     """
     source = source_at(path)
     tokenizer = source.tokenizer()
-    config, weights = source.folded() if folded else (source.config, source.weights())
+    config, weights = source.folded()
     return Trained(_model(config, weights, torch.device(device), dtype), tokenizer, config)
 
 

@@ -31,11 +31,10 @@ def cola_eval(*overrides: str) -> int:
 
 @pytest.fixture(scope="module")
 def trained(tiny: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a run, of a method whose weights an export folds."""
+    """The folder of a run."""
     folder = tmp_path_factory.mktemp("trained")
     run_dir, cache = folder / "run", f"data.cache_dir={folder / 'cache'}"
-    own = ["method=sltrain", "train.steps=6", f"run_dir={run_dir}", cache]
-    assert exit_code_of([*tiny, *own]) == 0
+    assert exit_code_of([*tiny, "train.steps=6", f"run_dir={run_dir}", cache]) == 0
     return run_dir
 
 
