@@ -53,7 +53,7 @@ def blocks(
     while n > least and -(-weights * N // n) < target.processors:
         n //= 2
     k = max(shortest, min(triton.next_power_of_2(K), longest, size // n))
-    return Blocks(n, k // 2 if pair and rows > 1 and k > 16 else k)
+    return Blocks(n, k // 2 if pair and rows > 1 and wide and k > 16 else k)
 
 
 def project_launch(

@@ -36,7 +36,7 @@ LOGIC: dict[str, Any] = {
 REAL: dict[str, Any] = {
     "add": np.add, "sub": np.subtract, "mul": np.multiply, "div": np.divide,
     "fma": lambda x, y, z: x * y + z, "max": np.fmax, "ex2": np.exp2,
-    "rsqrt": lambda x: 1 / np.sqrt(x),
+    "rsqrt": lambda x: 1 / np.sqrt(x), "neg": np.negative,
 }  # fmt: skip
 
 
