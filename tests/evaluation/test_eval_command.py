@@ -18,6 +18,7 @@ from cola_train.convert.export import export
 from cola_train.data.options import TextOptions
 from cola_train.data.preparation import prepare
 from cola_train.data.tokenizer import Tokenizer
+from cola_train.evaluation.trained import load_trained
 
 TEXTS = ["The cat sees the dog, and the dog ran under a tree. " * 4, "Naïve 😀 cats → trees. " * 5]
 
@@ -53,6 +54,11 @@ def answer(capsys: Any) -> dict[str, Any]:
 
 def test_the_runs_own_data_give_its_own_loss(trained, capsys):
     before = {path: path.stat().st_mtime_ns for path in trained.rglob("*")}
+    weights, as_trained = (
+        of.state_dict()
+        for of in (load_trained(trained, torch.device("cpu")).model, cola_train.load_model(trained))
+    )
+    assert weights.keys() == as_trained.keys()  # those folded round otherwise in bf16
     lines = [json.loads(line) for line in (trained / "metrics.jsonl").read_text().splitlines()]
     (last,) = [line for line in lines if "val_loss" in line]
     capsys.readouterr()
