@@ -50,9 +50,8 @@ class EvalConfig:
     tokens: NaturalInt | None = None
     batch_size: BatchSize = 32  # sequences of a process at a time
     sequence_length: PositiveInt | None = None  # tokens of a sequence; null: as it was trained
-    precision: Literal["run", "fp32", "bf16"] = (
-        "run"  # run: as it was trained, where this device can
-    )
+    # run: as it was trained, where this device can; of an exported folder fp32
+    precision: Literal["run", "fp32", "bf16"] = "run"
     device: Literal["auto", "cpu", "cuda"] = "auto"  # auto: a GPU if there is one
     output: Literal["table", "json"] = "table"  # table | json
 
@@ -140,7 +139,11 @@ def measure(data: DataOptions, length: int, options: EvalConfig, trained: Traine
         max_tokens=most or None,
     )
     bytes_of_tokens = torch.from_numpy(trained.tokenizer.bytes_of_tokens())
-    return evaluate(trained.loss_of, shown(batches, tokens), bytes_of_tokens)
+    try:
+        return evaluate(trained.loss_of, shown(batches, tokens), bytes_of_tokens)
+    except UserError as error:  # what is a run's option there is one of this command's
+        own = (each.replace("train.sequence_length", "sequence_length") for each in error.problems)
+        raise UserError(*own) from error
 
 
 def shown(batches: Iterator[Batch], tokens: int) -> Iterator[Batch]:

@@ -70,10 +70,10 @@ def run(options: GenerateOptions) -> int:
     dtype = chosen_dtype(options.dtype, device)
     trained = load(options.run_dir, device, dtype)
     prepare(trained.model, dtype, plain=options.native)
-    if given is None and sys.stdin.isatty():
+    if given is None and sys.stdin and sys.stdin.isatty():
         converse(trained, options)
         return EXIT_DONE
-    prompts, answered = iter(lines(sys.stdin, "stdin") if given is None else given), 0
+    prompts, answered = iter(lines(sys.stdin or (), "stdin") if given is None else given), 0
     while batch := list(islice(prompts, options.batch_size)):
         answer(trained, batch, options, answered, numbered=given is None or len(given) > 1)
         answered += len(batch)
@@ -116,7 +116,7 @@ def lines(file: Iterable[str], name: str) -> Iterator[str]:
     try:
         for line in file:
             if line.strip():
-                yield line.removesuffix("\n")
+                yield line.rstrip("\r\n")
     except UnicodeDecodeError as error:
         raise UserError(f"{name}: no UTF-8 text ({error.reason})") from None
 

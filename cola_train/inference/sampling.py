@@ -20,6 +20,7 @@ from cola_train.config.fields import (
 )
 
 NOT_FINITE = -1  # in place of the token of a row whose logits are not
+COLDEST = 1e-30  # a temperature at which only the likeliest is drawn; logits over less may overflow
 
 
 @dataclass(frozen=True)
@@ -85,7 +86,7 @@ class Sampler:
 
 def candidates(logits_BV: Tensor, sampling: Sampling) -> Tensor:
     """Logits by temperature, top-k and top-p, in this order; -inf: not to be drawn."""
-    logits_BV = logits_BV / sampling.temperature
+    logits_BV = logits_BV / max(sampling.temperature, COLDEST)
     if 0 < sampling.top_k < logits_BV.shape[-1]:
         logits_BV = top_k_alone(logits_BV, sampling.top_k)
     if sampling.top_p < 1:

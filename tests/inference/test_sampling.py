@@ -55,6 +55,13 @@ def test_the_penalty_is_that_of_transformers(penalty: float) -> None:
     assert torch.equal(with_repetition_penalty(logits, seen, penalty), expected)
 
 
+@pytest.mark.parametrize("temperature", [1e-6, 1e-38, 5e-324])
+def test_a_low_temperature_takes_the_likeliest(temperature: float) -> None:
+    logits = torch.randn(4, VOCABULARY, generator=torch.Generator().manual_seed(0))
+    sampler = Sampler(Sampling(temperature=temperature), [[0]] * 4, VOCABULARY, 1, CPU)
+    assert torch.equal(sampler(logits), logits.argmax(-1))
+
+
 def test_tokens_are_as_frequent_as_they_are_likely() -> None:
     """And none is drawn that the tokenizer does not have, or that top-k leaves out."""
     sampling, rows, draws = Sampling(temperature=1.0, top_k=8), 500, 40
