@@ -50,7 +50,8 @@ class ImportOptions:
     source: PathText  # config.json and weights: LLaMA's, CoLA's reference code's, cola-export's
     out: PathText  # the run's folder to make, which must not be there yet
     tokenizer: PathText | None = None  # a tokenizer.json, or a hub's name; null: the source's
-    tokens: PositiveInt | None = None  # with method=, a dense source is measured on; null: 131072
+    # with method=: about so many a dense source is measured on, whole batches; null: 131072
+    tokens: PositiveInt | None = None
 
 
 def main() -> None:

@@ -99,9 +99,9 @@ def text(use: Use, options: InferenceOptions, found: list[CachePlan]) -> str:
     take = f"take cache={best.name}, the fastest that fits: {best.about}"
     if not best.fits:
         most = max(found, key=lambda each: each.largest_batch)
-        take = (
-            f"no cache fits {use.batch} sequences: {most.largest_batch} do with cache={most.name}"
-        )
+        take = f"no cache fits; batch={most.largest_batch} does with cache={most.name}"
+        if not most.largest_batch:
+            take = "not even one such sequence fits: make length= smaller, or take another gpu="
     elif small is not best:
         take += f"; cache={small.name} holds {best.cache_bytes / small.cache_bytes:.1f} x as much"
     lines += [
