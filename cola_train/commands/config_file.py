@@ -18,7 +18,7 @@ from omegaconf import OmegaConf
 from cola_train.commands import quoting
 from cola_train.commands.groups import OPTIONS, UNIONS, Choices, choices, config_dir, takes_group
 from cola_train.commands.overrides import check_overrides, given_options, takes_mapping
-from cola_train.config.fields import defaults, unknown
+from cola_train.config.fields import defaults, is_as_typed, unknown
 from cola_train.errors import UserError
 
 SUFFIXES = (".yaml", ".yml")
@@ -148,7 +148,9 @@ def file_overrides(file: str, options: Mapping[str, Any], groups: Choices) -> li
         del said[option]
     words, problems = [], []
     for key, value in said.items():
-        if re.fullmatch(r"[\w.]+", key):
+        if is_as_typed(options.get(key)):
+            words += [] if value is None else [f"{key}={value}"]  # null is no text
+        elif re.fullmatch(r"[\w.]+", key):
             words.append(f"{key}={quoting.write(value)}")
         else:
             problems.append(f"{file}: {unknown(key, list(options), 'option')}")

@@ -54,6 +54,9 @@ def test_prompts_of_every_kind(run, monkeypatch, capsys, tmp_path):
     assert code_of(monkeypatch, f"run_dir={run}", f"prompt={text}", "new_tokens=4") == 0
     said = capsys.readouterr()
     assert said.out.startswith(text) and "+ 4 tokens, the first after" in said.err
+    (config := tmp_path / "words.yaml").write_text(json.dumps({"prompt": text}))
+    assert code_of(monkeypatch, str(config), f"run_dir={run}", "new_tokens=4") == 0
+    assert capsys.readouterr().out == said.out
     file = tmp_path / "prompts.txt"
     file.write_text("the cat\n\na dog sees the old tree\n")
     monkeypatch.setattr(sys, "stdin", io.StringIO(file.read_text()))
