@@ -8,8 +8,10 @@
 
 #include <immintrin.h>
 #include <omp.h>
+#include <sched.h>
 
 #include <algorithm>
+#include <atomic>
 #include <cmath>
 #include <cstdint>
 
@@ -68,6 +70,26 @@ bf16 narrowed(float x) {
     __builtin_memcpy(&bits, &x, 4);
     return bf16((bits + 0x7fff + ((bits >> 16) & 1)) >> 16);
 }
+
+// Where the threads of a step wait for each other, hundreds of times: OpenMP's own barrier cost a
+// third of a token's time (docs/log.md). A thread whose peer has no core gives its own up.
+class Barrier {
+    std::atomic<int> arrived{0}, turn{0};
+
+  public:
+    void wait() {
+        int now = turn.load(std::memory_order_relaxed);
+        if (arrived.fetch_add(1, std::memory_order_acq_rel) + 1 == omp_get_num_threads()) {
+            arrived.store(0, std::memory_order_relaxed);
+            turn.store(now + 1, std::memory_order_release);
+            return;
+        }
+        for (int spins = 0; turn.load(std::memory_order_acquire) == now; spins++) {
+            _mm_pause();
+            if (spins > 5000) sched_yield();
+        }
+    }
+};
 
 // The rows of `n` that are this thread's: whole fours.
 struct Share {
@@ -149,25 +171,27 @@ void normalise(const float* x, const bf16* weight, index d, float eps, bf16* y) 
 }
 
 // The rank-r vectors of x, (projections, r), which all threads then have.
-void encode(const Projections& p, index projections, index d, const bf16* x, float* z, bf16* h) {
+void encode(const Projections& p, index projections, index d, const bf16* x, float* z, bf16* h,
+            Barrier& barrier) {
     Share part(projections * p.rank);
     multiply(p.A, d, x, z, part);
     gate(z, nullptr, h, p.silu, part);
-#pragma omp barrier
+    barrier.wait();
 }
 
 // x += what one projection makes of its input.
-void add(const Projections& p, index d_in, index d, const bf16* input, float* x, float* z, bf16* h) {
+void add(const Projections& p, index d_in, index d, const bf16* input, float* x, float* z, bf16* h,
+         Barrier& barrier) {
     const bf16 *W = p.A, *from = input;
     if (p.rank) {
-        encode(p, 1, d_in, input, z, h);
+        encode(p, 1, d_in, input, z, h, barrier);
         W = p.B[0], from = h, d_in = p.rank;
     }
     Share part(d);
     float* y = z + p.rank;
     multiply(W, d_in, from, y, part);
     for (index i = part.begin; i < part.end; i++) x[i] += y[i];
-#pragma omp barrier
+    barrier.wait();
 }
 
 // x turned by a position's angles, times a factor; the halves of x are the two coordinates.
@@ -211,7 +235,8 @@ constexpr Attend ATTEND[] = {attend<1>, attend<2>, attend<3>, attend<4>,
                              attend<5>, attend<6>, attend<7>, attend<8>};
 
 // q, k and v (3 d) -> y (d); k and v are kept.
-void attention(const Model& m, const Block& b, const float* qkv, index position, float* p, bf16* y) {
+void attention(const Model& m, const Block& b, const float* qkv, index position, float* p, bf16* y,
+               Barrier& barrier) {
     index K = m.d / m.heads;
     const float *cos = m.rotary + position * K, *sin = cos + m.positions * K;
     bf16 q[LANES * 8];
@@ -223,7 +248,7 @@ void attention(const Model& m, const Block& b, const float* qkv, index position,
         for (index i = 0; i < K; i++) values[position * K + i] = narrowed(of[2 * m.d + i]);
         ATTEND[K / LANES - 1](q, keys, values, position + 1, p, y + head * K);
     }
-#pragma omp barrier
+    barrier.wait();
 }
 
 }  // namespace
@@ -243,6 +268,7 @@ void step(const Model* model, index token, index position, float* logits) {
     float* z = wide + 3 * m.d + 2 * m.f;  // of the bottlenecks and behind them
     bf16* h = (bf16*)(z + 3 * m.d + 2 * m.f);
     bf16* y = h + 3 * m.d + 2 * m.f;  // attention's, or the MLP's product
+    Barrier barrier;
 #pragma omp parallel num_threads(m.threads)
     {
         float* own = m.scratch + 12 * m.d + 8 * m.f;
@@ -251,27 +277,27 @@ void step(const Model* model, index token, index position, float* logits) {
         float* p = own + m.d;
         for (Share part(m.d); part.begin < part.end; part.begin++)
             x[part.begin] = widened(m.embedding[token * m.d + part.begin]);
-#pragma omp barrier
+            barrier.wait();
         for (index i = 0; i < m.blocks; i++) {
             const Block& b = m.block[i];
             normalise(x, b.attention_norm, m.d, m.eps, normed);
             if (b.qkv.rank) {
-                encode(b.qkv, 3, m.d, normed, z, h);
+                encode(b.qkv, 3, m.d, normed, z, h, barrier);
                 for (index j = 0; j < 3; j++)
                     multiply(b.qkv.B[j], b.qkv.rank, h + j * b.qkv.rank, wide + j * m.d,
                              Share(m.d));
             } else {
                 multiply(b.qkv.A, m.d, normed, wide, Share(3 * m.d));
             }
-#pragma omp barrier
-            attention(m, b, wide, position, p, y);
-            add(b.out, m.d, m.d, y, x, z, h);
+            barrier.wait();
+            attention(m, b, wide, position, p, y, barrier);
+            add(b.out, m.d, m.d, y, x, z, h, barrier);
 
             normalise(x, b.mlp_norm, m.d, m.eps, normed);
             Share part(m.f);
             const Projections& both = b.gate_up;
             if (both.rank) {
-                encode(both, 2, m.d, normed, z, h);
+                encode(both, 2, m.d, normed, z, h, barrier);
                 multiply(both.B[0], both.rank, h, wide, part);
                 multiply(both.B[1], both.rank, h + both.rank, wide + m.f, part);
             } else {
@@ -279,8 +305,8 @@ void step(const Model* model, index token, index position, float* logits) {
                 multiply(both.A + m.f * m.d, m.d, normed, wide + m.f, part);
             }
             gate(wide, wide + m.f, y, m.gate_silu, part);
-#pragma omp barrier
-            add(b.down, m.f, m.d, y, x, z, h);
+            barrier.wait();
+            add(b.down, m.f, m.d, y, x, z, h, barrier);
         }
         normalise(x, m.norm, m.d, m.eps, normed);
         multiply(m.head, m.d, normed, logits, Share(m.vocabulary));
