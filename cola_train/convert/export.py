@@ -95,7 +95,12 @@ def cast(weights: FoldedWeights, dtype: torch.dtype) -> Iterator[Tensor]:
 
 def cast_one(name: str, weight: Tensor, dtype: torch.dtype) -> Tensor:
     narrow = weight.to(dtype)
-    if dtype == torch.float16 and bool((narrow.isinf() & weight.isfinite()).any()):
+    if not bool(weight.isfinite().all()):
+        raise UserError(
+            f"run_dir: {name} holds numbers that are not finite: training has diverged; export an "
+            "earlier checkpoint"
+        )
+    if not bool(narrow.isfinite().all()):
         raise UserError(
             f"dtype: {name} has {weight.abs().max():.3g}, and fp16 ends at "
             f"{torch.finfo(dtype).max:g}; use dtype=bf16 or fp32"

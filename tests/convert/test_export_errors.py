@@ -106,6 +106,8 @@ def test_what_cannot_be_exported_is_named(run, tmp_path, monkeypatch, capsys):
     folder = run({"name": "cola"}, scale=1e7)
     of_run = f"run_dir={folder}"
     assert "fp16 ends at 65504; use dtype=bf16" in said(of_run, "dtype=fp16")
+    diverged = run({"name": "cola"}, scale=1e39)
+    assert "embedding.weight holds numbers that are not finite" in said(f"run_dir={diverged}")
     large = tmp_path / "large.json"
     large.write_text(Tokenizer.train([chr(500 + i) * 9 for i in range(400)], 400).to_json())
     too_large = f"it has {Tokenizer.load(str(large)).vocab_size} tokens, and the model 300; give"
