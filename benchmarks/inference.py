@@ -29,7 +29,6 @@ from cola_train.convert.export import config_json, modeling_file
 from cola_train.convert.names import exported_names
 from cola_train.errors import UserError
 from cola_train.gpus import GPUS
-from cola_train.inference.caches import KeyValueCache
 from cola_train.inference.graphs import fastest
 from cola_train.inference.prepare import prepare
 from cola_train.methods.base import build_method
@@ -159,6 +158,8 @@ def plan_of(config: Config, case: Case, more: int) -> Any:
 
 # --- subjects -------------------------------------------------------------------------------
 
+HELD: dict[Case, Any] = {}  # the cache of a process's last prefill, which decoding goes on from
+
 
 def tokens_of(config: Config, case: Case, device: torch.device) -> Tensor:
     generator = torch.Generator().manual_seed(0)
@@ -199,22 +200,21 @@ def ours(
     """As generation decodes: on a GPU by a CUDA graph."""
     tokens = tokens_of(config, case, distributed.device())
     run, new_cache = fastest(model, "kv", native=native)
-    caches: list[KeyValueCache] = []
 
     @torch.inference_mode()
     def prefill() -> None:
-        caches[:] = [new_cache(case.batch, case.context + new, None)]
-        model(tokens, cache=caches[0], last=1)
+        HELD.clear()
+        cache = HELD[case] = new_cache(case.batch, case.context + new, None)
+        model(tokens, cache=cache, last=1)
 
     @torch.inference_mode()
     def decode() -> None:
-        if not caches:
-            prefill()
-        caches[0].filled = case.context - 1
-        caches[0].position.fill_(case.context - 1)
+        cache = HELD[case]
+        cache.filled = case.context - 1
+        cache.position.fill_(case.context - 1)
         last = tokens[:, -1:]
         for _ in range(new):
-            last = run(last, cache=caches[0], last=1).argmax(-1)
+            last = run(last, cache=cache, last=1).argmax(-1)
 
     return prefill, decode
 
@@ -241,20 +241,19 @@ def theirs(model: Any, config: Config, case: Case, new: int) -> tuple[Step, Step
     from transformers import DynamicCache
 
     tokens = tokens_of(config, case, model.device)
-    caches: list[Any] = []
 
     @torch.inference_mode()
     def prefill() -> None:
-        caches[:] = [DynamicCache(config=model.config)]
-        model(tokens, past_key_values=caches[0], logits_to_keep=1)
+        HELD.clear()
+        cache = HELD[case] = DynamicCache(config=model.config)
+        model(tokens, past_key_values=cache, logits_to_keep=1)
 
     @torch.inference_mode()
     def decode() -> None:
-        if not caches:
-            prefill()
-        caches[0].crop(case.context - 1 - caches[0].get_seq_length())  # negative: so many less
+        cache = HELD[case]
+        cache.crop(case.context - 1 - cache.get_seq_length())  # negative: so many less
         model.generate(
-            tokens, attention_mask=torch.ones_like(tokens), past_key_values=caches[0],
+            tokens, attention_mask=torch.ones_like(tokens), past_key_values=cache,
             min_new_tokens=new, max_new_tokens=new, do_sample=False, pad_token_id=0,
         )  # fmt: skip
 
