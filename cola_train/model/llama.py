@@ -85,9 +85,8 @@ class Head(nn.Module):
     def __init__(self, d_model: int, vocab_size: int) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.empty(vocab_size, d_model))
-        self.linear: Callable[[Tensor, Tensor], Tensor] = (
-            F.linear
-        )  # inference/prepare.py may choose another
+        # inference/prepare.py may choose another
+        self.linear: Callable[[Tensor, Tensor], Tensor] = F.linear
         self.cross_entropy: CrossEntropy = cross_entropy_  # build_model may choose another
         self.z_loss = 0.0
         self.z_sum: Tensor | None = None  # of z-loss's terms, until `Llama.sums` takes it
