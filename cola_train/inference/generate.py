@@ -7,6 +7,7 @@ gives what it would alone.
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -15,9 +16,11 @@ from cola_train.config.fields import PositiveInt
 from cola_train.errors import TrainingError, UserError
 from cola_train.inference.caches import check_kind
 from cola_train.inference.graphs import CacheMaker, fastest
-from cola_train.inference.load import Trained
 from cola_train.inference.pieces import Pieces, StopStrings
 from cola_train.inference.sampling import NOT_FINITE, Sampler, Sampling
+
+if TYPE_CHECKING:  # a training uses this file and reads no safetensors
+    from cola_train.inference.load import Trained
 
 
 @dataclass(frozen=True)
@@ -51,7 +54,7 @@ class Generation:
 
     def __init__(
         self,
-        trained: Trained,
+        trained: "Trained",
         prompts: Sequence[str],
         limits: Limits | None = None,
         sampling: Sampling | None = None,
@@ -126,7 +129,7 @@ class _Row:
 
 
 def generate(
-    trained: Trained,
+    trained: "Trained",
     prompts: Sequence[str],
     limits: Limits | None = None,
     sampling: Sampling | None = None,
@@ -142,7 +145,7 @@ def generate(
 
 
 def stream(
-    trained: Trained,
+    trained: "Trained",
     prompt: str,
     limits: Limits | None = None,
     sampling: Sampling | None = None,
@@ -156,7 +159,7 @@ def stream(
         yield piece
 
 
-def encoded(trained: Trained, prompt: str) -> list[int]:
+def encoded(trained: "Trained", prompt: str) -> list[int]:
     """A prompt's tokens; an empty one's is that which ends a text, as the next one follows it.
 
     Raises:
