@@ -142,8 +142,8 @@ class Block:
             raise FaultError(f"{name} is {what} under an unfinished wgmma")
 
     def symbol(self, name: str, width: str) -> int | None:
-        """The address of shared memory or of a parameter, which has one among the parameters (its
-        place, 32 bits) and a generic one; None of no symbol."""
+        """The address of shared memory or of a parameter: of 32 bits its place among them, of 64
+        its value, which is also a tensor map's generic address; None of no symbol."""
         if name == "global_smem":
             return SHARED_BASE
         values = self.arguments.values

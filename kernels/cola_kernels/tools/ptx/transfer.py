@@ -47,8 +47,9 @@ def load(i: Instruction) -> Operation:
 def parameter(name: str, of: str, width: str) -> Operation:
     def run(block: Block, threads: Threads) -> None:
         values = block.arguments.values
-        if of.startswith("%"):
-            value = [*values.values()][uniform(block.read(of, threads), "the parameter's place")]
+        if of.startswith("%"):  # an address that `Block.symbol` has given
+            at = uniform(block.read(of, threads), "the parameter's address")
+            value = at if of.startswith("%rd") else [*values.values()][at]
         elif of in values:
             value = values[of]
         else:
