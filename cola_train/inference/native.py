@@ -99,7 +99,8 @@ class Native:
     def __call__(self, tokens_BT: Tensor, cache: KeyValueCache, last: int = 1) -> Tensor:
         """Logits, which last until the next call."""
         one = tokens_BT.shape == (1, 1) and type(cache) is KeyValueCache and cache.filled > 0
-        room = cache.filled < min(cache.length, self.model.max_length)
+        # the scratch memory, and the rotary table, are of the model's length
+        room = cache.filled < cache.length <= self.model.max_length
         if not (one and room and cache.starts_B is None and cache.dtype == torch.bfloat16):
             return self.model(tokens_BT, cache=cache, last=last)
         if cache is not self.cache:

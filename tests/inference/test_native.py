@@ -64,13 +64,13 @@ def distance(y: Tensor, exact: Tensor) -> float:
 
 @torch.inference_mode()
 def test_what_it_does_not_know_is_the_models() -> None:
-    """Several rows, another cache; and what it cannot run is refused."""
+    """Several rows, another cache, one longer than the model; and what it cannot run is refused."""
     plain = prepare(tiny("method=cola"), torch.bfloat16, plain=True)
     if native.unavailable(plain) is None:
         step = native.Native(plain)
-        for kind, rows in (("kv", 2), ("latent", 1)):
+        for kind, rows, length in (("kv", 2, 8), ("latent", 1, 8), ("kv", 1, 4096)):
             tokens = torch.arange(4 * rows).view(rows, 4)
-            one, other = (make_cache(kind, plain, rows, 8) for _ in range(2))
+            one, other = (make_cache(kind, plain, rows, length) for _ in range(2))
             for part in tokens.split([3, 1], 1):
                 assert step(part, cache=one, last=1).equal(plain(part, cache=other, last=1))
     with pytest.raises(UserError, match=r"native: it is for bf16 .*float32"):
