@@ -11,11 +11,10 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 from cola_train.commands.cli import run_own
-from cola_train.config.fields import Among, PathText, Range, TypedText, Workers
+from cola_train.config.fields import PathText, Range, TypedText, Workers
 from cola_train.errors import EXIT_DONE, UserError
 from cola_train.hardware import tune_process
-from cola_train.inference.caches import CACHES
-from cola_train.inference.generate import Answer, Generation, Limits
+from cola_train.inference.generate import Answer, Decoding, Generation, Limits
 from cola_train.inference.load import Trained, chosen_device, chosen_dtype, load
 from cola_train.inference.prepare import prepare
 from cola_train.inference.sampling import Sampling
@@ -36,16 +35,10 @@ class Prompts:
 
 
 @dataclass(frozen=True)
-class GenerateOptions(Limits, Sampling, Prompts):
+class GenerateOptions(Decoding, Limits, Sampling, Prompts):
     """What `cola-generate` takes."""
 
     batch_size: Annotated[int, Range(1, 10**6)] = 8  # prompts at a time
-    # what is kept of earlier positions: keys and values, or bottlenecks (`cola-plan inference`)
-    cache: Annotated[str, Among(CACHES)] = "kv"
-    # record the step of a token as one CUDA graph, and replay it; null: on a GPU with cache=kv
-    cuda_graph: bool | None = None
-    # on a CPU in bf16: tokens of a single prompt by C++, which g++ compiles once
-    native: bool = False
     dtype: Literal["auto", "bf16", "fp32"] = "auto"  # auto: bf16 where the hardware has it
     device: Literal["auto", "cpu", "cuda"] = "auto"  # auto: a GPU if there is one
     threads: Workers | None = None  # CPU threads; null: one a core
@@ -152,8 +145,7 @@ def answer(
     """Print what follows each of a batch of prompts, of a single one as it is made; how fast, on
     stderr. first: how many came before."""
     sampling = replace(options, seed=options.seed + first)
-    kinds = options.cache, options.cuda_graph, options.native
-    generation = Generation(trained, prompts, options, sampling, *kinds)
+    generation = Generation(trained, prompts, options, sampling, options)
     alone = len(prompts) == 1 and options.output == "text"
     if alone:
         begin(prompts[0], first if numbered else None, with_prompt)

@@ -7,14 +7,14 @@ gives what it would alone.
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
 import torch
 from torch import Tensor
 
-from cola_train.config.fields import PositiveInt
+from cola_train.config.fields import Among, PositiveInt
 from cola_train.errors import TrainingError, UserError
-from cola_train.inference.caches import check_kind
+from cola_train.inference.caches import CACHES, check_kind
 from cola_train.inference.graphs import CacheMaker, fastest
 from cola_train.inference.pieces import Pieces, StopStrings
 from cola_train.inference.sampling import NOT_FINITE, Sampler, Sampling
@@ -30,6 +30,18 @@ class Limits:
     new_tokens: PositiveInt = 128  # of an answer, at most
     stop: list[str] = field(default_factory=list)  # texts before which an answer ends
     past_end: bool = False  # go on after the end-of-text token
+
+
+@dataclass(frozen=True)
+class Decoding:
+    """How tokens are computed: one text, but for rounding."""
+
+    # what is kept of earlier positions: keys and values, or bottlenecks (`cola-plan inference`)
+    cache: Annotated[str, Among(CACHES)] = "kv"
+    # record the step of a token as one CUDA graph, and replay it; null: on a GPU with cache=kv
+    cuda_graph: bool | None = None
+    # on a CPU in bf16: tokens of a single prompt by C++, which g++ compiles once
+    native: bool = False
 
 
 @dataclass
@@ -58,18 +70,15 @@ class Generation:
         prompts: Sequence[str],
         limits: Limits | None = None,
         sampling: Sampling | None = None,
-        cache: str = "kv",
-        cuda_graph: bool | None = None,
-        native: bool = False,
+        decoding: Decoding | None = None,
     ) -> None:
-        """cache: of inference/caches.py's kinds. cuda_graph, native: of `graphs.fastest`.
-
-        Raises:
-            UserError: the model has no such cache, or is on no GPU for a graph; a prompt leaves it
-                no room for an answer.
+        """Raises:
+        UserError: the model cannot decode so (`caches.check_kind`, `graphs.fastest`); a prompt
+            leaves it no room for an answer.
         """
-        check_kind(cache, trained.model)
-        self.forward, self.new_cache = fastest(trained.model, cache, cuda_graph, native)
+        how = decoding or Decoding()
+        check_kind(how.cache, trained.model)
+        self.forward, self.new_cache = fastest(trained.model, how.cache, how.cuda_graph, how.native)
         self.limits, self.sampling = limits or Limits(), sampling or Sampling()
         if "" in self.limits.stop:
             raise UserError("stop: an empty text ends every answer at once; leave it out")
@@ -133,12 +142,10 @@ def generate(
     prompts: Sequence[str],
     limits: Limits | None = None,
     sampling: Sampling | None = None,
-    cache: str = "kv",
-    cuda_graph: bool | None = None,
-    native: bool = False,
+    decoding: Decoding | None = None,
 ) -> list[Answer]:
     """Answers to a batch of prompts, whole; arguments and errors are those of `Generation`."""
-    generation = Generation(trained, prompts, limits, sampling, cache, cuda_graph, native)
+    generation = Generation(trained, prompts, limits, sampling, decoding)
     for _ in generation:
         pass
     return generation.answers
@@ -149,13 +156,10 @@ def stream(
     prompt: str,
     limits: Limits | None = None,
     sampling: Sampling | None = None,
-    cache: str = "kv",
-    cuda_graph: bool | None = None,
-    native: bool = False,
+    decoding: Decoding | None = None,
 ) -> Iterator[str]:
     """The answer to one prompt in pieces, as it is made; the rest as for `generate`."""
-    of = Generation(trained, [prompt], limits, sampling, cache, cuda_graph, native)
-    for _, piece in of:
+    for _, piece in Generation(trained, [prompt], limits, sampling, decoding):
         yield piece
 
 

@@ -13,7 +13,7 @@ from cola_train.convert.names import exported_names
 from cola_train.data.tokenizer import Tokenizer
 from cola_train.errors import TrainingError, UserError
 from cola_train.inference import graphs
-from cola_train.inference.generate import Generation, Limits, generate, stream
+from cola_train.inference.generate import Decoding, Generation, Limits, generate, stream
 from cola_train.inference.graphs import Recorded
 from cola_train.inference.load import Trained, load
 from cola_train.inference.pieces import Pieces, StopStrings
@@ -72,7 +72,7 @@ def test_greedy_text_is_that_of_transformers(trained: Trained) -> None:
 @pytest.mark.gpu
 def test_a_cuda_graph_gives_the_same_text(run: Path) -> None:
     trained, limits = load(run, "cuda"), Limits(new_tokens=64, past_end=True)
-    usual = generate(trained, PROMPTS, limits, GREEDY, cuda_graph=False)
+    usual = generate(trained, PROMPTS, limits, GREEDY, Decoding(cuda_graph=False))
     assert generate(trained, PROMPTS, limits, GREEDY) == usual
 
 
@@ -144,7 +144,7 @@ def test_the_models_length_ends_an_answer(trained: Trained) -> None:
     with pytest.raises(UserError, match="no UTF-8"):
         generate(trained, ["a\udcff"])
     with pytest.raises(UserError, match="cache: 'latent' is not one of this model's"):
-        Generation(trained, ["a"], cache="latent")
+        Generation(trained, ["a"], decoding=Decoding(cache="latent"))
     with pytest.raises(UserError, match="stop: an empty text"):
         Generation(trained, ["a"], Limits(stop=[""]))
 
