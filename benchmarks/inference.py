@@ -41,7 +41,7 @@ from cola_train.planning.inference import Use, plans
 METHODS = ("full", "cola")
 LIBRARIES = ("cola_train", "transformers")
 PLAIN = "cola_train cola plain"
-NATIVE = "native"
+NATIVE, COMPILED = "native", "compiled"
 PREFILL, DECODE = "prefill", "decode"
 
 
@@ -62,10 +62,10 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--repeats", type=int, default=5, help="timed rounds (5)")
     parser.add_argument("--cache-gb", type=float, default=2.0,
                         help="leave out cases with a larger cache of full rank (2)")  # fmt: skip
-    parser.add_argument("--libraries", nargs="+", choices=[*LIBRARIES, NATIVE],
+    parser.add_argument("--libraries", nargs="+", choices=[*BUILDERS],
                         default=list(LIBRARIES),
-                        help=f"of: {', '.join(LIBRARIES)}, and {NATIVE}: ours by compiled C++ on "
-                        "a CPU (the first two)")  # fmt: skip
+                        help=f"of: {', '.join(LIBRARIES)} (these); {NATIVE}: ours by compiled C++ "
+                        f"on a CPU; {COMPILED}: ours by torch.compile on a GPU")  # fmt: skip
     parser.add_argument("--plain", action="store_true",
                         help="also CoLA in torch's layout, on torch's kernels")  # fmt: skip
 
@@ -191,15 +191,18 @@ def build_ours(
 
 def build_native(config: Config, cases: Sequence[Case], new: int) -> dict[str, Step]:
     model = prepare(random_model(config), dtype_of(config), plain=True)
-    return dict(steps_of(config, cases, lambda case: ours(model, config, case, new, True)))
+    return dict(steps_of(config, cases, lambda case: ours(model, config, case, new, native=True)))
 
 
-def ours(
-    model: Llama, config: Config, case: Case, new: int, native: bool = False
-) -> tuple[Step, Step]:
-    """As generation decodes: on a GPU by a CUDA graph."""
+def build_compiled(config: Config, cases: Sequence[Case], new: int) -> dict[str, Step]:
+    model = prepare(random_model(config), dtype_of(config))
+    return dict(steps_of(config, cases, lambda case: ours(model, config, case, new, compiled=True)))
+
+
+def ours(model: Llama, config: Config, case: Case, new: int, **how: bool) -> tuple[Step, Step]:
+    """As generation decodes: on a GPU by a CUDA graph; how: of `fastest`."""
     tokens = tokens_of(config, case, distributed.device())
-    run, new_cache = fastest(model, "kv", native=native)
+    run, new_cache = fastest(model, "kv", **how)
 
     @torch.inference_mode()
     def prefill() -> None:
@@ -269,7 +272,10 @@ def steps_of(
         yield f"{DECODE} {case}", decode
 
 
-BUILDERS = {"cola_train": build_ours, NATIVE: build_native, "transformers": build_peer}
+BUILDERS = {
+    "cola_train": build_ours, "transformers": build_peer, NATIVE: build_native,
+    COMPILED: build_compiled,
+}  # fmt: skip
 
 
 # --- tables ---------------------------------------------------------------------------------
@@ -304,14 +310,15 @@ def results_table(results: dict[str, Any]) -> str:
 def ratios(subjects: dict[str, Any]) -> dict[str, float]:
     """What decoding gains in one case, beside the most that its bytes allow."""
     found = {}
-    ours = NATIVE if f"{NATIVE} full" in subjects else LIBRARIES[0]
+    fast = [name for name in (NATIVE, COMPILED) if f"{name} full" in subjects]
+    ours = (*fast, LIBRARIES[0])[0]
     full, cola = f"{ours} full", f"{ours} cola"
     if full in subjects:
         found["cola over full"] = faster(subjects, cola, full, DECODE)
         found["ceiling (bytes)"] = subjects[full]["read_bytes"] / subjects[cola]["read_bytes"]
         found["of the ceiling"] = found["cola over full"] / found["ceiling (bytes)"]
-    if PLAIN in subjects:
-        found["over torch's kernels"] = faster(subjects, cola, PLAIN, DECODE)
+    if {PLAIN, mine := f"{LIBRARIES[0]} cola"} <= subjects.keys():
+        found["over torch's kernels"] = faster(subjects, mine, PLAIN, DECODE)
     for name in (full, cola):
         if {name, theirs := name.replace(ours, LIBRARIES[1])} <= subjects.keys():
             found[f"over {theirs}"] = faster(subjects, name, theirs, DECODE)

@@ -40,6 +40,8 @@ class Decoding:
     cache: Annotated[str, Among(CACHES)] = "kv"
     # record the step of a token as one CUDA graph, and replay it; null: on a GPU with cache=kv
     cuda_graph: bool | None = None
+    # on a GPU: compile the step of a token first, which takes seconds and pays for long answers
+    compile: bool = False
     # on a CPU in bf16: tokens of a single prompt by C++, which g++ compiles once
     native: bool = False
 
@@ -78,7 +80,9 @@ class Generation:
         """
         how = decoding or Decoding()
         check_kind(how.cache, trained.model)
-        self.forward, self.new_cache = fastest(trained.model, how.cache, how.cuda_graph, how.native)
+        self.forward, self.new_cache = fastest(
+            trained.model, how.cache, how.cuda_graph, how.compile, how.native
+        )
         self.limits, self.sampling = limits or Limits(), sampling or Sampling()
         if "" in self.limits.stop:
             raise UserError("stop: an empty text ends every answer at once; leave it out")

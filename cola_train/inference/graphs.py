@@ -1,65 +1,71 @@
-"""Passes over one new column as one graph, for all steps: compiled, or recorded by CUDA.
+"""Passes over one new column as one graph, for all steps: blocks compiled, the step recorded by
+CUDA, or both.
 
 Both want a static cache (`caches.make_cache(static=True)`), of which the device knows how far it is
-filled; and are called as the model is. Other passes, as of prompts, run as usual.
+filled. Other passes, as of prompts, run as usual.
 """
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from cola_train.errors import UserError
-from cola_train.inference.caches import KeyValueCache, make_cache
+from cola_train.inference.caches import KeyValueCache, make_cache, step_of
 from cola_train.inference.native import Native
+from cola_train.model.context import AttentionContext
 from cola_train.model.llama import Llama
+from cola_train.parallel.compile import compile_blocks
 
 # (rows, columns that there is room for, how many of each row's first ones are padding or None)
 CacheMaker = Callable[[int, int, Tensor | None], KeyValueCache]
+ROUND = 256
 
 
 def fastest(
-    model: Llama, kind: str, cuda_graph: bool | None = None, native: bool = False
+    model: Llama,
+    kind: str,
+    cuda_graph: bool | None = None,
+    compiled: bool = False,
+    native: bool = False,
 ) -> tuple[Callable[..., Tensor], CacheMaker]:
     """What to call in a model's place, and the caches of a kind to call it with.
 
-    cuda_graph: record a step, and replay it; None: where that is known to be faster. native: a
-        token of a single sequence by compiled C++.
+    cuda_graph: record a step, and replay it; None: where that is known to be faster. compiled: a
+        step's blocks, by torch.compile, which the model's own are replaced by. native: a token of a
+        single sequence by compiled C++.
 
     Raises:
-        UserError: a graph is wanted and the model is on no GPU; compiled C++ is, and cannot be had
-            for it.
+        UserError: one of the first two is wanted and the model is on no GPU; compiled C++ is, and
+            cannot be had for it.
     """
     device = model.embedding.weight.device
-    if cuda_graph and device.type != "cuda":
-        raise UserError("cuda_graph: the model is not on a GPU; leave it out")
+    on_gpu = device.type == "cuda"
+    for name, wanted in (("cuda_graph", cuda_graph), ("compile", compiled)):
+        if wanted and not on_gpu:
+            raise UserError(f"{name}: the model is not on a GPU; leave it out")
     if native:
         if kind != "kv":
             raise UserError(f"native: it is for cache=kv alone, and this is cache={kind}")
         return Native(model), partial(make_cache, kind, model)
-    static = recorded(kind, device) if cuda_graph is None else cuda_graph
-    return Recorded(model) if static else model, partial(make_cache, kind, model, static=static)
+    if cuda_graph is None:
+        cuda_graph = on_gpu and kind == "kv"  # no other has been tried
+    new_cache: CacheMaker = partial(make_cache, kind, model, static=cuda_graph or compiled)
+    if compiled:
+        compile_blocks(model, when=is_step, dynamic=False)
+        new_cache = rounded(new_cache)
+    return Recorded(model) if cuda_graph else model, new_cache
 
 
-def recorded(kind: str, device: torch.device) -> bool:
-    """On GPUs, where only the cache of keys and values has been tried."""
-    return device.type == "cuda" and kind == "kv"
+def is_step(context: AttentionContext) -> bool:
+    """Over one column of a static cache: the same shapes, whichever it is."""
+    return context.cache is not None and step_of(context).begin is None
 
 
-class Compiled:
-    """torch.compile takes a step whole: no position is a number in it. Weights must be in torch's
-    layout (`prepare(plain=True)`)."""
-
-    def __init__(self, model: Llama, **options: Any) -> None:
-        """options: of torch.compile."""
-        self.model = model
-        self.step = torch.compile(model.forward, fullgraph=True, dynamic=False, **options)
-
-    def __call__(self, tokens_BT: Tensor, cache: KeyValueCache, last: int = 1) -> Tensor:
-        one = tokens_BT.shape[1] == 1 and cache.static
-        return (self.step if one else self.model)(tokens_BT, cache=cache, last=last)
+def rounded(new_cache: CacheMaker) -> CacheMaker:
+    """Lengths by the `ROUND`: one that is new is compiled anew."""
+    return lambda batch, length, starts: new_cache(batch, -(-length // ROUND) * ROUND, starts)
 
 
 class Recorded:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -10,19 +11,27 @@ from cola_train.model.context import AttentionContext
 from cola_train.model.llama import Llama
 
 Forward = Callable[[Tensor, AttentionContext], Tensor]
+When = Callable[[AttentionContext], bool]
 
 
-def compile_blocks(model: Llama) -> None:
+def uncached(context: AttentionContext) -> bool:
+    """With a cache each token's shapes are new ones, and would be compiled anew."""
+    return context.cache is None
+
+
+def compile_blocks(model: Llama, when: When = uncached, **options: Any) -> None:
     """Compile each block's forward in place; parameter names stay as they are.
 
-    Sharding's hooks run around `forward`, outside of what is compiled. With a cache a block runs as
-    it is: each token's shapes are new ones, and would be compiled anew.
+    Sharding's hooks run around `forward`, outside of what is compiled.
+
+    when: which calls are; others run as usual. options: of torch.compile.
     """
     for block in model.layers:
-        block.forward = partial(
-            _forward, block.forward, torch.compile(block.forward, fullgraph=True)
-        )
+        compiled = torch.compile(block.forward, fullgraph=True, **options)
+        block.forward = partial(_forward, block.forward, compiled, when)
 
 
-def _forward(usual: Forward, compiled: Forward, x_BTD: Tensor, context: AttentionContext) -> Tensor:
-    return (usual if context.cache is not None else compiled)(x_BTD, context)
+def _forward(
+    usual: Forward, compiled: Forward, when: When, x_BTD: Tensor, context: AttentionContext
+) -> Tensor:
+    return (compiled if when(context) else usual)(x_BTD, context)

@@ -16,6 +16,7 @@ from cola_kernels.support import interpreting
 from cola_kernels.tiles import Config, Target
 
 ROWS = 4  # at most; of more, torch's kernels take less time
+SMALL = 2**20  # elements of a weight: with as many or more that holds for 2 rows already
 # of one row, and of more. Stages: the loads of so many steps along K, but one, are under way.
 ONE = Config(block_m=1, block_n=1, block_k=1, warps=4, stages=4)
 FEW = Config(block_m=8, block_n=1, block_k=1, warps=4, stages=4)

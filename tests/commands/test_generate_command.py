@@ -93,6 +93,7 @@ def test_each_cache_gives_the_same_text(run, monkeypatch, capsys):
         (["prompt=a", "stop=['']"], "stop: an empty text"),
         (["prompt=a", "cache=latents"], "cache: must be one of kv, absorbed, latent, got"),
         (["prompt=a", "device=cpu", "cuda_graph=true"], "cuda_graph: the model is not on a GPU"),
+        (["prompt=a", "device=cpu", "compile=true"], "compile: the model is not on a GPU"),
         (["prompt=a", "dtype=fp32", "native=true"], "native: it is for bf16 on a CPU"),
         (["prompt=a", "cache=latent", "native=true"], "native: it is for cache=kv alone"),
         (["prompt=a", "temperature=-1"], "temperature: must be at least 0"),

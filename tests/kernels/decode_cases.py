@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 from cola_kernels import UnsupportedError, composed, reference
-from cola_kernels.decode_launch import ROWS
+from cola_kernels.decode_launch import ROWS, SMALL
 from cola_kernels.ops import decode
 from cola_kernels.support import interpreting
 from torch import Tensor
@@ -110,6 +110,8 @@ def test_rows_that_are_many_or_unequal_are_torch_s() -> None:
         assert all(torch.equal(a, b) for a, b in pairs), name
     unequal = [weights.a[0], weights.a[1][:5]]
     assert torch.equal(decode.down(x[:2], unequal), composed.down(x[:2], unequal))
+    large = torch.empty(SMALL // 8, 8, device="meta")
+    assert [decode.few(torch.empty(n, 8), [large]) for n in (1, 2)] == [True, False]
 
 
 def test_leading_axes_and_layouts() -> None:

@@ -1,7 +1,7 @@
 """Layers of a few rows on a GPU, for inference: see `cola_kernels.decode`.
 
-What `select` gives, and layers whole. At most `ROWS` rows of weights of one shape go to the decode
-kernels, all else to torch's own. Weights are read where they lie.
+What `select` gives, and layers whole. A few rows of weights of one shape go to the decode kernels
+where those are faster (`few`), all else to torch's own. Weights are read where they lie.
 
 Ops without a gradient: asking for one is an error. Shapes: n rows (any leading axes), d and d_1 a
 layer's widths, r the bottleneck width, F = d_ff.
@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from cola_kernels import composed
-from cola_kernels.decode_launch import ROWS, gate_up_launch, project_launch
+from cola_kernels.decode_launch import ROWS, SMALL, gate_up_launch, project_launch
 from cola_kernels.register import below_autograd, product_flops, register
 from cola_kernels.support import (
     Checked,
@@ -105,9 +105,10 @@ def rows_of(x: Checked) -> int:
 
 
 def few(x: Tensor, weights: Sequence[Tensor]) -> bool:
-    """Whether the decode kernels take these."""
+    """Whether the decode kernels take these, and in less time than torch's (`SMALL`)."""
     same = all(weight.shape == weights[0].shape for weight in weights)
-    return same and 1 <= len(weights) <= 3 and 1 <= rows_of(x) <= ROWS
+    most = ROWS if weights[0].numel() < SMALL else 1
+    return same and 1 <= len(weights) <= 3 and 1 <= rows_of(x) <= most
 
 
 def flat(x: Tensor) -> Tensor:
