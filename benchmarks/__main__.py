@@ -29,6 +29,7 @@ REGISTRY = {
     "fp8": "benchmarks.fp8",
     "inference": "benchmarks.inference",
     "factor": "benchmarks.factor",
+    "theory": "benchmarks.theory",
 }
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.bare_config import bare_config
-from benchmarks.report import Benchmark, Report, table
+from benchmarks.report import Benchmark, Report, figure_of, table
 from cola_train import costs
 from cola_train.config.schema import Config
 from cola_train.gpus import GPUS
@@ -140,15 +140,6 @@ def compute_of(size: str) -> dict[str, Any]:
 def flops_ratio(of: dict[str, Any]) -> float:
     ratio: float = of["full"]["training_flops_per_token"] / of["cola"]["training_flops_per_token"]
     return ratio
-
-
-def figure_of(rows: int, columns: int, size: tuple[float, float], **how: Any) -> tuple[Any, Any]:
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=size, layout="constrained")
-    FigureCanvasAgg(figure)
-    return figure, figure.subplots(rows, columns, **how)
 
 
 def draw_compute(compute: dict[str, Any], path: Path) -> None:

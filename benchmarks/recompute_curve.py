@@ -9,7 +9,7 @@ from pathlib import Path
 
 from benchmarks.bare_config import bare_config
 from benchmarks.recompute import CONTENDERS
-from benchmarks.report import Benchmark, Report, table
+from benchmarks.report import Benchmark, Report, figure_of, table
 from cola_train import costs
 
 BF16 = 2  # bytes
@@ -66,12 +66,7 @@ def run(options: argparse.Namespace) -> Report:
 
 def draw(points: dict[str, dict[str, float]], options: argparse.Namespace) -> None:
     """Scatter plot, a marker a method."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(8, 5), layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.subplots()
+    figure, axes = figure_of(1, 1, (8, 5))
     for name, of in points.items():
         marker, color = next(style for key, style in STYLES.items() if key in name)
         x, y = of["recomputed_flops_per_token"] / 1e6, of["bytes_per_token"] / 1024

@@ -58,3 +58,13 @@ def table(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
         )
         lines.append("  ".join([first, *others]))
     return "\n".join(lines)
+
+
+def figure_of(rows: int, columns: int, size: tuple[float, float], **how: Any) -> tuple[Any, Any]:
+    """A matplotlib figure, drawn without a display, and its axes."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=size, layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure, figure.subplots(rows, columns, **how)
