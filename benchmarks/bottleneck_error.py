@@ -4,6 +4,7 @@ X is (d, n) and Y is (m, n): n tokens in columns, their inputs and their targets
 """
 
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from math import copysign, log
@@ -13,7 +14,7 @@ import torch.nn.functional as F
 from torch import Generator, Tensor
 
 PAIRS = 64  # random pairs of directions that `Problem.strictness` tries
-SMALL = 1e-4  # at this scale a smooth sigma is linear, to about the scale's square
+SMALL = 1e-5  # at this scale a smooth sigma is linear, to about the scale's square
 
 Start = tuple[Tensor, float]  # A (rank, d), and a scale on it
 
@@ -169,6 +170,17 @@ def random_starts(problem: Problem, rank: int, tries: int, seed: int = 0) -> Ite
         yield drawn / (drawn @ problem.inputs).square().mean(1, keepdim=True).sqrt(), 1.0
 
 
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Matrices as small as these are slower on more."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
 def best_error(
     problem: Problem, starts: Iterable[Start], activation: Activation, iterations: int
 ) -> float:
@@ -193,7 +205,7 @@ def _descend(
         return error
 
     optimizer = torch.optim.LBFGS(
-        [A, scales], max_iter=iterations, tolerance_grad=1e-9, tolerance_change=1e-12,
+        [A, scales], max_iter=iterations, tolerance_grad=1e-9, tolerance_change=1e-10,
         history_size=20, line_search_fn="strong_wolfe",
     )  # fmt: skip
     optimizer.step(closure)

@@ -35,7 +35,7 @@ def draw_scale(curves: dict[str, Any], slopes: dict[str, Any], path: Path) -> No
         tangent = slopes[name]["formula"] * np.array(bent["scales"]) / bent["linear"]
         right.plot(bent["scales"], tangent, "--", color=STYLES[name][0], lw=1)
     right.axhline(0, color="black", lw=1)
-    right.set(ylim=(-0.05, 0.1))
+    right.set(ylim=(-0.1, 0.2))
     left.legend()
     figure.savefig(path, dpi=100)
 
@@ -76,16 +76,18 @@ def draw_bound(bounds: list[dict[str, Any]], path: Path) -> None:
         errors = [row["error"] for row in rows]
         left.plot([row["bound"] for row in rows], errors, "o-", color=color, label=case)
         right.plot([row["cost"] for row in rows], errors, "o-", color=color)
-    limits = (0.003, 1)
+    limits = (0.005, 1)  # ranks that leave less are full
     left.plot(limits, limits, "k--", lw=1)
     left.set(
-        xscale="log", yscale="log", xlabel="bound by effective rank", ylabel="SiLU's error",
+        xscale="log", yscale="log", ylim=limits, xlabel="bound by effective rank",
+        ylabel="SiLU's error",
         title="at the effective rank of the targets' linear part",
     )  # fmt: skip
     right.axvline(1, color="black", ls="--", lw=1)
     right.set(
-        yscale="log", xlabel="FLOPs as a share of the dense layer's", ylabel="SiLU's error",
-        title="what it costs; alpha 0.8 to 0.99, left to right", xlim=(0, None),
+        yscale="log", ylim=limits, xlim=(0, None), ylabel="SiLU's error",
+        xlabel="FLOPs as a share of the dense layer's",
+        title="what it costs; alpha 0.8 to 0.99, left to right",
     )  # fmt: skip
     for axes in (left, right):
         axes.grid(alpha=0.3)
