@@ -75,6 +75,11 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> Report:
     if options.overrides:
         raise UserError(f"theory: takes no config options; remove {options.overrides[0]}")
+    if options.plots:
+        try:
+            options.plots.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"--plots: cannot make {options.plots}: {error.strerror}") from error
     effort = QUICK if options.quick else FULL
     with one_thread():
         problems = {name: case.make(Generator().manual_seed(SEED)) for name, case in CASES.items()}
@@ -87,7 +92,6 @@ def run(options: argparse.Namespace) -> Report:
     figures = {"errors": errors, "slopes": slopes, "bounds": bounds, "scale": curves,
                "claims": [asdict(claim) | {"holds": claim.holds} for claim in claims]}  # fmt: skip
     if options.plots:
-        options.plots.mkdir(parents=True, exist_ok=True)
         theory_figures.draw_scale(curves, slopes, options.plots / "theory_scale.png")
         theory_figures.draw_ranks(errors, options.plots / "theory_ranks.png")
         theory_figures.draw_bound(bounds, options.plots / "theory_bound.png")

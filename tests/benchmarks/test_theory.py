@@ -1,6 +1,7 @@
 """docs/theory.md: its claims hold on every case, and can fail; its table is the code's."""
 
 import json
+from collections.abc import Iterator
 from copy import deepcopy
 from pathlib import Path
 
@@ -21,6 +22,12 @@ from benchmarks.bottleneck_error import (
     one_thread,
 )
 from benchmarks.theory_targets import CASES
+
+
+@pytest.fixture(autouse=True)
+def quiet() -> Iterator[None]:
+    with one_thread():
+        yield
 
 
 def problem_of(case: str) -> Problem:
@@ -65,8 +72,7 @@ def test_a_teacher_is_found_and_effective_rank_is_the_definition() -> None:
     silu = ACTIVATIONS["silu"]
     targets = normal(generator, 5, 2) @ silu.function(normal(generator, 2, 6) @ X)
     problem = Problem.of(X, targets)
-    with one_thread():
-        assert best_error(problem, linear_starts(problem, 2), silu, 80) < 1e-8
+    assert best_error(problem, linear_starts(problem, 2), silu, 80) < 1e-8
     assert problem.linear_error(2) > 0.1
     spectrum = torch.diag(torch.tensor([3.0, 2.0, 1.0, 1.0], dtype=torch.float64))
     found = [effective_rank(spectrum, alpha) for alpha in (0.5, 0.6, 0.86, 0.87, 0.94, 1.0)]
@@ -88,6 +94,9 @@ def test_the_docs_table_is_the_codes() -> None:
             assert float(shown) == pytest.approx(found, abs=6e-4)
 
 
-def test_config_options_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_cannot_be_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["theory", "--quick", "model=1b"]) == 2
-    assert "takes no config options" in capsys.readouterr().err
+    (tmp_path / "file").touch()
+    assert main(["theory", "--quick", "--plots", str(tmp_path / "file")]) == 2
+    found = capsys.readouterr().err
+    assert "takes no config options" in found and "--plots: cannot make" in found
