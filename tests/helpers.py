@@ -15,6 +15,7 @@ from typing import IO, Any
 
 import pytest
 import torch
+from forked import run_forks
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
@@ -214,11 +215,13 @@ def start_python(
     restarts: int = 0,
     output: IO[str] | int = subprocess.PIPE,
     errors: IO[str] | int = subprocess.STDOUT,
+    folder: Path = REPOSITORY,
     **variables: str,
 ) -> subprocess.Popen[str]:
     """`python ARGUMENTS`, under torchrun for 1 or more processes, in a process group of its own.
 
-    restarts: of all its processes by torchrun when one has died. variables: of the environment.
+    restarts: of all its processes by torchrun when one has died. folder: to run in. variables: of
+    the environment.
     """
     if 0 < distributed.gpus() < processes:  # each process takes one
         pytest.skip(f"needs {processes} GPUs, and there are {distributed.gpus()}")
@@ -228,7 +231,7 @@ def start_python(
     ]  # fmt: skip
     return subprocess.Popen(
         [sys.executable, *(torchrun if processes else []), *arguments],
-        cwd=REPOSITORY,
+        cwd=folder,
         env=child_environment(**variables),
         stdout=output,
         stderr=errors,
@@ -265,9 +268,52 @@ def finish(
     return output, errors
 
 
+def run_forked(
+    *arguments: str | Path,
+    processes: int = 0,
+    expect: int = 0,
+    seconds: float = 300,
+    folder: Path = REPOSITORY,
+    together: bool = False,
+) -> subprocess.CompletedProcess[str]:
+    """`run_python` without what a process's start and torchrun cost; see forked.py. With GPUs,
+    which a fork may not share, it is `run_python`.
+
+    folder: to run in. together: stderr is in stdout, as it came.
+    """
+    if distributed.gpus():
+        errors = subprocess.STDOUT if together else subprocess.PIPE
+        process = start_python(*arguments, processes=processes, errors=errors, folder=folder)
+        said = finish(process, expect, seconds)
+        return subprocess.CompletedProcess(process.args, process.returncode, *said)
+    words, environments = [str(word) for word in arguments], [child_environment()]
+    if processes:  # as under torchrun: the store is in the process that starts the others
+        store = torch.distributed.TCPStore("localhost", 0, is_master=True, wait_for_workers=False)
+        common = {
+            "WORLD_SIZE": str(processes), "LOCAL_WORLD_SIZE": str(processes),
+            "MASTER_ADDR": "localhost", "MASTER_PORT": str(store.port),
+            "TORCHELASTIC_USE_AGENT_STORE": "True",
+        }  # fmt: skip
+        environments = [
+            {**environments[0], **common, "RANK": str(rank), "LOCAL_RANK": str(rank)}
+            for rank in range(processes)
+        ]
+    with tempfile.TemporaryDirectory() as temporary:
+        files = [Path(temporary, name) for name in ("stdout", "stdout" if together else "stderr")]
+        codes = run_forks(words, environments, folder, *files, seconds)
+        said = (files[0].read_text(), "" if together else files[1].read_text())
+    failed = [code for code in codes if code]
+    assert failed or None not in codes, f"no end after {seconds} s\n{''.join(said)}"
+    done = subprocess.CompletedProcess(words, failed[0] if failed else 0, *said)
+    assert done.returncode == expect, f"{done.returncode}\n{''.join(said)}"
+    return done
+
+
 def run_worker(name: str, *arguments: str | Path, **options: Any) -> None:
-    """A script of workers/; options as of `run_python`."""
-    run_python(WORKERS / name, *arguments, **options)
+    """A script of workers/; options as of `start_python`. Imports read variables."""
+    variables = options.keys() - {"processes", "expect", "seconds"}
+    run = run_python if variables else run_forked
+    run(WORKERS / name, *arguments, **options)
 
 
 def work(task: Callable[..., Any]) -> None:
@@ -298,7 +344,8 @@ def launch(overrides: list[str], processes: int = 0, **options: Any) -> subproce
 
 def run_to_end(overrides: list[str], processes: int = 0, expect: int = 0) -> str:
     """The output of a run that must end with exit code `expect`."""
-    return finish(launch(overrides, processes), expect)[0]
+    module = ["-m", "cola_train", *overrides]
+    return run_forked(*module, processes=processes, expect=expect, together=True).stdout
 
 
 def wait_until(
