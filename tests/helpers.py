@@ -245,10 +245,11 @@ def run_python(
     processes: int = 0,
     expect: int | None = 0,
     seconds: float = 300,
-    **variables: str,
+    **options: Any,
 ) -> subprocess.CompletedProcess[str]:
-    """`python ARGUMENTS` to its end, with exit code `expect`; stdout and stderr apart."""
-    process = start_python(*arguments, processes=processes, errors=subprocess.PIPE, **variables)
+    """`python ARGUMENTS` to its end, with exit code `expect`; stdout and stderr apart. options: as
+    of `start_python`."""
+    process = start_python(*arguments, processes=processes, errors=subprocess.PIPE, **options)
     output, errors = finish(process, expect, seconds)
     return subprocess.CompletedProcess(process.args, process.returncode, output, errors)
 
@@ -275,18 +276,21 @@ def run_forked(
     seconds: float = 300,
     folder: Path = REPOSITORY,
     together: bool = False,
+    **variables: str,
 ) -> subprocess.CompletedProcess[str]:
     """`run_python` without what a process's start and torchrun cost; see forked.py. With GPUs,
     which a fork may not share, it is `run_python`.
 
-    folder: to run in. together: stderr is in stdout, as it came.
+    folder: to run in. together: stderr is in stdout, as it came. variables: of the environment,
+    for all but imports.
     """
     if distributed.gpus():
         errors = subprocess.STDOUT if together else subprocess.PIPE
-        process = start_python(*arguments, processes=processes, errors=errors, folder=folder)
-        said = finish(process, expect, seconds)
-        return subprocess.CompletedProcess(process.args, process.returncode, *said)
-    words, environments = [str(word) for word in arguments], [child_environment()]
+        options = {"processes": processes, "errors": errors, "folder": folder, **variables}
+        process = start_python(*arguments, **options)
+        output = finish(process, expect, seconds)
+        return subprocess.CompletedProcess(process.args, process.returncode, *output)
+    words, environments = [str(word) for word in arguments], [child_environment(**variables)]
     if processes:  # as under torchrun: the store is in the process that starts the others
         store = torch.distributed.TCPStore("localhost", 0, is_master=True, wait_for_workers=False)
         common = {
@@ -310,7 +314,7 @@ def run_forked(
 
 
 def run_worker(name: str, *arguments: str | Path, **options: Any) -> None:
-    """A script of workers/; options as of `start_python`. Imports read variables."""
+    """A script of workers/; options as of `run_python`. Variables are there for what it imports."""
     variables = options.keys() - {"processes", "expect", "seconds"}
     run = run_python if variables else run_forked
     run(WORKERS / name, *arguments, **options)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from helpers import exit_code_of, losses, make_config, run_python, run_to_end
+from helpers import exit_code_of, losses, make_config, run_forked, run_python, run_to_end
 
 from cola_train import __version__
 from cola_train.config.fields import field_types
@@ -82,7 +82,7 @@ def test_damaged_shard_exits_2(tiny, tmp_path, capsys):
 
 
 def hydra_command(*arguments: str) -> str:
-    return run_python("-m", "cola_train", *arguments).stdout
+    return run_forked("-m", "cola_train", *arguments).stdout
 
 
 def test_cfg():
@@ -162,5 +162,5 @@ def test_tab_completion():
     for typed, found in [("model=6", "model=60m"), ("my.yaml train.st", "train.steps="),
                          ("a=[ mo", "")]:  # fmt: skip
         query = ["-m", "cola_train", "-sc", "query=bash"]
-        answer = run_python(*query, COMP_LINE=f"cola-train {typed}")
+        answer = run_forked(*query, COMP_LINE=f"cola-train {typed}")
         assert found in answer.stdout and not answer.stderr

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from helpers import exit_code_of, run_python
+from helpers import exit_code_of, run_forked
 
 from cola_train.commands.cli import compose
 from cola_train.commands.config_file import read_command_line
@@ -140,12 +140,12 @@ def test_every_command_takes_a_file_and_a_folder_of_groups(tmp_path, monkeypatch
     preflight += [f"--{name}=1" for name in ("nodes", "processes-per-node")]
     for command in (["cola_train"], ["cola_train.commands.prepare"], ["cola_train.commands.plan"],
                     [*preflight, "--gpus-per-node=0"]):  # fmt: skip
-        wrong = run_python("-m", *command, folder / "my.yaml", expect=2)
+        wrong = run_forked("-m", *command, folder / "my.yaml", expect=2)
         assert f"error: {folder}/my.yaml: train.steps: must be a whole number" in wrong.stderr
         own = ["--config-dir", folder, "model=mine", "train.steps=0"]
-        wrong = run_python("-m", *command, *own, expect=2)
+        wrong = run_forked("-m", *command, *own, expect=2)
         assert wrong.stderr.startswith("error: train.steps: must be at least 1"), wrong.stderr
-    shown = run_python("-m", "cola_train", "--cfg", "job", "-cd", folder, "model=mine")
+    shown = run_forked("-m", "cola_train", "--cfg", "job", "-cd", folder, "model=mine")
     assert yaml.safe_load(shown.stdout)["model"]["name"] == "mine"
 
 

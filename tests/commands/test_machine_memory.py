@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import make_config, run_python
+from helpers import make_config, run_forked
 
 from cola_train import distributed, hardware
 from cola_train.commands import memory as machine
@@ -104,12 +104,12 @@ def test_gpus_and_the_other_processes_of_a_machine_are_not_asked(available, monk
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a run on CPUs")
 def test_the_command_refuses_and_prepare_does_not(tiny, tmp_path):
     folder = tmp_path / "run"
-    ran = run_python("-m", "cola_train", *TOO_LARGE, f"run_dir={folder}", expect=EXIT_USER_ERROR)
+    ran = run_forked("-m", "cola_train", *TOO_LARGE, f"run_dir={folder}", expect=EXIT_USER_ERROR)
     assert ran.stderr.startswith("error: memory: 7b needs at least") and not folder.exists()
     options = ["--nodes=1", "--processes-per-node=1", "--gpus-per-node=0", f"run_dir={folder}"]
-    checked = run_python("-m", "cola_train.commands.preflight", *options, *TOO_LARGE, expect=2)
+    checked = run_forked("-m", "cola_train.commands.preflight", *options, *TOO_LARGE, expect=2)
     assert "error: memory: 7b needs at least" in checked.stderr
-    prepared = run_python("-m", "cola_train.commands.prepare", *tiny, "model.n_layers=10000")
+    prepared = run_forked("-m", "cola_train.commands.prepare", *tiny, "model.n_layers=10000")
     assert Path(prepared.stdout.strip()).is_dir()
 
 

@@ -87,11 +87,11 @@ def test_a_clock_that_jumps_changes_nothing(tiny, tmp_path, undisturbed, monkeyp
     path = f"{tmp_path / 'clock'}:{os.environ.get('PYTHONPATH', '')}"
     monkeypatch.setenv("PYTHONPATH", path)
     common = [*tiny, STEPS, f"run_dir={tmp_path / 'run'}"]
-    run_to_end([*common, "train.stop_after=12"])
+    finish(launch([*common, "train.stop_after=12"]))
     for name, when in (("step-00000010", 2e9), ("step-00000012", 1e9)):
         for each in (tmp_path / "run/checkpoints" / name).glob("**/*"):
             os.utime(each, (when, when))
-    assert "step-00000012" in run_to_end(common)
+    assert "step-00000012" in finish(launch(common))[0]
     assert losses(tmp_path / "run") == undisturbed
 
 
