@@ -21,21 +21,25 @@ from traceback import print_exc
 from typing import NoReturn
 from unittest import mock
 
+from torch.distributed import TCPStore
+
 # Not the commands' modules, each of which runs as __main__, nor what reads variables when it is
 # imported: DeepSpeed, Hugging Face's hub, wandb.
-IMPORTED = ["helpers", "torch._dynamo"]
+IMPORTED = ["helpers", "torch._inductor.compile_fx"]
 SEARCHED = sys.path[1:]  # in the process that forks; what comes first is the program's own
 
 
 def run_forks(
     words: Sequence[str],
-    environments: Sequence[Mapping[str, str]],
+    processes: int,
+    environment: Mapping[str, str],
     folder: Path,
     output: Path,
     errors: Path,
     seconds: float,
 ) -> list[int | None]:
-    """Exit codes of `python WORDS` in one process for each environment, all at the same time.
+    """Exit codes of `python WORDS`; of several processes at the same time, with what torchrun tells
+    each of them, if `processes` is not 0.
 
     A negative number is the signal that ended it, as in `subprocess`; None: it had not ended after
     `seconds`. When one has failed or the time is over, the others are killed.
@@ -45,26 +49,38 @@ def run_forks(
     """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(IMPORTED)
-    with mock.patch.dict(os.environ, environments[0]):  # threads, and where modules are found
+    with mock.patch.dict(os.environ, environment):  # threads, and where modules are found
         forkserver.ensure_running()
-    processes = [
-        context.Process(target=_run, args=(list(words), dict(variables), folder, output, errors))
+    environments = [dict(environment)]
+    if processes:  # as under torchrun: the store is in the process that starts the others
+        store = TCPStore("localhost", 0, is_master=True, wait_for_workers=False)
+        environments = [
+            {
+                **environment, "RANK": str(rank), "LOCAL_RANK": str(rank),
+                "WORLD_SIZE": str(processes), "LOCAL_WORLD_SIZE": str(processes),
+                "MASTER_ADDR": "localhost", "MASTER_PORT": str(store.port),
+                "TORCHELASTIC_USE_AGENT_STORE": "True",
+            }
+            for rank in range(processes)
+        ]  # fmt: skip
+    forks = [
+        context.Process(target=_run, args=(list(words), variables, folder, output, errors))
         for variables in environments
     ]
-    for process in processes:
-        process.start()
+    for fork in forks:
+        fork.start()
     deadline = time.monotonic() + seconds
-    running = processes
-    while running and not any(process.exitcode for process in processes):
-        if not connection.wait([p.sentinel for p in running], deadline - time.monotonic()):
+    running = forks
+    while running and not any(fork.exitcode for fork in forks):
+        if not connection.wait([fork.sentinel for fork in running], deadline - time.monotonic()):
             break
-        running = [process for process in running if process.exitcode is None]
-    codes = [process.exitcode for process in processes]
-    for process in running:
-        process.kill()
+        running = [fork for fork in running if fork.exitcode is None]
+    codes = [fork.exitcode for fork in forks]
+    for fork in running:
+        fork.kill()
         with suppress(ProcessLookupError):  # what it has started
-            os.killpg(process.pid, signal.SIGKILL)
-        process.join()
+            os.killpg(fork.pid, signal.SIGKILL)
+        fork.join()
     return codes
 
 

@@ -290,21 +290,10 @@ def run_forked(
         process = start_python(*arguments, **options)
         output = finish(process, expect, seconds)
         return subprocess.CompletedProcess(process.args, process.returncode, *output)
-    words, environments = [str(word) for word in arguments], [child_environment(**variables)]
-    if processes:  # as under torchrun: the store is in the process that starts the others
-        store = torch.distributed.TCPStore("localhost", 0, is_master=True, wait_for_workers=False)
-        common = {
-            "WORLD_SIZE": str(processes), "LOCAL_WORLD_SIZE": str(processes),
-            "MASTER_ADDR": "localhost", "MASTER_PORT": str(store.port),
-            "TORCHELASTIC_USE_AGENT_STORE": "True",
-        }  # fmt: skip
-        environments = [
-            {**environments[0], **common, "RANK": str(rank), "LOCAL_RANK": str(rank)}
-            for rank in range(processes)
-        ]
+    words, environment = [str(word) for word in arguments], child_environment(**variables)
     with tempfile.TemporaryDirectory() as temporary:
         files = [Path(temporary, name) for name in ("stdout", "stdout" if together else "stderr")]
-        codes = run_forks(words, environments, folder, *files, seconds)
+        codes = run_forks(words, processes, environment, folder, *files, seconds)
         said = (files[0].read_text(), "" if together else files[1].read_text())
     failed = [code for code in codes if code]
     assert failed or None not in codes, f"no end after {seconds} s\n{''.join(said)}"
