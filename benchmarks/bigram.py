@@ -15,7 +15,7 @@ from cola_train.data.dataset import TokenDataset
 from cola_train.data.loader import IGNORE_INDEX, evaluation_batches
 from cola_train.data.prepared import open_data
 from cola_train.errors import EXIT_DONE, EXIT_FAULT, UserError
-from cola_train.run.plots import read_metrics
+from cola_train.run.metrics import read_metrics
 
 CHUNK_TOKENS = 2**24  # counted at a time
 HELD_OUT = 0.02  # of the training tokens, on which the discount is chosen

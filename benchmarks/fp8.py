@@ -19,7 +19,7 @@ from cola_train import distributed
 from cola_train.config.checks import fp8_problems, precision_problems
 from cola_train.config.schema import Config
 from cola_train.errors import UserError
-from cola_train.run.plots import read_metrics
+from cola_train.run.metrics import read_metrics
 from cola_train.train import train
 
 METHODS = ("full", "cola")

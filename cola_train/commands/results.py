@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from cola_train.files import write_json, write_text
-from cola_train.run.plots import read_metrics
+from cola_train.run.metrics import read_metrics
 
 COLUMNS = {
     "val_loss": "val loss", "val_perplexity": "perplexity", "step": "steps", "seconds": "seconds",

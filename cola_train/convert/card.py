@@ -11,7 +11,7 @@ from cola_train.checkpoint.recorded import config_of_run, run_of
 from cola_train.config.describe import about, shown
 from cola_train.config.schema import Config
 from cola_train.run.identity import is_start
-from cola_train.run.plots import read_metrics
+from cola_train.run.metrics import read_metrics
 
 TRANSFORMERS = "4.50"  # the least version that loads what is exported
 # Of a machine, not of a recipe.

@@ -13,8 +13,10 @@ from cola_train.errors import UserError
 from cola_train.files import read_json, write_text
 from cola_train.hardware import compiled_on
 from cola_train.progress import say
-from cola_train.run.owner import LATEST, Owner
+from cola_train.run.metrics import METRICS
+from cola_train.run.owner import Owner
 from cola_train.run.recorded import read_recorded, recorded_config
+from cola_train.run.status import LATEST
 
 # A finished run that is started again only reports: options by which it would be another run.
 # (`identity` and the loader have compared what the model and the data are.)
@@ -51,7 +53,7 @@ def refuse_to_mix_runs(config: Config) -> None:
                 f"run_dir: {path} is no folder, or a link to one that is not there; bring it back, "
                 "or remove it"
             )
-    begun = any((run_dir / name).exists() for name in ("metrics.jsonl", LATEST))
+    begun = any((run_dir / name).exists() for name in (METRICS, LATEST))
     if config.resume == "never" and (begun or any(checkpoints.glob("step-*"))):
         raise UserError(
             f"resume: {run_dir} holds an earlier run, which resume=never would mix with this "

@@ -18,14 +18,12 @@ from cola_train.files import write_json
 from cola_train.run.console import console_failures
 from cola_train.run.status import (
     ATTEMPT,
+    LATEST,
     LAUNCH_VARIABLE,
     STATUS,
     next_launch,
     read_record,
 )
-
-# The step of the newest checkpoint that was saved: should that be gone, it is no fresh start.
-LATEST = "latest.json"
 
 
 class SupersededError(TrainingError):

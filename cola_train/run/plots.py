@@ -1,31 +1,12 @@
 """Plots of a run, made from its metrics.jsonl."""
 
 import os
-import sys
 from pathlib import Path
-from typing import Any
 
-from cola_train.files import parse_json, temporary_name
+from cola_train.files import temporary_name
+from cola_train.run.metrics import METRICS, read_metrics
 
 LOSS = Path("plots", "loss.png")  # in a run's folder
-
-
-def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The lines of a metrics.jsonl. A damaged one, cut short by a crash most often, is left out,
-    which is said on stderr."""
-    lines = []
-    content = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
-    for number, text in enumerate(content.split("\n"), start=1):
-        if not text:
-            continue
-        try:
-            line = parse_json(text)
-            if type(line["step"]) is not int or type(line.get("tokens", 0)) is not int:
-                raise ValueError
-            lines.append(line)
-        except (ValueError, TypeError, KeyError):
-            print(f"{path}: line {number} is damaged and left out", file=sys.stderr)
-    return lines
 
 
 def plot_loss(run_dir: Path) -> None:
@@ -37,7 +18,7 @@ def plot_loss(run_dir: Path) -> None:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    metrics = read_metrics(run_dir / "metrics.jsonl")
+    metrics = read_metrics(run_dir / METRICS)
     # null: not finite, skipped
     train = [m for m in metrics if m.get("loss") is not None and "tokens" in m]
     validation = [m for m in metrics if m.get("val_loss") is not None]

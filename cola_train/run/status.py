@@ -16,6 +16,9 @@ from cola_train.files import read_json
 
 ATTEMPT, STATUS = "attempt.json", "status.json"
 
+# The step of the newest checkpoint that was saved: should that be gone, it is no fresh start.
+LATEST = "latest.json"
+
 LAUNCH_VARIABLE = "COLA_LAUNCH"
 
 # What is read of both files, where it is there.

@@ -18,8 +18,9 @@ from cola_train.errors import UserError
 from cola_train.files import write_text
 from cola_train.progress import Bar, say
 from cola_train.run.identity import git_commit
+from cola_train.run.metrics import METRICS, read_metrics
 from cola_train.run.owner import Owner
-from cola_train.run.plots import plot_loss, read_metrics
+from cola_train.run.plots import plot_loss
 
 # W&B's grouped names; whatever is not listed goes under perf/
 GROUPS = {
@@ -61,7 +62,7 @@ class Tracker:
         if not self.main:
             return
         self.run_dir = Path(config.run_dir)
-        self.path = self.run_dir / "metrics.jsonl"
+        self.path = self.run_dir / METRICS
         self._go_on_from(resumed_step)
         last = config.train.stop_after or config.train.steps
         self.bar = Bar(
