@@ -1,14 +1,11 @@
-"""Where a run's figures go: stderr, metrics.jsonl, the loss plot, Weights & Biases. Main process
-only."""
+"""Where a run's figures go: stderr, metrics.jsonl, the loss plot, services that show them (see
+`sinks`). Main process only."""
 
 import dataclasses
 import json
 import math
-import os
-import re
 import time
-import uuid
-from netrc import NetrcParseError, netrc
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,29 +18,15 @@ from cola_train.run.identity import git_commit
 from cola_train.run.metrics import METRICS, read_metrics
 from cola_train.run.owner import Owner
 from cola_train.run.plots import plot_loss
-
-# W&B's grouped names; whatever is not listed goes under perf/
-GROUPS = {
-    "loss": "train/loss",
-    "lr": "train/lr",
-    "grad_norm": "train/grad_norm",
-    "skipped": "train/skipped",
-    "val_loss": "validation/loss",
-    "val_perplexity": "validation/perplexity",
-    "val_tokens": "validation/tokens",
-}
-
-FINISH_SECONDS = 60  # for W&B to upload the rest when a run ends; `wandb sync` sends what is left
+from cola_train.run.sinks.base import Guarded, figures_of
+from cola_train.run.sinks.wandb import WandbSink
 
 PLOT_SECONDS = 60.0  # from one drawing of the loss to the next, at least ...
 PLOT_SHARE = 0.002  # ... and the share of a run's time that drawing may take
 
 
 class Tracker:
-    """Logs a run on the main process; does nothing on the others.
-
-    W&B failing, at start or later, is said once and never stops training.
-    """
+    """Logs a run on the main process; does nothing on the others."""
 
     def __init__(
         self,
@@ -58,7 +41,6 @@ class Tracker:
         """
         self.owner = owner
         self.main = distributed.is_main()
-        self.wandb: Any = None
         if not self.main:
             return
         self.run_dir = Path(config.run_dir)
@@ -69,8 +51,7 @@ class Tracker:
             "step", total=last, done=resumed_step, shown=config.tracking.progress, log_seconds=0
         )
         self.plot_at = time.monotonic() + PLOT_SECONDS
-        if config.tracking.wandb != "disabled":
-            self._start_wandb(config, extra)
+        self.sinks = list(_sinks(config, extra))
 
     def roll_back(self, step: int) -> None:
         """The run goes on from `step` again: what was logged after it never happened."""
@@ -148,16 +129,17 @@ class Tracker:
             self.bar.close()
 
     def sample(self, text: str) -> None:
-        if self.main and self.wandb is not None:
-            self._wandb_call(lambda: self.wandb.summary.update({"sample": text}))
+        if self.main:
+            for sink in self.sinks:
+                sink.tell(lambda service: service.sample(text))
 
     def close(self, exit_code: int = 0) -> None:
         if self.main:
             self.bar.close()
             self.file.close()
             self.plot(now=True)
-            if self.wandb is not None:
-                self._wandb_call(lambda: self.wandb.finish(exit_code=exit_code))
+            for sink in self.sinks:
+                sink.tell(lambda service: service.close(exit_code))
 
     def _write(self, metrics: dict[str, Any], tokens: int | None = None) -> None:
         clean = {  # JSON has no nan and no inf
@@ -169,77 +151,26 @@ class Tracker:
             self.file.write(json.dumps(clean) + "\n")
         except OSError as error:
             raise UserError(f"{self.path}: cannot be written: {error.strerror}") from error
-        if self.wandb is not None:
-            named = {
-                _wandb_name(key): value
-                for key, value in metrics.items()
-                if key not in ("step", "tokens")
-            }
-            named |= {"step": metrics["step"], "tokens": metrics.get("tokens", tokens)}
-            self._wandb_call(lambda: self.wandb.log(named))
+        step, tokens = metrics["step"], metrics.get("tokens", tokens)
+        figures = figures_of(metrics)
+        for sink in self.sinks:
+            sink.tell(lambda service: service.log(step, tokens, figures))
 
-    def _start_wandb(self, config: Config, extra: dict[str, Any]) -> None:
-        mode = config.tracking.wandb
-        if mode == "auto":
-            mode = "online" if _logged_in() else "offline"
-        values = dataclasses.asdict(config) | extra | {"git_commit": git_commit()}
-        try:
-            self.wandb = self._wandb_init(config, mode, values)
-        except Exception as error:  # whatever it is, training matters more
-            if mode != "online":
-                return self._wandb_failed(error)
-            self.say(f"W&B cannot be reached, so it records offline (`wandb sync` later): {error}")
-            self._wandb_call(lambda: self._start_offline(config, values))
 
-    def _start_offline(self, config: Config, values: dict[str, Any]) -> None:
-        import wandb
+def _sinks(config: Config, extra: dict[str, Any]) -> Iterator[Guarded]:
+    """Those that the options ask for, begun."""
 
-        wandb.teardown()  # what still tries to reach the server, under this run's id
-        self.wandb = self._wandb_init(config, "offline", values)
+    def values() -> dict[str, Any]:
+        return dataclasses.asdict(config) | extra | {"git_commit": git_commit()}
 
-    def _wandb_init(self, config: Config, mode: str, values: dict[str, Any]) -> Any:
-        import wandb
-
-        os.environ.setdefault("WANDB_INIT_TIMEOUT", "60")
-        run = wandb.init(
-            project=config.tracking.project,
-            entity=config.tracking.entity,
-            group=config.tracking.group,
-            tags=config.tracking.tags,
-            name=config.run_name,
-            id=_wandb_id(self.run_dir),
-            resume="allow",
-            dir=str(self.run_dir),
-            mode=mode,  # type: ignore[arg-type]
-            config=values,
-            settings=wandb.Settings(console="off", silent=True, finish_timeout=FINISH_SECONDS),
-        )
-        run.define_metric("tokens")
-        run.define_metric("*", step_metric="tokens")
-        return run
-
-    def _wandb_call(self, call: Any) -> None:
-        try:
-            call()
-        except Exception as error:
-            self._wandb_failed(error)
-
-    def _wandb_failed(self, error: Exception) -> None:
-        self.say(f"W&B failed and is off from here on; metrics.jsonl goes on: {error}")
-        self.wandb = None
+    if config.tracking.wandb != "disabled":
+        yield Guarded("W&B", lambda: WandbSink(config, values()))
 
 
 def _of_sets(metrics: dict[str, Any]) -> str:
     """Losses of further sets, for people."""
     losses = {k.partition("/")[2]: v for k, v in metrics.items() if k.startswith("val_loss/")}
     return "".join(f"; {name} {loss:.4f}" for name, loss in losses.items())
-
-
-def _wandb_name(key: str) -> str:
-    kind, _, name = key.partition("/")
-    if name:  # of one of several: val_loss/wiki
-        return f"{GROUPS.get(kind, kind)}/{name}"
-    return GROUPS.get(key, f"perf/{key}")
 
 
 def _summary(metrics: dict[str, Any]) -> str:
@@ -250,31 +181,6 @@ def _summary(metrics: dict[str, Any]) -> str:
         f"lr {metrics['lr']:.3g}, {metrics['tokens_per_second']:,.0f} tokens/s{mfu}, "
         f"{metrics['peak_memory_bytes'] / 1e9:.2f} GB"
     )
-
-
-def _logged_in() -> bool:
-    """Whether W&B has a key, without importing it or asking the network."""
-    if os.environ.get("WANDB_MODE") in ("offline", "dryrun", "disabled"):
-        return False
-    if os.environ.get("WANDB_API_KEY"):
-        return True
-    try:
-        host = os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai").split("//")[-1]
-        return netrc().authenticators(host.split("/")[0]) is not None
-    except (OSError, NetrcParseError):
-        return False
-
-
-def _wandb_id(run_dir: Path) -> str:
-    """The run's W&B id, kept in its folder so that a resumed run goes on in the same chart."""
-    path = run_dir / "wandb" / "run_id"
-    known = path.read_text(errors="replace").strip() if path.exists() else ""
-    if re.fullmatch(r"[\w-]+", known, re.ASCII):
-        return known
-    path.parent.mkdir(parents=True, exist_ok=True)
-    new = f"{int(time.time()):x}{uuid.uuid4().hex[:6]}"
-    write_text(path, new)
-    return new
 
 
 def _drop_lines_after(path: Path, step: int) -> list[dict[str, float]]:

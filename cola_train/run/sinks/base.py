@@ -1,0 +1,68 @@
+"""What a service that shows a run's figures is to a run."""
+
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol
+
+from cola_train.progress import say
+
+# The services' grouped names; whatever is not listed goes under perf/
+GROUPS = {
+    "loss": "train/loss",
+    "lr": "train/lr",
+    "grad_norm": "train/grad_norm",
+    "skipped": "train/skipped",
+    "val_loss": "validation/loss",
+    "val_perplexity": "validation/perplexity",
+    "val_tokens": "validation/tokens",
+}
+
+
+class Sink(Protocol):
+    """A service, begun for a run."""
+
+    def log(self, step: int, tokens: int | None, figures: Mapping[str, Any]) -> None:
+        """figures: of a line of metrics.jsonl, by the names of `figures_of`. tokens: those trained
+        on so far."""
+
+    def sample(self, text: str) -> None:
+        """What the trained model has written."""
+
+    def close(self, exit_code: int) -> None:
+        """The run has ended with `exit_code`."""
+
+
+class Guarded:
+    """A sink whose failing, at start or later, is said once and never stops training."""
+
+    def __init__(self, name: str, start: Callable[[], Sink]) -> None:
+        self.name = name
+        self.sink: Sink | None = None
+        try:
+            self.sink = start()
+        except Exception as error:  # whatever it is, training matters more
+            self._failed(error)
+
+    def tell(self, call: Callable[[Sink], None]) -> None:
+        """Make `call` on the sink, if it is on."""
+        if self.sink is None:
+            return
+        try:
+            call(self.sink)
+        except Exception as error:
+            self._failed(error)
+
+    def _failed(self, error: Exception) -> None:
+        say(f"{self.name} failed and is off from here on; metrics.jsonl goes on: {error}")
+        self.sink = None
+
+
+def figures_of(line: Mapping[str, Any]) -> dict[str, Any]:
+    """The figures of a line of metrics.jsonl, by their grouped names: without step and tokens."""
+    return {_name(key): value for key, value in line.items() if key not in ("step", "tokens")}
+
+
+def _name(key: str) -> str:
+    kind, _, name = key.partition("/")
+    if name:  # of one of several: val_loss/wiki
+        return f"{GROUPS.get(kind, kind)}/{name}"
+    return GROUPS.get(key, f"perf/{key}")
