@@ -18,7 +18,8 @@ from cola_train.run.identity import git_commit
 from cola_train.run.metrics import METRICS, read_metrics
 from cola_train.run.owner import Owner
 from cola_train.run.plots import plot_loss
-from cola_train.run.sinks.base import Guarded, figures_of
+from cola_train.run.sinks.base import Guarded
+from cola_train.run.sinks.figures import figures_of
 from cola_train.run.sinks.wandb import WandbSink
 
 PLOT_SECONDS = 60.0  # from one drawing of the loss to the next, at least ...
@@ -142,13 +143,9 @@ class Tracker:
                 sink.tell(lambda service: service.close(exit_code))
 
     def _write(self, metrics: dict[str, Any], tokens: int | None = None) -> None:
-        clean = {  # JSON has no nan and no inf
-            key: None if isinstance(value, float) and not math.isfinite(value) else value
-            for key, value in metrics.items()
-        }
         self.owner.check()
         try:
-            self.file.write(json.dumps(clean) + "\n")
+            self.file.write(json.dumps(_finite(metrics)) + "\n")
         except OSError as error:
             raise UserError(f"{self.path}: cannot be written: {error.strerror}") from error
         step, tokens = metrics["step"], metrics.get("tokens", tokens)
@@ -165,6 +162,15 @@ def _sinks(config: Config, extra: dict[str, Any]) -> Iterator[Guarded]:
 
     if config.tracking.wandb != "disabled":
         yield Guarded("W&B", lambda: WandbSink(config, values()))
+
+
+def _finite(value: Any) -> Any:
+    """JSON has no nan and no inf: they are null."""
+    if isinstance(value, dict):
+        return {key: _finite(each) for key, each in value.items()}
+    if isinstance(value, list):
+        return [_finite(each) for each in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _of_sets(metrics: dict[str, Any]) -> str:

@@ -5,18 +5,6 @@ from typing import Any, Protocol
 
 from cola_train.progress import say
 
-# The services' grouped names; whatever is not listed goes under perf/
-GROUPS = {
-    "loss": "train/loss",
-    "lr": "train/lr",
-    "grad_norm": "train/grad_norm",
-    "skipped": "train/skipped",
-    "val_loss": "validation/loss",
-    "val_perplexity": "validation/perplexity",
-    "val_tokens": "validation/tokens",
-}
-
-
 class Sink(Protocol):
     """A service, begun for a run."""
 
@@ -54,15 +42,3 @@ class Guarded:
     def _failed(self, error: Exception) -> None:
         say(f"{self.name} failed and is off from here on; metrics.jsonl goes on: {error}")
         self.sink = None
-
-
-def figures_of(line: Mapping[str, Any]) -> dict[str, Any]:
-    """The figures of a line of metrics.jsonl, by their grouped names: without step and tokens."""
-    return {_name(key): value for key, value in line.items() if key not in ("step", "tokens")}
-
-
-def _name(key: str) -> str:
-    kind, _, name = key.partition("/")
-    if name:  # of one of several: val_loss/wiki
-        return f"{GROUPS.get(kind, kind)}/{name}"
-    return GROUPS.get(key, f"perf/{key}")

@@ -1,0 +1,61 @@
+"""The figures of a line of metrics.jsonl by the names under which services group them."""
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from statistics import median
+from typing import Any
+
+# Whatever is not listed goes under perf/
+GROUPS = {
+    "loss": "train/loss",
+    "lr": "train/lr",
+    "grad_norm": "train/grad_norm",
+    "skipped": "train/skipped",
+    "val_loss": "validation/loss",
+    "val_perplexity": "validation/perplexity",
+    "val_tokens": "validation/tokens",
+}
+HEALTH = "health"  # the key of a line's figures by layer
+
+
+def figures_of(line: Mapping[str, Any]) -> dict[str, Any]:
+    """Without step and tokens; those by layer as `grouped` says."""
+    figures = {
+        _name(key): value for key, value in line.items() if key not in ("step", "tokens", HEALTH)
+    }
+    return {**figures, **grouped(line.get(HEALTH) or {})}
+
+
+def grouped(health: Mapping[str, Any]) -> dict[str, float]:
+    """`health/FIGURE/PROJECTION/min`, `.../median` and `.../max` over layers.
+
+    health: figure -> projection -> a number for each layer, None where there is none; figures of
+        whole blocks have a list at once, and no PROJECTION. Numbers that are not finite are left
+        out, as None is; so is what has no number in any layer.
+    """
+    return {
+        f"{HEALTH}/{name}/{kind}": value
+        for name, layers in _by_name(health)
+        for kind, value in _over_layers(layers)
+    }
+
+
+def _by_name(health: Mapping[str, Any]) -> Iterator[tuple[str, Sequence[float | None]]]:
+    for figure, of in health.items():
+        if isinstance(of, Mapping):
+            yield from ((f"{figure}/{projection}", layers) for projection, layers in of.items())
+        else:
+            yield figure, of
+
+
+def _over_layers(layers: Sequence[float | None]) -> Iterator[tuple[str, float]]:
+    numbers = [each for each in layers if each is not None and math.isfinite(each)]
+    if numbers:
+        yield from (("min", min(numbers)), ("median", median(numbers)), ("max", max(numbers)))
+
+
+def _name(key: str) -> str:
+    kind, _, name = key.partition("/")
+    if name:  # of one of several: val_loss/wiki
+        return f"{GROUPS.get(kind, kind)}/{name}"
+    return GROUPS.get(key, f"perf/{key}")
