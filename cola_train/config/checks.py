@@ -161,6 +161,14 @@ def task_problems(config: Config, topology: Topology) -> Iterator[str]:
     yield from harness.task_problems(config.evaluation.tasks, "evaluation.tasks")
 
 
+def tracking_problems(config: Config, topology: Topology) -> Iterator[str]:
+    if config.tracking.tensorboard and find_spec("tensorboard") is None:
+        yield (
+            "tracking.tensorboard: needs TensorBoard, which is not installed; "
+            "`pip install 'cola_train[tensorboard]'`, or leave it out"
+        )
+
+
 def gpu_problems(config: Config, topology: Topology) -> Iterator[str]:
     gpus = distributed.gpus()
     if gpus == 0:
@@ -322,6 +330,7 @@ OF_THIS_MACHINE: tuple[Check, ...] = (
     cuda_graph_here_problems,
     gpu_problems,
     task_problems,
+    tracking_problems,
 )
 CHECKS = (*OF_THE_CONFIG, *OF_THIS_MACHINE, *OF_THE_FILES)
 

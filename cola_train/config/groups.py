@@ -103,11 +103,12 @@ class CheckpointConfig:
 
 @dataclass(frozen=True)
 class TrackingConfig:
-    """Weights & Biases, and the console."""
+    """Weights & Biases, TensorBoard, and the console."""
 
     wandb: Literal["auto", "online", "offline", "disabled"] = "auto"  # auto: online when logged in
     project: str = "cola_train"  # in W&B
     entity: str | None = None  # W&B's user or team; null: its default
     group: str | None = None  # of runs in W&B
     tags: list[str] = field(default_factory=list)  # in W&B
+    tensorboard: bool = False  # event files in run_dir/tensorboard; needs TensorBoard
     progress: bool = True  # a bar on the console

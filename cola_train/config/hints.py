@@ -52,6 +52,7 @@ SYNONYMS = {
     "tracking.group": "wandb_group",
     "tracking.project": "wandb_project project_name",
     "tracking.tags": "wandb_tags",
+    "tracking.tensorboard": "use_tensorboard enable_tensorboard tensorboard_dir tb_log_dir",
     "tracking.wandb": "wandb_mode report_to use_wandb wandb_log logger",
     "train.batch_size": "batch_size bs global_batch_size total_batch_size train_batch_size "
     "effective_batch_size",

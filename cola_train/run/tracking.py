@@ -20,6 +20,7 @@ from cola_train.run.owner import Owner
 from cola_train.run.plots import plot_loss
 from cola_train.run.sinks.base import Guarded
 from cola_train.run.sinks.figures import figures_of
+from cola_train.run.sinks.tensorboard import TensorBoardSink
 from cola_train.run.sinks.wandb import WandbSink
 
 PLOT_SECONDS = 60.0  # from one drawing of the loss to the next, at least ...
@@ -52,7 +53,7 @@ class Tracker:
             "step", total=last, done=resumed_step, shown=config.tracking.progress, log_seconds=0
         )
         self.plot_at = time.monotonic() + PLOT_SECONDS
-        self.sinks = list(_sinks(config, extra))
+        self.sinks = list(_sinks(config, resumed_step, extra))
 
     def roll_back(self, step: int) -> None:
         """The run goes on from `step` again: what was logged after it never happened."""
@@ -61,6 +62,8 @@ class Tracker:
             self.file.close()
             self._go_on_from(step)
             self.bar.show(step)
+            for sink in self.sinks:
+                sink.tell(lambda service: service.roll_back(step))
 
     def _go_on_from(self, step: int) -> None:
         self.owner.check()
@@ -154,14 +157,17 @@ class Tracker:
             sink.tell(lambda service: service.log(step, tokens, figures))
 
 
-def _sinks(config: Config, extra: dict[str, Any]) -> Iterator[Guarded]:
-    """Those that the options ask for, begun."""
+def _sinks(config: Config, step: int, extra: dict[str, Any]) -> Iterator[Guarded]:
+    """Those that the options ask for, begun. step: the last one that was done before."""
 
     def values() -> dict[str, Any]:
         return dataclasses.asdict(config) | extra | {"git_commit": git_commit()}
 
     if config.tracking.wandb != "disabled":
         yield Guarded("W&B", lambda: WandbSink(config, values()))
+    if config.tracking.tensorboard:
+        run_dir = Path(config.run_dir)
+        yield Guarded("TensorBoard", lambda: TensorBoardSink(run_dir, values(), step))
 
 
 def _finite(value: Any) -> Any:

@@ -5,6 +5,7 @@ from typing import Any, Protocol
 
 from cola_train.progress import say
 
+
 class Sink(Protocol):
     """A service, begun for a run."""
 
@@ -14,6 +15,9 @@ class Sink(Protocol):
 
     def sample(self, text: str) -> None:
         """What the trained model has written."""
+
+    def roll_back(self, step: int) -> None:
+        """The run goes on from `step` again: what was logged after it never happened."""
 
     def close(self, exit_code: int) -> None:
         """The run has ended with `exit_code`."""

@@ -43,6 +43,9 @@ class WandbSink:
     def sample(self, text: str) -> None:
         self.run.summary.update({"sample": text})
 
+    def roll_back(self, step: int) -> None:
+        """W&B takes nothing back: its charts show both."""
+
     def close(self, exit_code: int) -> None:
         self.run.finish(exit_code=exit_code)
 
