@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Annotated, Any, Literal, get_args, get_origin
 
-from cola_train.config.fields import Among, FileName, Range, defaults, is_text, union_of
+from cola_train.config.fields import Among, FileName, OneOrMore, Range, defaults, is_text, union_of
 
 
 @dataclass(frozen=True)
@@ -109,6 +109,8 @@ def kind_of(kind: Any) -> str:
                 return " | ".join(mark.registry)
             if isinstance(mark, FileName):
                 return "path"
+            if isinstance(mark, OneOrMore):
+                return f"{kind_of(get_args(base)[0])} | {kind_of(base)}"
         return kind_of(base)
     if origin in (types.UnionType, typing.Union):
         return " | ".join(kind_of(each) for each in inner)

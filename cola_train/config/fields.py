@@ -77,6 +77,11 @@ class AsTyped:
 
 
 @dataclass(frozen=True)
+class OneOrMore:
+    """Marks a list of which a single item may be given as it is."""
+
+
+@dataclass(frozen=True)
 class OneOf:
     """Marks a group that is one of several dataclasses; its field `tag` says which."""
 
@@ -160,7 +165,9 @@ def is_as_typed(kind: Any) -> bool:
 
 
 def is_texts(kind: Any) -> bool:
-    """Whether a type is a list of texts."""
+    """Whether a type is a list of texts, a `OneOrMore` included."""
+    if get_origin(kind) is Annotated:
+        return is_texts(get_args(kind)[0])
     return get_origin(kind) is list and is_text(get_args(kind)[0])
 
 
@@ -301,6 +308,8 @@ def _convert(value: Any, kind: Any) -> Any:
     origin = get_origin(kind)
     if origin is Annotated:
         base, bounds = get_args(kind)
+        if isinstance(bounds, OneOrMore):
+            return _convert(value if isinstance(value, list) else [value], base)
         converted = _convert(value, base)
         if not bounds.allows(converted):
             raise ValueError(f"must be {bounds}")
