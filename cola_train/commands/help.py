@@ -89,6 +89,14 @@ cola-generate run_dir=outputs/mine prompts_file=prompts.txt output=json temperat
 cola-generate run_dir=outputs/mine            on a terminal: each line that is typed is a prompt""",
         "",
     ),
+    "cola-watch": Command(
+        "runs in a terminal, as they go: state, loss, speed, time left, health.",
+        """\
+cola-watch run_dir=outputs/mine               until it is done, or Ctrl-C
+cola-watch run_dir=outputs                    every run in a folder
+cola-watch run_dir=[outputs/a,outputs/b] once=true   as they are now, for scripts and mails""",
+        "",
+    ),
     "cola-plan inference": Command(
         "what a model in use will need: memory, the least time of a token; which cache to take.",
         """\

@@ -17,6 +17,7 @@ from cola_train.commands.options import (
 )
 from cola_train.commands.plan import PlanConfig
 from cola_train.commands.plan_inference import InferenceOptions
+from cola_train.commands.watch import WatchOptions
 from cola_train.config.describe import Option, about, options_of
 
 
@@ -36,6 +37,7 @@ def page() -> Iterator[str]:
     yield from ("", "## cola-plan inference's own", *table(options_of(InferenceOptions)))
     yield from ("", "## cola-export's own", *table(options_of(ExportOptions)))
     yield from ("", "## cola-eval's own", *table(options_of(EvalConfig)))
+    yield from ("", "## cola-watch's own", *table(options_of(WatchOptions)))
     yield from ("", "## cola-import's own", *table(options_of(ImportOptions)))
 
 

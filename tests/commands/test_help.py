@@ -15,6 +15,7 @@ from cola_train.commands.options import GROUPS, of_group
 from cola_train.commands.plan import PlanConfig
 from cola_train.commands.plan_inference import InferenceOptions
 from cola_train.commands.reference import page
+from cola_train.commands.watch import WatchOptions
 from cola_train.config.describe import about, options_of
 from cola_train.methods import METHODS
 
@@ -25,8 +26,9 @@ OWN = {
     "cola-eval": EvalConfig,
     "cola-import": ImportOptions,
     "cola-generate": GenerateOptions,
+    "cola-watch": WatchOptions,
 }
-ALONE = ("cola-export", "cola-generate")  # take no option of cola-train's
+ALONE = ("cola-export", "cola-generate", "cola-watch")  # take no option of cola-train's
 
 
 @pytest.fixture(autouse=True)

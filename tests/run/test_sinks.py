@@ -18,6 +18,7 @@ from cola_train.run.tracking import Tracker
 def test_figures_have_grouped_names_and_those_by_layer_a_spread():
     line = {
         "step": 5, "tokens": 10, "loss": 2.0, "val_loss/wiki": 3.0, "mfu": None,
+        "warnings": ["low"],
         "health": {
             "z_rank": {"q": [12, 14, 40], "o": [None, None, None]},
             "residual_rms": [0.5, math.inf, None, 1.5],

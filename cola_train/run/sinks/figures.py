@@ -19,9 +19,12 @@ HEALTH = "health"  # the key of a line's figures by layer
 
 
 def figures_of(line: Mapping[str, Any]) -> dict[str, Any]:
-    """Without step and tokens; those by layer as `grouped` says."""
+    """Numbers, and None for one that is not known. Without step and tokens, and what is neither;
+    those by layer as `grouped` says."""
     figures = {
-        _name(key): value for key, value in line.items() if key not in ("step", "tokens", HEALTH)
+        _name(key): value
+        for key, value in line.items()
+        if key not in ("step", "tokens") and (value is None or isinstance(value, int | float))
     }
     return {**figures, **grouped(line.get(HEALTH) or {})}
 

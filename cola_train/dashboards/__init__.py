@@ -1,0 +1,1 @@
+"""Runs, shown: what their folders say, for people. Imports no torch."""
