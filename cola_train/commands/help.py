@@ -97,6 +97,13 @@ cola-watch run_dir=outputs                    every run in a folder
 cola-watch run_dir=[outputs/a,outputs/b] once=true   as they are now, for scripts and mails""",
         "",
     ),
+    "cola-dashboard wandb": Command(
+        "a workspace of W&B: quality, speed, memory, health of bottlenecks, methods.",
+        """\
+cola-dashboard wandb project=cola_train entity=my-team
+cola-dashboard wandb out=workspace.json       as a file, without W&B""",
+        "",
+    ),
     "cola-plan inference": Command(
         "what a model in use will need: memory, the least time of a token; which cache to take.",
         """\

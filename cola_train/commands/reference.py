@@ -3,6 +3,7 @@
 import os
 from collections.abc import Iterator
 
+from cola_train.commands.dashboard_wandb import WorkspaceOptions
 from cola_train.commands.eval import EvalConfig
 from cola_train.commands.export import ExportOptions
 from cola_train.commands.generate import GenerateOptions
@@ -38,6 +39,7 @@ def page() -> Iterator[str]:
     yield from ("", "## cola-export's own", *table(options_of(ExportOptions)))
     yield from ("", "## cola-eval's own", *table(options_of(EvalConfig)))
     yield from ("", "## cola-watch's own", *table(options_of(WatchOptions)))
+    yield from ("", "## cola-dashboard wandb's own", *table(options_of(WorkspaceOptions)))
     yield from ("", "## cola-import's own", *table(options_of(ImportOptions)))
 
 

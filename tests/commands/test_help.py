@@ -5,6 +5,7 @@ import dataclasses
 import pytest
 from helpers import REPOSITORY, exit_code_of, run_python
 
+from cola_train.commands.dashboard_wandb import WorkspaceOptions
 from cola_train.commands.eval import EvalConfig
 from cola_train.commands.export import ExportOptions
 from cola_train.commands.generate import GenerateOptions
@@ -27,8 +28,10 @@ OWN = {
     "cola-import": ImportOptions,
     "cola-generate": GenerateOptions,
     "cola-watch": WatchOptions,
+    "cola-dashboard wandb": WorkspaceOptions,
 }
-ALONE = ("cola-export", "cola-generate", "cola-watch")  # take no option of cola-train's
+# take no option of cola-train's
+ALONE = ("cola-export", "cola-generate", "cola-watch", "cola-dashboard wandb")
 
 
 @pytest.fixture(autouse=True)

@@ -28,7 +28,7 @@ class WandbSink:
         self.config, self.values = config, dict(values)
         mode = config.tracking.wandb
         if mode == "auto":
-            mode = "online" if _logged_in() else "offline"
+            mode = "online" if logged_in() else "offline"
         try:
             self.run = self._init(mode)
         except Exception as error:
@@ -78,7 +78,7 @@ class WandbSink:
         return run
 
 
-def _logged_in() -> bool:
+def logged_in() -> bool:
     """Whether W&B has a key, without importing it or asking the network."""
     if os.environ.get("WANDB_MODE") in ("offline", "dryrun", "disabled"):
         return False
