@@ -61,7 +61,8 @@ class Watched:
             self.health = line
             told = line.get("warnings")
             texts = told if isinstance(told, list) else []
-            self.warnings.extend(f"step {line['step']}: {text}" for text in texts)
+            said = (str(text).removeprefix("warning: ") for text in texts)
+            self.warnings.extend(f"step {line['step']}: {text}" for text in said)
         elif "loss" in line:
             self.training = line
             if is_number(line["loss"]):

@@ -106,13 +106,16 @@ def is_alive(host: str, process: int, began: float) -> bool | None:
         return False
     except PermissionError:
         pass  # another user's, but there
-    try:  # numbers are used again, after a reboot most of all
+    try:
         fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
         boot = next(
             float(line.split()[1])
             for line in Path("/proc/stat").read_text().splitlines()
             if line.startswith("btime")
         )
+        if fields[0] == "Z":  # it has ended, and its parent has not asked for its exit code
+            return False
+        # numbers are used again, after a reboot most of all
         return boot + int(fields[19]) / os.sysconf("SC_CLK_TCK") <= began + 5.0
     except (OSError, ValueError, IndexError, StopIteration):
         return True  # no Linux

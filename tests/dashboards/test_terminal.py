@@ -53,7 +53,7 @@ def test_a_pipe_gets_the_essentials_once(tmp_path, capsys):
     with (tmp_path / "mine" / "metrics.jsonl").open("a") as file:
         validation = [{"step": 300, "val_loss": 3.1, "val_perplexity": 22.2}]
         validation += [{"step": 400, "val_loss": 3.5, "val_perplexity": 33.1}]
-        told = ["block 0 down: \x1b[31mcollapsed"]
+        told = ["warning: block 0 down: \x1b[31mcollapsed"]
         lines = [*validation, {"step": 400, "tokens": 9, "health": HEALTH, "warnings": told}]
         file.write("".join(json.dumps(each) + "\n" for each in lines))
     said = shown([tmp_path / "mine"], capsys)

@@ -64,8 +64,11 @@ def test_states(tmp_path):
     assert outlook(tmp_path / "here", slow, later).state == "running"
 
     ended = subprocess.Popen(["true"])
-    ended.wait()
+    os.waitid(os.P_PID, ended.pid, os.WEXITED | os.WNOWAIT)  # its number is still taken
     gone = outlook(folder(tmp_path / "gone", pid=ended.pid), lines, now)
+    assert gone.state == "lost"
+    ended.wait()
+    gone = outlook(tmp_path / "gone", lines, now)
     assert gone.state == "lost" and gone.seconds_left is None
     os.utime(tmp_path / "here" / "attempt.json", (0, 0))  # our number was another's then
     assert outlook(tmp_path / "here", lines, now).state == "lost"

@@ -1,7 +1,6 @@
 """Services that show a run's figures: their names, TensorBoard's files."""
 
 import math
-from pathlib import Path
 from typing import Any
 from unittest.mock import MagicMock
 
@@ -9,7 +8,7 @@ import pytest
 from helpers import exit_code_of, losses
 
 from cola_train.config import checks
-from cola_train.errors import TrainingError
+from cola_train.run.owner import Owner
 from cola_train.run.sinks.base import Guarded
 from cola_train.run.sinks.figures import figures_of
 from cola_train.run.tracking import Tracker
@@ -32,34 +31,40 @@ def test_figures_have_grouped_names_and_those_by_layer_a_spread():
     }  # fmt: skip
 
 
-def scalars(run: Path, name: str) -> dict[int, float]:
-    """Step -> value, as TensorBoard shows them."""
+def test_tensorboard_shows_each_step_once_after_a_resume_and_a_roll_back(tiny, tmp_path, config_of):
     pytest.importorskip("tensorboard", reason="the extra is not installed")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    events = EventAccumulator(str(run / "tensorboard"))
+    config = config_of(*tiny, "tracking=tensorboard", f"run_dir={tmp_path}")
+    owner = Owner(tmp_path)
+
+    def train(tracker: Tracker, steps: range, loss: float) -> None:
+        for step in steps:
+            tracker.training(
+                dict.fromkeys(("lr", "grad_norm", "tokens_per_second", "peak_memory_bytes"), 1.0)
+                | {"step": step, "tokens": 10 * step, "loss": loss, "mfu": None}
+            )
+
+    started = Tracker(config, 0, {}, owner)
+    train(started, range(1, 6), 9.0)
+    started.close()
+    resumed = Tracker(config, 3, {}, owner)
+    train(resumed, range(4, 8), 8.0)
+    resumed.roll_back(5)
+    train(resumed, range(6, 9), 7.0)
+    resumed.validation({"step": 8, "val_loss": 5.0, "val_perplexity": 1.0}, 80)
+    resumed.close()
+
+    events = EventAccumulator(str(tmp_path / "tensorboard"))
     events.Reload()
-    shown = events.Scalars(name)
-    assert len({each.step for each in shown}) == len(shown)
-    return {each.step: each.value for each in shown}
-
-
-def test_tensorboard_shows_each_step_once_after_a_resume(tiny, tmp_path, monkeypatch):
-    pytest.importorskip("tensorboard", reason="the extra is not installed")
-    run = [*tiny, "tracking=tensorboard", "checkpoint.every=2", f"run_dir={tmp_path}"]
-
-    def stop(self: Tracker, step: int) -> None:
-        if step == 3:
-            raise TrainingError("a step after the checkpoint")
-
-    with monkeypatch.context() as patched:
-        patched.setattr(Tracker, "advance", stop)
-        assert exit_code_of([*run, "train.steps=4"]) == 1
-    assert exit_code_of([*run, "train.steps=4"]) == 0
-    assert len(list((tmp_path / "tensorboard").iterdir())) == 2
-    assert scalars(tmp_path, "train/loss") == pytest.approx(losses(tmp_path))
-    assert list(scalars(tmp_path, "validation/loss")) == [4]
-    assert scalars(tmp_path, "train/tokens")[4] == 4 * 256
+    shown = {
+        tag: [(each.step, each.value) for each in events.Scalars(tag)]
+        for tag in events.Tags()["scalars"]
+    }
+    expected = dict(enumerate([9.0] * 3 + [8.0] * 2 + [7.0] * 3, start=1))
+    assert shown["train/loss"] == list(expected.items()) == list(losses(tmp_path).items())
+    assert shown["train/tokens"] == [(step, 10.0 * step) for step in range(1, 9)]
+    assert shown["validation/loss"] == [(8, 5.0)] and "perf/mfu" not in shown
 
 
 def test_without_tensorboard_its_option_ends_a_run_before_it_begins(
