@@ -51,7 +51,7 @@ class RunView:
         view = {
             "name": self.folder.absolute().name,
             "folder": str(self.folder),
-            "outlook": asdict(outlook(self.folder, self.recent_lines())),
+            "outlook": self._outlook(),
             "summary": summary(columns, self.lines.validation),
             "problems": problems,
             "training": bucketed(columns, points),
@@ -67,8 +67,11 @@ class RunView:
             view["parameters"] = costs.parameters(config)
         return view
 
-    def recent_lines(self) -> Sequence[Line]:
-        return list(self.recent)
+    def _outlook(self) -> dict[str, Any]:
+        """Without what is another at every look, though nothing has happened."""
+        found = asdict(outlook(self.folder, list(self.recent)))
+        del found["silent_seconds"]
+        return found
 
     def _follow(self) -> None:
         try:

@@ -43,11 +43,11 @@ function curvesOf(name, smooth) {
       const low = figure.min && unpack(figure.min);
       const high = figure.max && unpack(figure.max);
       const share = smooth ? CHOSEN.smoothing : 0;
-      const curve = { name: run.name, colour: run.colour, x, y, low, high };
+      const curve = { name: run.name, colour: run.colour, x, y, low, high, band: true };
       if (share > 0) {
         found.push({ ...curve, faint: true });
         const line = smoothed(y, share, run.training.size);
-        found.push({ ...curve, y: line, low: null, high: null });
+        found.push({ ...curve, y: line, low: null, high: null, band: false });
       } else {
         found.push(curve);
       }

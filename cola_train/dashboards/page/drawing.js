@@ -1,8 +1,8 @@
 // What is on a plot's canvas: axes, curves by pixel columns, marks.
 
 /**
- * What a curve is in each pixel column of what is shown: {x, first, last, low, high}. However many
- * points there are, a plot draws as many columns as it is wide, and no extreme is lost.
+ * What a curve is in each pixel column of what is shown: {x, mean, low, high}. However many points
+ * there are, a plot draws as many columns as it is wide, and no extreme is lost.
  */
 function columnsOf(curve, scale, width) {
   const { x, y } = curve;
@@ -17,12 +17,13 @@ function columnsOf(curve, scale, width) {
     if (!Number.isFinite(y[i]) || (scale.log && x[i] <= 0)) continue;
     const at = Math.round(scale.place(x[i]) * width);
     if (at === pixel) {
-      column.last = y[i];
+      column.points += 1;
+      column.mean += (y[i] - column.mean) / column.points;
       column.low = Math.min(column.low, low[i]);
       column.high = Math.max(column.high, high[i]);
     } else {
       pixel = at;
-      column = { x: x[i], first: y[i], last: y[i], low: low[i], high: high[i] };
+      column = { x: x[i], points: 1, mean: y[i], low: low[i], high: high[i] };
       found.push(column);
     }
   }
@@ -32,7 +33,7 @@ function columnsOf(curve, scale, width) {
 function drawAxes(pen, plot) {
   const { x: left, y: top, width, height } = plot.area;
   const yTicks = plot.y.ticks(Math.max(2, Math.floor(height / 36)));
-  const count = Math.max(2, Math.floor(width / 90));
+  const count = Math.max(3, Math.floor(width / 75));
   const linear = plot.timeX && !plot.x.log;
   const xTicks = linear ? timeTicks(plot.x.low, plot.x.high, count) : plot.x.ticks(count);
   pen.lineWidth = 1;
@@ -60,27 +61,34 @@ function drawAxes(pen, plot) {
   pen.stroke();
 }
 
+/** A line of means; of a curve with a band, behind it from the least to the greatest value. */
 function drawCurve(pen, plot, curve, columns) {
-  pen.strokeStyle = pen.fillStyle = curve.colour;
-  pen.globalAlpha = curve.faint ? 0.28 : 1;
-  pen.lineWidth = curve.faint ? 1 : 1.6;
-  pen.lineJoin = 'round';
   const usable = plot.logY ? columns.filter((column) => column.low > 0) : columns;
+  const band = curve.band && usable.some((column) => column.high > column.low);
+  pen.strokeStyle = pen.fillStyle = curve.colour;
+  if (band) drawBand(pen, plot, usable);
+  if (curve.faint && band) return;
+  pen.globalAlpha = curve.faint ? 0.3 : 1;
+  pen.lineWidth = curve.faint || curve.dots ? 1 : 1.6;
+  pen.lineJoin = 'bevel';
   pen.beginPath();
-  usable.forEach((column, i) => {
-    const at = plot.left(column.x);
-    if (i === 0) pen.moveTo(at, plot.top(column.first));
-    else pen.lineTo(at, plot.top(column.first));
-    if (column.high > column.low) {
-      pen.lineTo(at, plot.top(column.low));
-      pen.lineTo(at, plot.top(column.high));
-      pen.lineTo(at, plot.top(column.last));
-    }
-  });
+  for (const column of usable) pen.lineTo(plot.left(column.x), plot.top(column.mean));
   pen.stroke();
+  pen.globalAlpha = 1;
   if (curve.dots || usable.length === 1) {
-    for (const column of usable) dot(pen, plot.left(column.x), plot.top(column.last), 3);
+    for (const column of usable) dot(pen, plot.left(column.x), plot.top(column.mean), 3);
   }
+}
+
+/** Rectangles of whole pixels: a polygon with as many corners takes three times as long to fill. */
+function drawBand(pen, plot, columns) {
+  pen.globalAlpha = 0.3;
+  const places = columns.map((column) => Math.round(plot.left(column.x)));
+  columns.forEach((column, i) => {
+    const top = Math.floor(plot.top(column.high));
+    const width = Math.max((places[i + 1] ?? places[i] + 1) - places[i], 1);
+    pen.fillRect(places[i], top, width, Math.max(Math.ceil(plot.top(column.low)) - top, 1));
+  });
   pen.globalAlpha = 1;
 }
 

@@ -76,8 +76,9 @@ function drawDue() {
 }
 
 /**
- * One plot. curves: {name, colour, x, y, low, high, dots, faint}, x ascending; low and high are
- * the extremes of each point's lines, if it stands for several. marks: {x, colour, symbol}.
+ * One plot. curves: {name, colour, x, y, low, high, band, dots, faint}, x ascending; low and high
+ * are the extremes of each point's lines, if it stands for several; band: whether to show them.
+ * marks: {x, colour, symbol}.
  */
 class Plot {
   constructor(group, title, options = {}) {
@@ -114,7 +115,7 @@ class Plot {
 
   inSight() {
     const box = this.canvas.getBoundingClientRect();
-    return box.bottom > -200 && box.top < window.innerHeight + 200;
+    return box.bottom > -50 && box.top < window.innerHeight + 50;
   }
 
   /** The canvas in pixels of the screen, and the area of the curves in it. */

@@ -1,10 +1,17 @@
 // Numbers as the page gets them, and as people read them.
 
+const UNPACKED = new WeakMap();
+
 /** Floats of {f4: base64} or {f8: base64}; the page's maker writes them little-endian. */
 function unpack(packed) {
+  if (UNPACKED.has(packed)) return UNPACKED.get(packed);
   const [kind, text] = Object.entries(packed)[0];
-  const bytes = Uint8Array.from(atob(text), (letter) => letter.charCodeAt(0));
-  return kind === 'f8' ? new Float64Array(bytes.buffer) : new Float32Array(bytes.buffer);
+  const letters = atob(text);
+  const bytes = new Uint8Array(letters.length);
+  for (let i = 0; i < letters.length; i++) bytes[i] = letters.charCodeAt(i);
+  const floats = kind === 'f8' ? new Float64Array(bytes.buffer) : new Float32Array(bytes.buffer);
+  UNPACKED.set(packed, floats);
+  return floats;
 }
 
 /** The first index of ascending values that is at least x. */
@@ -69,7 +76,8 @@ function bytes(value) {
 function duration(seconds) {
   if (seconds === null || Number.isNaN(seconds)) return '–';
   const minutes = Math.round(seconds / 60);
-  if (seconds < 60) return `${trimmed(seconds.toPrecision(2))} s`;
+  if (seconds > 0 && seconds < 1) return `${trimmed((1000 * seconds).toPrecision(3))} ms`;
+  if (seconds < 60) return `${trimmed(seconds.toPrecision(3))} s`;
   if (minutes < 60) return `${minutes} min`;
   if (minutes < 48 * 60) return `${Math.floor(minutes / 60)} h ${minutes % 60} min`;
   return `${Math.floor(minutes / 1440)} d ${Math.floor((minutes % 1440) / 60)} h`;
