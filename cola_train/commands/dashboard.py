@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import signal
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,13 +27,14 @@ class DashboardOptions:
     out: PathText | None = None  # the page's file; null: dashboard.html, unless serve=true
     serve: bool = False  # on this machine's own address instead, until Ctrl-C
     port: Annotated[int, Range(0, 65535)] | None = None  # of serve=true; null: 8123; 0: a free one
-    # seconds until the page shows what is new; null: 10 if served, and a file is made once
+    # seconds between two looks at the runs; null: 10 with serve=true, else one look and no more
     refresh: Seconds | None = None
-    points: Annotated[int, Range(100, 10**6)] = 10000  # of a curve, at most; each keeps its extremes
+    points: Annotated[int, Range(100, 10**6)] = 10000  # of a curve, at most; extremes are kept
 
 
 def main() -> None:
     """The command `cola-dashboard`."""
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `cola-dashboard ... | head` just ends
     run_own(run, DashboardOptions, "cola-dashboard")
 
 

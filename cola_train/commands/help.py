@@ -89,6 +89,14 @@ cola-generate run_dir=outputs/mine prompts_file=prompts.txt output=json temperat
 cola-generate run_dir=outputs/mine            on a terminal: each line that is typed is a prompt""",
         "",
     ),
+    "cola-dashboard": Command(
+        "runs on one HTML page: curves, health of every layer, spectra, what differs, their state.",
+        """\
+cola-dashboard run_dir=outputs/mine           into dashboard.html, whole in itself
+cola-dashboard 'run_dir=[outputs/mine,outputs/baseline]' out=compared.html
+cola-dashboard run_dir=outputs serve=true     all runs in a folder, followed on 127.0.0.1""",
+        "",
+    ),
     "cola-watch": Command(
         "runs in a terminal, as they go: state, loss, speed, time left, health.",
         """\

@@ -8,7 +8,6 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from cola_train import __version__
 from cola_train.dashboards.run_view import RunView, differing
 from cola_train.errors import UserError
 from cola_train.run.metrics import METRICS
@@ -18,8 +17,8 @@ from cola_train.run.status import STATUS
 ASSETS = files("cola_train.dashboards") / "page"
 # in this order: one script, of which each part uses those before it
 SCRIPTS = (
-    "values.js", "ticks.js", "drawing.js", "plot.js", "heat.js", "state.js", "runs.js", "curves.js", "health.js",
-    "spectra.js", "settings.js", "main.js",
+    "values.js", "ticks.js", "drawing.js", "plot.js", "heat.js", "state.js", "runs.js", "curves.js",
+    "health.js", "spectra.js", "settings.js", "main.js",
 )  # fmt: skip
 
 
@@ -64,7 +63,6 @@ class Page:
         """
         runs = [view.read(self.points) for view in self.views]
         return {
-            "version": __version__,
             "made": time.time(),
             "refresh": self.refresh,
             "served": self.served,

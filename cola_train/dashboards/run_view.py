@@ -48,7 +48,7 @@ class RunView:
         except (OSError, ValueError) as error:
             problems.append(f"spectra: damaged ({error})")
             shown_spectra = None
-        view = {
+        view: dict[str, Any] = {
             "name": self.folder.absolute().name,
             "folder": str(self.folder),
             "outlook": self._outlook(),
@@ -121,7 +121,7 @@ def summary(columns: Mapping[str, Numbers], validation: Sequence[Line]) -> dict[
 
 def flat(values: Any, prefix: str = "") -> dict[str, Any]:
     """Dotted name -> value of nested options; lists are values."""
-    found = {}
+    found: dict[str, Any] = {}
     for key, value in values.items():
         name = f"{prefix}{key}"
         nested = isinstance(value, Mapping) and value

@@ -74,12 +74,16 @@ class Tracker:
             raise UserError(f"{self.path}: cannot be written: {error.strerror}") from error
         self.validated = {line["step"] for line in kept if "val_loss" in line}
         self.tested = {line["step"] for line in kept if any(k.startswith("task/") for k in line)}
+        # of the next training line: which start of the run went on there, if not the first
+        attempt = self.owner.claim["attempt"]
+        self.start = {"attempt": attempt} if attempt > 1 else {}
 
     def training(self, metrics: dict[str, Any]) -> None:
         """Log one training line (the contract's fields, see docs/architecture.md)."""
         if self.main:
             self.bar.show(metrics["step"], _summary(metrics))
-            self._write(metrics)
+            self._write(metrics | self.start)
+            self.start = {}
 
     def validation(self, metrics: dict[str, Any], tokens: int) -> None:
         """Log one validation line; `tokens`: those trained on so far."""

@@ -5,6 +5,7 @@ import dataclasses
 import pytest
 from helpers import REPOSITORY, exit_code_of, run_python
 
+from cola_train.commands.dashboard import DashboardOptions
 from cola_train.commands.dashboard_wandb import WorkspaceOptions
 from cola_train.commands.eval import EvalConfig
 from cola_train.commands.export import ExportOptions
@@ -28,10 +29,11 @@ OWN = {
     "cola-import": ImportOptions,
     "cola-generate": GenerateOptions,
     "cola-watch": WatchOptions,
+    "cola-dashboard": DashboardOptions,
     "cola-dashboard wandb": WorkspaceOptions,
 }
 # take no option of cola-train's
-ALONE = ("cola-export", "cola-generate", "cola-watch", "cola-dashboard wandb")
+ALONE = ("cola-export", "cola-generate", "cola-watch", "cola-dashboard", "cola-dashboard wandb")
 
 
 @pytest.fixture(autouse=True)

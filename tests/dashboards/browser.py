@@ -122,15 +122,18 @@ class Browser:
         """kind: mousePressed, mouseMoved, mouseReleased or mouseWheel; in pixels of the window."""
         self.call("Input.dispatchMouseEvent", type=kind, x=x, y=y, **more)
 
-    def drag(self, start: tuple[float, float], end: tuple[float, float], steps: int = 8) -> None:
-        """With the left button."""
-        left = {"button": "left", "clickCount": 1}
-        self.mouse("mouseMoved", *start)
+    def drag(
+        self, start: tuple[float, float], end: tuple[float, float], modifiers: int = 0
+    ) -> None:
+        """With the left button, in a few steps. modifiers: 2 for Ctrl, 8 for Shift."""
+        left = {"button": "left", "clickCount": 1, "modifiers": modifiers}
+        steps = 6
+        self.mouse("mouseMoved", *start, modifiers=modifiers)
         self.mouse("mousePressed", *start, **left)
         for i in range(1, steps + 1):
             share = i / steps
             at = [a + (b - a) * share for a, b in zip(start, end, strict=True)]
-            self.mouse("mouseMoved", *at, button="left", buttons=1)
+            self.mouse("mouseMoved", *at, button="left", buttons=1, modifiers=modifiers)
         self.mouse("mouseReleased", *end, **left)
 
     def screenshot(self, path: Path, whole: bool = False) -> None:

@@ -52,7 +52,7 @@ def write_run(
     log_every: int = 1,
     **changes: dict[str, Any],
 ) -> None:
-    """A run of `steps` steps of `last_step`. loss: where it falls to. speed: of its steps, relative.
+    """A run of `steps` steps of `last_step`. loss: where it falls to. speed: of its steps.
     attempts: steps at which a later start went on. changes: of groups of its config."""
     folder.mkdir(parents=True)
     config = {**CONFIG, "run_name": folder.name, "run_dir": str(folder)}
@@ -75,7 +75,7 @@ def write_run(
 
 
 def lines(steps, last_step, loss, speed, seed, attempts, log_every, lr):
-    """What a run would write; every 997th step a spike is skipped."""
+    """What a run would write; every 997th step is skipped."""
     draw = random.Random(seed)
     skipped = 0
     warm = max(1, last_step // 20)
@@ -85,7 +85,7 @@ def lines(steps, last_step, loss, speed, seed, attempts, log_every, lr):
         cosine = 0.1 + 0.45 * (1 + math.cos(math.pi * step / last_step))
         value = loss + 7.3 * math.exp(-4 * math.log1p(step * speed) / math.log1p(900)) * 3
         value = min(10.4, value) + draw.gauss(0, 0.06)
-        skip = step % 997 == 0
+        skip = (step + 100 * seed) % 997 == 0
         skipped += skip
         seconds = (0.31 + draw.expovariate(60)) / speed
         line = {
@@ -100,8 +100,8 @@ def lines(steps, last_step, loss, speed, seed, attempts, log_every, lr):
         yield line
         if step % max(1, steps // 12) == 0:
             yield {
-                "step": step, "val_loss": min(10.2, value) + 0.05, "val_perplexity": math.exp(value),
-                "val_tokens": 10**6, "val_loss/wiki": min(10.2, value) + 0.4,
+                "step": step, "val_loss": min(10.2, value) + 0.05,
+                "val_perplexity": math.exp(value), "val_tokens": 10**6, "val_loss/wiki": min(10.2, value) + 0.4,
             }  # fmt: skip
 
 
@@ -126,8 +126,12 @@ def add_health(folder: Path, steps: int, every: int, collapsed: tuple[int, str] 
                 "z_rank": {p: ranks(p, 1.0) for p in PROJECTIONS},
                 "s_rank": {p: ranks(p, 1.15) for p in PROJECTIONS},
                 "dead": {p: [share * draw.random() * 0.2 for _ in range(LAYERS)] for p in "qkvo"},
-                "norm_ba": {p: [1 + 4 * share + draw.random() for _ in range(LAYERS)] for p in "qkvo"},
-                "condition": {p: [10 ** (1 + 2 * draw.random()) for _ in range(LAYERS)] for p in "qk"},
+                "norm_ba": {
+                    p: [1 + 4 * share + draw.random() for _ in range(LAYERS)] for p in "qkvo"
+                },
+                "condition": {
+                    p: [10 ** (1 + 2 * draw.random()) for _ in range(LAYERS)] for p in "qk"
+                },
                 "residual_rms": [0.5 + 0.3 * layer + share for layer in range(LAYERS)],
                 "max_logit": [8 + 3 * draw.random() if layer else None for layer in range(LAYERS)],
             }
@@ -171,13 +175,12 @@ def add_spectra(folder: Path) -> None:
 def write_samples(folder: Path) -> list[Path]:
     """Four runs of 60m: one that runs, one that is done, one that failed and one that is lost."""
     full = {"name": "full"}
-    write_run(folder / "cola-60m", 2600, "running", last_step=4000, attempts=(1200,))
+    low = {"lr": 2e-3}
+    write_run(folder / "cola-60m", 2600, "running", 4000, attempts=(1200,), optim=low)
     write_run(folder / "full-60m", 4000, loss=3.0, speed=0.7, seed=1, method=full)
     fault = "training diverged: 10 steps in a row were skipped (train.max_skipped_in_a_row)"
     hot = {"lr": 2e-2}
-    write_run(
-        folder / "hot", 900, "failed", 4000, loss=4.2, seed=2, message=fault, optim=hot
-    )
+    write_run(folder / "hot", 900, "failed", 4000, loss=4.2, seed=2, message=fault, optim=hot)
     small = {"rank_ratio": 0.125}
     write_run(
         folder / "rank-64", 1700, "running", 4000, loss=3.35, speed=1.3, seed=3, pid=2**22 + 1,

@@ -6,6 +6,8 @@ import signal
 import pytest
 from helpers import exit_code_of, finish, launch, losses, run_to_end, wait_for_step
 
+from cola_train.run.metrics import read_metrics
+
 
 @pytest.mark.slow
 def test_four_processes_then_two_then_one(tiny, tmp_path):
@@ -45,6 +47,9 @@ def test_signal_saves_and_exits_75(tiny, tmp_path, capsys, number):
     said = capsys.readouterr().err
     assert f"resuming from {tmp_path / 'run' / 'checkpoints' / f'step-{stopped:08d}'}" in said
     assert list(losses(tmp_path / "run")) == list(range(1, stopped + 3))
+    lines = read_metrics(tmp_path / "run" / "metrics.jsonl")
+    starts = {line["step"]: line["attempt"] for line in lines if "attempt" in line}
+    assert starts == {stopped + 1: 2}
 
 
 def test_damaged_checkpoint_is_passed_over(tiny, tmp_path, capsys):

@@ -10,10 +10,10 @@ function show() {
 }
 
 function sayWhen(trouble = '') {
-  const { made, refresh, version } = DATA.now;
+  const { made, refresh } = DATA.now;
   const at = new Date(made * 1000).toLocaleString('sv'); // as 2026-11-26 09:30:00
   const again = refresh === null ? '' : `, again every ${duration(refresh)}`;
-  document.getElementById('when').textContent = trouble || `${at}${again}, by cola_train ${version}`;
+  document.getElementById('when').textContent = trouble || `as of ${at}${again}`;
 }
 
 /** What the server has; the same page with it if that is new. */
