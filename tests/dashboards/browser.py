@@ -27,7 +27,7 @@ SECONDS = 60.0  # that any answer may take
 
 
 class Browser:
-    """One page. `said`: what the console, exceptions and failed requests said so far; `asked`:
+    """One page at a time. `said`: what the console, exceptions and failed requests said so far; `asked`:
     the addresses that the page asked for."""
 
     def __init__(self) -> None:
@@ -54,11 +54,7 @@ class Browser:
         self.said: list[str] = []
         self.asked: list[str] = []
         self.events: list[str] = []
-        target = self.call("Target.createTarget", url="about:blank")["targetId"]
-        attached = self.call("Target.attachToTarget", targetId=target, flatten=True)
-        self.session = attached["sessionId"]
-        for domain in ("Page", "Runtime", "Log", "Network"):
-            self.call(f"{domain}.enable")
+        self.tab: str | None = None
 
     def call(self, method: str, **parameters: Any) -> dict[str, Any]:
         """The answer of a DevTools method."""
@@ -98,7 +94,13 @@ class Browser:
             self.asked.append(values["request"]["url"])
 
     def open(self, url: str, width: int = 1200, height: int = 900, dark: bool = False) -> None:
-        """Load a page, whole."""
+        """Load a page, whole, in a tab of its own, which knows nothing of another's storage."""
+        self.close_tab()
+        self.tab = self.call("Target.createTarget", url="about:blank")["targetId"]
+        attached = self.call("Target.attachToTarget", targetId=self.tab, flatten=True)
+        self.session = attached["sessionId"]
+        for domain in ("Page", "Runtime", "Log", "Network"):
+            self.call(f"{domain}.enable")
         self.call(
             "Emulation.setDeviceMetricsOverride",
             width=width, height=height, deviceScaleFactor=1, mobile=False,
@@ -109,6 +111,12 @@ class Browser:
         self.call("Page.navigate", url=url)
         while "Page.loadEventFired" not in self.events:
             self._note(self._message())
+
+    def close_tab(self) -> None:
+        self.session = None
+        if self.tab is not None:
+            self.call("Target.closeTarget", targetId=self.tab)
+            self.tab = None
 
     def value(self, expression: str) -> Any:
         """What a JavaScript expression comes to, as JSON; a promise is waited for."""

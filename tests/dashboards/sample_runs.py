@@ -101,7 +101,8 @@ def lines(steps, last_step, loss, speed, seed, attempts, log_every, lr):
         if step % max(1, steps // 12) == 0:
             yield {
                 "step": step, "val_loss": min(10.2, value) + 0.05,
-                "val_perplexity": math.exp(value), "val_tokens": 10**6, "val_loss/wiki": min(10.2, value) + 0.4,
+                "val_perplexity": math.exp(value), "val_tokens": 10**6,
+                "val_loss/wiki": min(10.2, value) + 0.4,
             }  # fmt: skip
 
 

@@ -172,7 +172,7 @@ def test_a_served_page_follows_its_run(browser, tmp_path):
         while browser.value(state) != "done" and time.monotonic() < deadline:
             time.sleep(0.1)
         assert browser.value("TRAINING.plots[0].curves[0].x.length") == 21
-        browser.open("about:blank")  # it asks no more
+        browser.close_tab()  # it asks no more
         tag = answer(server, "/data.json")[1]
         assert answer(server, "/data.json", **{"If-None-Match": tag})[0] == 304
         assert answer(server, "/../../etc/passwd")[0] == 404
@@ -183,6 +183,25 @@ def test_a_served_page_follows_its_run(browser, tmp_path):
     finally:
         server.shutdown()
         server.server_close()
+
+
+def test_a_page_in_a_file_loads_itself_again_as_it_was_left(browser, tmp_path):
+    write_run(tmp_path / "run", 20, "running", last_step=40)
+    page, path = Page([tmp_path / "run"], 1000, 0.3, served=False), tmp_path / "page.html"
+    path.write_text(page.html(page.data()))
+    browser.open(path.as_uri())
+    browser.value("CHOSEN.axis = 'step'; curvesChanged(); TRAINING.show(0.5, 1)")
+    shown = browser.value("TRAINING.range")
+    with (tmp_path / "run" / "metrics.jsonl").open("a") as file:
+        file.write(json.dumps({"step": 21, "tokens": 21 * TOKENS, "loss": 3.0}) + "\n")
+    (tmp_path / "new").write_text(page.html(page.data()))
+    (tmp_path / "new").replace(path)
+    rows = "document.readyState === 'complete' && DATA.now.runs[0].training.rows"
+    deadline = time.monotonic() + 30
+    while browser.value(rows) != 21 and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert browser.value("[CHOSEN.axis, TRAINING.range]") == ["step", shown]
+    browser.close_tab()
 
 
 def answer(server: Server, path: str, **headers: str) -> tuple[int, str]:

@@ -1,7 +1,7 @@
 // Curves of all runs over one axis: loss, learning rate, speed, memory, and what a method adds.
 
 const AXES = {
-  tokens: ['tokens', short], flops: ['FLOPs', short], seconds: ['time', duration], step: ['step', short],
+  tokens: ['tokens', short], flops: ['FLOPs', short], seconds: ['time', moment], step: ['step', short],
 };
 
 // title, and how its values read; smooth: whether smoothing is for it
@@ -115,6 +115,7 @@ function fillCurves() {
     const name = plot.figureName;
     plot.curves = curvesOf(name, (PLOTS[name] || { smooth: true }).smooth);
     plot.marks = name === 'loss' ? marks : [];
+    plot.point(null);
     Object.assign(plot, { labelX, formatX, timeX: CHOSEN.axis === 'seconds' });
   }
 }

@@ -53,7 +53,7 @@ function drawAxes(pen, plot) {
     const at = Math.round(plot.left(tick)) + 0.5;
     pen.moveTo(at, top);
     pen.lineTo(at, top + height);
-    const text = plot.timeX ? plot.formatX(tick) : tickLabel(tick, xTicks);
+    const text = plot.timeX ? timeLabel(tick, xTicks) : tickLabel(tick, xTicks);
     const half = pen.measureText(text).width / 2;
     pen.textAlign = 'center';
     pen.fillText(text, Math.min(at, plot.canvas.clientWidth - half - 1), top + height + 6);
@@ -64,31 +64,43 @@ function drawAxes(pen, plot) {
 /** A line of means; of a curve with a band, behind it from the least to the greatest value. */
 function drawCurve(pen, plot, curve, columns) {
   const usable = plot.logY ? columns.filter((column) => column.low > 0) : columns;
-  const band = curve.band && usable.some((column) => column.high > column.low);
   pen.strokeStyle = pen.fillStyle = curve.colour;
-  if (band) drawBand(pen, plot, usable);
-  if (curve.faint && band) return;
-  pen.globalAlpha = curve.faint ? 0.3 : 1;
-  pen.lineWidth = curve.faint || curve.dots ? 1 : 1.6;
+  if (curve.band) drawBand(pen, plot, usable, curve.low ? Infinity : 1);
+  if (curve.faint) return;
+  pen.lineWidth = curve.dots ? 1 : 1.6;
   pen.lineJoin = 'bevel';
   pen.beginPath();
   for (const column of usable) pen.lineTo(plot.left(column.x), plot.top(column.mean));
   pen.stroke();
-  pen.globalAlpha = 1;
   if (curve.dots || usable.length === 1) {
     for (const column of usable) dot(pen, plot.left(column.x), plot.top(column.mean), 3);
   }
 }
 
-/** Rectangles of whole pixels: a polygon with as many corners takes three times as long to fill. */
-function drawBand(pen, plot, columns) {
+/**
+ * Rectangles of whole pixels, at most as wide as `widest`, and lines where they leave gaps: one
+ * polygon with as many corners takes the rasteriser longer.
+ */
+function drawBand(pen, plot, columns, widest) {
   pen.globalAlpha = 0.3;
-  const places = columns.map((column) => Math.round(plot.left(column.x)));
+  pen.lineWidth = 1;
+  pen.beginPath();
+  let place = columns.length && Math.round(plot.left(columns[0].x));
   columns.forEach((column, i) => {
+    const next = i + 1 < columns.length ? Math.round(plot.left(columns[i + 1].x)) : place + 1;
     const top = Math.floor(plot.top(column.high));
-    const width = Math.max((places[i + 1] ?? places[i] + 1) - places[i], 1);
-    pen.fillRect(places[i], top, width, Math.max(Math.ceil(plot.top(column.low)) - top, 1));
+    if (column.high > column.low) {
+      const width = Math.max(Math.min(next - place, widest), 1);
+      pen.fillRect(place, top, width, Math.max(Math.ceil(plot.top(column.low)) - top, 1));
+    }
+    if (next - place > widest || column.high === column.low) {
+      pen.moveTo(place, plot.top(column.mean));
+      const after = columns[i + 1] || column;
+      pen.lineTo(next, plot.top(after.mean));
+    }
+    place = next;
   });
+  pen.stroke();
   pen.globalAlpha = 1;
 }
 

@@ -19,6 +19,7 @@ function sayWhen(trouble = '') {
 /** What the server has; the same page with it if that is new. */
 let tag = null;
 async function ask() {
+  if (document.querySelector(':active')) return; // not under a finger or a pressed button
   try {
     const answer = await fetch('data.json', { headers: tag ? { 'If-None-Match': tag } : {}, cache: 'no-store' });
     if (answer.status === 304) return;

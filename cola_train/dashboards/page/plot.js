@@ -30,7 +30,9 @@ class Group {
   }
 
   scale() {
-    const [low, high] = this.range || this.whole();
+    const [least, most] = this.whole();
+    if (this.range && (this.range[1] <= least || this.range[0] >= most)) this.range = null;
+    const [low, high] = this.range || [least, most];
     return new Scale(low, high, this.log);
   }
 
@@ -215,7 +217,7 @@ class Plot {
     };
     this.canvas.addEventListener('pointerup', end);
     this.canvas.addEventListener('pointercancel', () => { drag = this.selection = null; this.later(); });
-    this.canvas.addEventListener('pointerleave', () => { this.hover = null; this.readout.hidden = true; this.later(); });
+    this.canvas.addEventListener('pointerleave', () => this.point(null));
     this.canvas.addEventListener('dblclick', () => this.group.reset());
     this.canvas.addEventListener('wheel', (event) => this.wheel(event, place(event)), { passive: false });
     this.canvas.addEventListener('keydown', (event) => this.key(event));
@@ -252,11 +254,7 @@ class Plot {
 
   /** What the curves are at a place of x: said beside the pointer. */
   pointAt(place, event) {
-    if (place < 0 || place > 1 || !this.x) {
-      this.hover = null;
-      this.readout.hidden = true;
-      return this.later();
-    }
+    if (place < 0 || place > 1 || !this.x) return this.point(null);
     const at = this.x.value(place);
     const found = [];
     for (const curve of this.curves) {
@@ -264,7 +262,6 @@ class Plot {
       const i = nearest(curve, at);
       if (i !== null) found.push({ curve, i });
     }
-    this.hover = { found };
     if (found.length) {
       // of the point that is nearest: curves may have points at different places
       const near = found.reduce((a, b) => (gap(a, at) <= gap(b, at) ? a : b));
@@ -278,8 +275,14 @@ class Plot {
       this.readout.style.left = right ? 'auto' : `${event.offsetX + 14}px`;
       this.readout.style.right = right ? `${this.canvas.clientWidth - event.offsetX + 14}px` : 'auto';
     }
-    this.readout.hidden = found.length === 0;
-    return this.later();
+    return this.point(found.length ? { found } : null);
+  }
+
+  /** Show these points and the readout; null: neither. */
+  point(hover) {
+    this.hover = hover;
+    this.readout.hidden = hover === null;
+    this.later();
   }
 }
 

@@ -6,7 +6,7 @@ const CHOSEN = {
   axis: 'tokens', logX: false, smoothing: 0.9, hidden: [], logY: {}, range: null,
   health: { run: null, figure: 'z_rank' }, spectra: { run: null, point: 'input' },
 };
-const KEPT = 'cola-dashboard';
+const KEPT = `cola-dashboard ${location.pathname}`;
 
 try {
   Object.assign(CHOSEN, JSON.parse(sessionStorage.getItem(KEPT) || '{}'));

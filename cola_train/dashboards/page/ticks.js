@@ -40,7 +40,7 @@ class Scale {
 function evenTicks(low, high, count) {
   const raw = (high - low) / Math.max(count, 1);
   const unit = Math.pow(10, Math.floor(Math.log10(raw)));
-  const step = unit * [1, 2, 5, 10].find((digit) => digit * unit >= raw * 0.999);
+  const step = unit * [1, 2, 5, 10].find((digit) => digit * unit >= raw * 0.65);
   const found = [];
   for (let i = Math.ceil(low / step - 1e-9); i * step <= high + step * 1e-9; i++) {
     found.push(i === 0 ? 0 : Number((i * step).toPrecision(12)));
@@ -48,12 +48,31 @@ function evenTicks(low, high, count) {
   return found;
 }
 
-/** Labels in time: ticks at round numbers of minutes, hours or days. */
+const [MINUTE, HOUR, DAY] = [60, 3600, 86400];
+const TIMES = [
+  1, 2, 5, 10, 15, 30, ...[1, 2, 5, 10, 15, 30].map((n) => n * MINUTE),
+  ...[1, 2, 3, 6, 12].map((n) => n * HOUR), ...[1, 2, 5, 10, 20, 50, 100].map((n) => n * DAY),
+];
+
+/** Ticks at round numbers of seconds, minutes, hours or days. */
 function timeTicks(low, high, count) {
-  const units = [1, 60, 3600, 86400];
-  const raw = (high - low) / Math.max(count, 1);
-  const unit = units.filter((each) => each <= Math.max(raw, 1)).pop();
-  return evenTicks(low / unit, high / unit, count).map((tick) => tick * unit);
+  const raw = ((high - low) / count) * 0.65;
+  const step = TIMES.find((each) => each >= raw);
+  if (raw < 0.5 || step === undefined) return evenTicks(low, high, count);
+  return evenTicks(low / step, high / step, count).filter(Number.isInteger).map((n) => n * step);
+}
+
+/** A tick's label in time, which tells it from the next one. */
+function timeLabel(seconds, ticks) {
+  const gap = ticks.length > 1 ? ticks[1] - ticks[0] : seconds;
+  const two = (number) => String(Math.floor(number)).padStart(2, '0');
+  if (gap < 1) return `${tickLabel(seconds, ticks)} s`;
+  if (gap >= DAY) return `${short(seconds / DAY)} d`;
+  if (gap >= HOUR) return `${short(seconds / HOUR)} h`;
+  if (gap < MINUTE && seconds < HOUR) return `${Math.floor(seconds / MINUTE)}:${two(seconds % MINUTE)} min`;
+  if (seconds < HOUR) return `${short(seconds / MINUTE)} min`;
+  const clock = `${Math.floor(seconds / HOUR)}:${two((seconds % HOUR) / MINUTE)}`;
+  return gap < MINUTE ? `${clock}:${two(seconds % MINUTE)} h` : `${clock} h`;
 }
 
 /** A tick's label, with as many digits as tell neighbours apart. */

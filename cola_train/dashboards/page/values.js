@@ -83,6 +83,12 @@ function duration(seconds) {
   return `${Math.floor(minutes / 1440)} d ${Math.floor((minutes % 1440) / 60)} h`;
 }
 
+/** A moment of a run: as a duration, to the second within the first hour. */
+function moment(seconds) {
+  if (!(seconds >= 60 && seconds < 3600)) return duration(seconds);
+  return `${Math.floor(seconds / 60)} min ${Math.floor(seconds % 60)} s`;
+}
+
 /** An element: its text, class and other attributes by name, and children. */
 function element(tag, attributes = {}, ...children) {
   const made = document.createElement(tag);
