@@ -27,8 +27,8 @@ SECONDS = 60.0  # that any answer may take
 
 
 class Browser:
-    """One page at a time. `said`: what the console, exceptions and failed requests said so far; `asked`:
-    the addresses that the page asked for."""
+    """One page at a time. `said`: what the console, exceptions and failed requests said so far;
+    `asked`: the addresses that the page asked for."""
 
     def __init__(self) -> None:
         self.profile = tempfile.TemporaryDirectory(ignore_cleanup_errors=True)
