@@ -3,14 +3,17 @@
 import contextlib
 import os
 import signal
+import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
+from cola_train.commands import dashboard_wandb
 from cola_train.commands.cli import run_own
 from cola_train.config.fields import OneOrMore, PathText, Range, Seconds
-from cola_train.dashboards.page import Page, found_runs, goes_on
+from cola_train.dashboards.folders import found_runs
+from cola_train.dashboards.page import Page, goes_on
 from cola_train.dashboards.server import Server
 from cola_train.errors import EXIT_DONE, UserError
 from cola_train.files import write_text
@@ -33,8 +36,11 @@ class DashboardOptions:
 
 
 def main() -> None:
-    """The command `cola-dashboard`."""
+    """The command `cola-dashboard`; `cola-dashboard wandb` is another."""
     signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `cola-dashboard ... | head` just ends
+    if sys.argv[1:2] == ["wandb"]:
+        del sys.argv[1]
+        dashboard_wandb.main()
     run_own(run, DashboardOptions, "cola-dashboard")
 
 

@@ -10,7 +10,8 @@ from browser import Browser
 from PIL import Image
 from sample_runs import write_samples
 
-from cola_train.dashboards.page import Page, found_runs
+from cola_train.dashboards.folders import found_runs
+from cola_train.dashboards.page import Page
 
 IMAGES = Path(__file__).parents[2] / "docs" / "img"
 COLOURS = 256  # of a palette: an image is a third as large, and looks the same

@@ -12,7 +12,8 @@ import pytest
 from browser import CHROMIUM, Browser
 from sample_runs import TOKENS, write_run, write_samples
 
-from cola_train.dashboards.page import Page, found_runs
+from cola_train.dashboards.folders import found_runs
+from cola_train.dashboards.page import Page
 from cola_train.dashboards.server import Server
 
 pytestmark = pytest.mark.skipif(

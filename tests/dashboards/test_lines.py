@@ -9,9 +9,10 @@ import pytest
 from helpers import run_python
 from sample_runs import LAYERS, add_health, add_spectra, write_run
 
+from cola_train.dashboards.folders import found_runs
 from cola_train.dashboards.health import health_maps, spectra
 from cola_train.dashboards.lines import Lines, bucketed, events, measured
-from cola_train.dashboards.page import Page, found_runs
+from cola_train.dashboards.page import Page
 from cola_train.dashboards.run_view import differing, flat
 from cola_train.errors import UserError
 
