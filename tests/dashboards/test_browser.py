@@ -156,6 +156,16 @@ def test_what_a_runs_folder_says_is_text(browser, tmp_path):
     assert browser.value("document.querySelectorAll('main b, main img').length") == 0
 
 
+def test_a_run_that_has_only_begun_has_no_plot_yet(browser, tmp_path):
+    write_run(tmp_path / "run", 5, "running")
+    (tmp_path / "run" / "metrics.jsonl").unlink()
+    made = Page([tmp_path / "run"], 100, None, served=False)
+    (tmp_path / "page.html").write_text(made.html(made.data()))
+    browser.open((tmp_path / "page.html").as_uri())
+    assert "no step yet" in browser.value("document.querySelector('.state').textContent")
+    assert browser.value("TRAINING.plots.length") == 0
+
+
 def test_a_served_page_follows_its_run(browser, tmp_path):
     run = tmp_path / "run"
     write_run(run, 20, "running", last_step=40)

@@ -11,6 +11,7 @@ GROUPS = {
     "lr": "train/lr",
     "grad_norm": "train/grad_norm",
     "skipped": "train/skipped",
+    "attempt": "train/attempt",
     "val_loss": "validation/loss",
     "val_perplexity": "validation/perplexity",
     "val_tokens": "validation/tokens",
