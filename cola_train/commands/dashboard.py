@@ -67,6 +67,7 @@ def run(options: DashboardOptions) -> int:
 def serve(options: DashboardOptions, runs: list[Path]) -> None:
     """Until Ctrl-C."""
     page = Page(runs, options.points, options.refresh or REFRESH, served=True)
+    page.data()  # what cannot be read is said at once
     port = PORT if options.port is None else options.port
     with Server(page, port) as server, contextlib.suppress(KeyboardInterrupt):
         print(server.url, flush=True)

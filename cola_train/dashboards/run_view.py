@@ -37,7 +37,7 @@ class RunView:
         """What the page knows of the run, as JSON values; curves have at most `points` points.
 
         Raises:
-            UserError: its metrics cannot be read.
+            UserError: its metrics or its state cannot be read.
         """
         problems: list[str] = []
         self._follow()
@@ -69,7 +69,12 @@ class RunView:
 
     def _outlook(self) -> dict[str, Any]:
         """Without what is another at every look, though nothing has happened."""
-        found = asdict(outlook(self.folder, list(self.recent)))
+        try:
+            found = asdict(outlook(self.folder, list(self.recent)))
+        except OSError as error:
+            raise UserError(
+                f"run_dir: {error.filename} cannot be read ({error.strerror})"
+            ) from error
         del found["silent_seconds"]
         return found
 

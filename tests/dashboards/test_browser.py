@@ -256,6 +256,16 @@ new Promise((done) => {
 """
 
 
+# Of the gradient norms of a run, which have spikes of one step.
+SPIKE = """
+(() => {
+  const plot = TRAINING.plots.find((each) => each.figureName === 'grad_norm');
+  const shown = Math.max(...plot.shown[0].map((column) => column.high));
+  return shown > 40 && shown === plot.curves[0].high.reduce((a, b) => Math.max(a, b));
+})()
+"""
+
+
 @pytest.mark.slow
 def test_five_runs_of_100_thousand_lines_open_and_pan(browser, tmp_path):
     """By CPU time, which other processes on the machine do not change: the drawing is Chromium's
@@ -277,5 +287,7 @@ def test_five_runs_of_100_thousand_lines_open_and_pan(browser, tmp_path):
     panned = cpu_seconds(browser.process.pid)
     width = browser.value("TRAINING.plots[0].area.width")
     assert all(0 < count <= width + 3 for count in columns)
+    browser.value("TRAINING.range = null; TRAINING.plots.map((plot) => plot.draw()).length")
+    assert browser.value(SPIKE)
     print(f"opening {opened - began:.2f} s, a frame {1000 * (panned - opened) / 30:.0f} ms of CPU")
     assert opened - began < 4 and (panned - opened) / 30 < 0.15
