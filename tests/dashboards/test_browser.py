@@ -289,5 +289,6 @@ def test_five_runs_of_100_thousand_lines_open_and_pan(browser, tmp_path):
     assert all(0 < count <= width + 3 for count in columns)
     browser.value("TRAINING.range = null; TRAINING.plots.map((plot) => plot.draw()).length")
     assert browser.value(SPIKE)
-    print(f"opening {opened - began:.2f} s, a frame {1000 * (panned - opened) / 30:.0f} ms of CPU")
+    spent = f"opening {opened - began:.2f} s, a frame {1000 * (panned - opened) / 30:.0f} ms of CPU"
+    print(f"{path.stat().st_size / 1e6:.1f} MB, {spent}")
     assert opened - began < 4 and (panned - opened) / 30 < 0.15
