@@ -41,21 +41,25 @@ def fastest(
             cannot be had for it.
     """
     device = model.embedding.weight.device
-    on_gpu = device.type == "cuda"
     for name, wanted in (("cuda_graph", cuda_graph), ("compile", compiled)):
-        if wanted and not on_gpu:
+        if wanted and device.type != "cuda":
             raise UserError(f"{name}: the model is not on a GPU; leave it out")
     if native:
         if kind != "kv":
             raise UserError(f"native: it is for cache=kv alone, and this is cache={kind}")
         return Native(model), partial(make_cache, kind, model)
     if cuda_graph is None:
-        cuda_graph = on_gpu and kind == "kv"  # no other has been tried
+        cuda_graph = recorded(kind, device)
     new_cache: CacheMaker = partial(make_cache, kind, model, static=cuda_graph or compiled)
     if compiled:
         compile_blocks(model, when=is_step, dynamic=False)
         new_cache = rounded(new_cache)
     return Recorded(model) if cuda_graph else model, new_cache
+
+
+def recorded(kind: str, device: torch.device) -> bool:
+    """On GPUs, where only the cache of keys and values has been tried."""
+    return device.type == "cuda" and kind == "kv"
 
 
 def is_step(context: AttentionContext) -> bool:
