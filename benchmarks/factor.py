@@ -38,7 +38,7 @@ class OfWeights(Fit):
     ) -> dict[str, tuple[Tensor, Tensor]]:
         found = {}
         for name, W in weights.items():
-            A, B = factor.factor(W, torch.eye(W.shape[1]), self.rank)
+            A, B = factor.factor(W, torch.eye(W.shape[1]), self.ranks[name])
             found[name] = A.float(), B.float()
         return found
 
@@ -50,7 +50,7 @@ class WithoutSilu(Fit):
     def bottlenecks(
         self, pairs: Pairs, weights: Mapping[str, Tensor], key: str
     ) -> dict[str, tuple[Tensor, Tensor]]:
-        return Fit(self.rank, False, self.gate_silu).bottlenecks(pairs, weights, key)
+        return Fit(self.ranks, False, self.gate_silu).bottlenecks(pairs, weights, key)
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,8 @@ class InPairs(Fit):
     def bottlenecks(
         self, pairs: Pairs, weights: Mapping[str, Tensor], key: str
     ) -> dict[str, tuple[Tensor, Tensor]]:
-        half = Fit(self.rank // 2, False, self.gate_silu).bottlenecks(pairs, weights, key)
+        ranks = {name: rank // 2 for name, rank in self.ranks.items()}
+        half = Fit(ranks, False, self.gate_silu).bottlenecks(pairs, weights, key)
         return {
             name: (torch.cat([A, -A]), torch.cat([B, -B], dim=1)) for name, (A, B) in half.items()
         }
@@ -73,7 +74,7 @@ class NotRotated(Fit):
     def bottlenecks(
         self, pairs: Pairs, weights: Mapping[str, Tensor], key: str
     ) -> dict[str, tuple[Tensor, Tensor]]:
-        found = Fit(self.rank, False, self.gate_silu).bottlenecks(pairs, weights, key)
+        found = Fit(self.ranks, False, self.gate_silu).bottlenecks(pairs, weights, key)
         C = Moments(pairs()).second().float()
         for name, (A, B) in found.items():
             scale = self.size / ((A @ C) * A).sum(1).sqrt()
@@ -98,7 +99,7 @@ def arms(placement: str, fit: Fit) -> Iterator[tuple[str, Fit | None]]:
 
 
 def _as(kind: type[Fit], fit: Fit) -> Fit:
-    return kind(fit.rank, fit.silu, fit.gate_silu, fit.size)
+    return kind(fit.ranks, fit.silu, fit.gate_silu, fit.size)
 
 
 def continued(

@@ -47,7 +47,7 @@ def bottlenecks_of(
             result,
             [batch.to(device) for batch in batches],
             fit,
-            lambda done: bar.show(done, f"rank {fit.rank}"),
+            lambda done: bar.show(done, config.method.label(config.model)),
         )
     return result.cpu()
 

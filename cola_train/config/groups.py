@@ -45,10 +45,16 @@ class ModelConfig:
         return InnerWidth(self.d_ff)
 
     @property
-    def linear_shapes(self) -> list[tuple[int, int]]:
-        """(d_in, d_out) of the seven linears of one block: q, k, v, o, gate, up, down."""
+    def linears(self) -> dict[str, tuple[int, int]]:
+        """(d_in, d_out) of the seven linears of one block, by name."""
         d, f = self.d_model, self.inner
-        return [(d, d)] * 4 + [(d, f)] * 2 + [(f, d)]
+        attention = dict.fromkeys(("q", "k", "v", "o"), (d, d))
+        return {**attention, "gate": (d, f), "up": (d, f), "down": (f, d)}
+
+    @property
+    def linear_shapes(self) -> list[tuple[int, int]]:
+        """The same without names."""
+        return list(self.linears.values())
 
 
 @dataclass(frozen=True)

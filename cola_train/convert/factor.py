@@ -112,10 +112,11 @@ def bottleneck(x: Tensor, A: Tensor, B: Tensor, silu: bool) -> Tensor:
 class Fit:
     """How linears become bottlenecks.
 
-    silu: on the bottleneck. gate_silu: on SwiGLU's gate. size: see `spread`.
+    ranks: of each projection. silu: on the bottleneck. gate_silu: on SwiGLU's gate. size: see
+    `spread`.
     """
 
-    rank: int
+    ranks: Mapping[str, int]
     silu: bool
     gate_silu: bool
     size: float = SIZE
@@ -135,7 +136,8 @@ class Fit:
                 f"method={method.name}: a dense model becomes bottlenecks without anything beside "
                 "them: leave the other options of the method out"
             )
-        return cls(int(method.bottleneck(config.model)), *method.silus(config.model))
+        ranks = {name: int(rank) for name, rank in method.ranks_of(config.model).items()}
+        return cls(ranks, *method.silus(config.model))
 
     def bottlenecks(
         self, pairs: Pairs, weights: Mapping[str, Tensor], key: str
@@ -147,7 +149,7 @@ class Fit:
         rows = [len(W) for W in weights.values()]
         fitted = moments.fitted(torch.cat(list(weights.values()))).split(rows)
         for name, W in zip(weights, fitted, strict=True):
-            A, B = factor(W, C, self.rank)
+            A, B = factor(W, C, self.ranks[name])
             if self.silu:
                 A, B = spread(A, B, C, self.size, f"{key}.{name}")
             found[name] = A.float(), B.float()

@@ -26,7 +26,11 @@ class Bottlenecked(Protocol):
     y_i = B_i s_i."""
 
     def bottlenecks(self, x: Tensor) -> tuple[Tensor, ...]:
-        """(..., d_in) -> one s_i, (..., r), for each projection, in order."""
+        """(..., d_in) -> one s_i, (..., r_i), for each projection, in order."""
+        ...
+
+    def widths(self) -> list[int]:
+        """Each r_i."""
         ...
 
     def expand(self, name: str, s: Tensor) -> Tensor:
@@ -180,9 +184,9 @@ class Absorbed:
 
 @dataclass(frozen=True)
 class Latent:
-    """What one block's keys and values are B_k and B_v of, (B, length, r) each: the latter as
-    `Absorbed` has it; keys are made anew in each step, as those of one position are no product of
-    anything that all heads and positions share.
+    """What one block's keys and values are B_k and B_v of, (B, length, r_k) and (B, length, r_v):
+    the latter as `Absorbed` has it; keys are made anew in each step, as those of one position are
+    no product of anything that all heads and positions share.
 
     angles: of all columns, (2, 1 or B, length, 1, K).
     """
@@ -251,9 +255,9 @@ class LatentCache(AbsorbedCache):
     """Keys' and values' bottlenecks, of auto-encoders."""
 
     def block(self, qkv: nn.Module) -> LayerCache:
-        decoder = self.decoder(qkv)
-        rank = decoder.shape[1]
-        return Latent(self.new(1, rank), self.new(1, rank), decoder, self.angles)
+        _, of_keys, of_values = bottlenecked(qkv).widths()
+        keys, values = self.new(1, of_keys), self.new(1, of_values)
+        return Latent(keys, values, self.decoder(qkv), self.angles)
 
     @cached_property
     def angles(self) -> Tensor:

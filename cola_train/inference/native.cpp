@@ -4,7 +4,7 @@
 // barrier. Sums, the residual stream and what softmax and SiLU compute are fp32; what is multiplied
 // is bf16, as in torch's products.
 //
-// d = model width, f = width inside the MLP, K = head width, r = rank.
+// d = model width, f = width inside the MLP, K = head width, r = rank of a projection.
 
 #include <immintrin.h>
 #include <omp.h>
@@ -20,13 +20,14 @@ using index = int64_t;
 
 extern "C" {
 
-// Linears of one input x: y_i = B_i s(A_i x), their A one below the other; with rank 0 y = A x, the
+// Linears of one input x: y_i = B_i s(A_i x), their A one below the other; with ranks 0 y = A x, the
 // rows of all projections one below the other.
 struct Projections {
     const bf16* A;
     const bf16* B[3];
-    index rank;
+    index rank[3];  // 0 behind the last projection
     index silu;
+    index ranks() const { return rank[0] + rank[1] + rank[2]; }
 };
 
 struct Block {
@@ -170,10 +171,9 @@ void normalise(const float* x, const bf16* weight, index d, float eps, bf16* y) 
     for (index i = 0; i < d; i++) y[i] = narrowed(x[i] * scale * widened(weight[i]));
 }
 
-// The rank-r vectors of x, (projections, r), which all threads then have.
-void encode(const Projections& p, index projections, index d, const bf16* x, float* z, bf16* h,
-            Barrier& barrier) {
-    Share part(projections * p.rank);
+// The rank-r vectors of x, side by side, which all threads then have.
+void encode(const Projections& p, index d, const bf16* x, float* z, bf16* h, Barrier& barrier) {
+    Share part(p.ranks());
     multiply(p.A, d, x, z, part);
     gate(z, nullptr, h, p.silu, part);
     barrier.wait();
@@ -183,12 +183,12 @@ void encode(const Projections& p, index projections, index d, const bf16* x, flo
 void add(const Projections& p, index d_in, index d, const bf16* input, float* x, float* z, bf16* h,
          Barrier& barrier) {
     const bf16 *W = p.A, *from = input;
-    if (p.rank) {
-        encode(p, 1, d_in, input, z, h, barrier);
-        W = p.B[0], from = h, d_in = p.rank;
+    if (p.ranks()) {
+        encode(p, d_in, input, z, h, barrier);
+        W = p.B[0], from = h, d_in = p.rank[0];
     }
     Share part(d);
-    float* y = z + p.rank;
+    float* y = z + p.rank[0];
     multiply(W, d_in, from, y, part);
     for (index i = part.begin; i < part.end; i++) x[i] += y[i];
     barrier.wait();
@@ -281,11 +281,11 @@ void step(const Model* model, index token, index position, float* logits) {
         for (index i = 0; i < m.blocks; i++) {
             const Block& b = m.block[i];
             normalise(x, b.attention_norm, m.d, m.eps, normed);
-            if (b.qkv.rank) {
-                encode(b.qkv, 3, m.d, normed, z, h, barrier);
-                for (index j = 0; j < 3; j++)
-                    multiply(b.qkv.B[j], b.qkv.rank, h + j * b.qkv.rank, wide + j * m.d,
-                             Share(m.d));
+            if (b.qkv.ranks()) {
+                encode(b.qkv, m.d, normed, z, h, barrier);
+                const bf16* from = h;
+                for (index j = 0; j < 3; from += b.qkv.rank[j++])
+                    multiply(b.qkv.B[j], b.qkv.rank[j], from, wide + j * m.d, Share(m.d));
             } else {
                 multiply(b.qkv.A, m.d, normed, wide, Share(3 * m.d));
             }
@@ -296,10 +296,10 @@ void step(const Model* model, index token, index position, float* logits) {
             normalise(x, b.mlp_norm, m.d, m.eps, normed);
             Share part(m.f);
             const Projections& both = b.gate_up;
-            if (both.rank) {
-                encode(both, 2, m.d, normed, z, h, barrier);
-                multiply(both.B[0], both.rank, h, wide, part);
-                multiply(both.B[1], both.rank, h + both.rank, wide + m.f, part);
+            if (both.ranks()) {
+                encode(both, m.d, normed, z, h, barrier);
+                multiply(both.B[0], both.rank[0], h, wide, part);
+                multiply(both.B[1], both.rank[1], h + both.rank[0], wide + m.f, part);
             } else {
                 multiply(both.A, m.d, normed, wide, part);
                 multiply(both.A + m.f * m.d, m.d, normed, wide + m.f, part);

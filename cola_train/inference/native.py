@@ -33,7 +33,7 @@ Index, Pointer = ctypes.c_int64, ctypes.c_void_p
 
 
 class Projections(ctypes.Structure):
-    _fields_ = [("A", Pointer), ("B", Pointer * 3), ("rank", Index), ("silu", Index)]
+    _fields_ = [("A", Pointer), ("B", Pointer * 3), ("rank", Index * 3), ("silu", Index)]
 
 
 class Block(ctypes.Structure):
@@ -180,8 +180,8 @@ def address(tensor: Tensor | None) -> int | None:
 
 
 def of(A: Tensor, Bs: Sequence[Tensor] = (), silu: bool = False) -> Projections:
-    rank = Bs[0].shape[1] if Bs else 0
-    return Projections(address(A), (Pointer * 3)(*map(address, Bs)), rank, silu)
+    ranks = (Index * 3)(*(B.shape[1] for B in Bs))
+    return Projections(address(A), (Pointer * 3)(*map(address, Bs)), ranks, silu)
 
 
 def projections(module: Any) -> Projections:

@@ -62,7 +62,8 @@ class PackedOps:
         h = F.silu(z) if activation else z
         if len(weights) == 1:
             return self.linear(h, weights, residual)
-        return tuple(map(linear, h.chunk(len(weights), dim=-1), weights))
+        widths = [weight.shape[1] for weight in weights]
+        return tuple(map(linear, h.split(widths, dim=-1), weights))
 
     def gated_down(
         self,
@@ -73,5 +74,6 @@ class PackedOps:
         activation: bool,
         gate_silu: bool,
     ) -> Tensor:
-        h_g, h_u = (F.silu(z) if activation else z).chunk(2, dim=-1)
+        h = F.silu(z) if activation else z
+        h_g, h_u = h.split([gate.shape[1], up.shape[1]], dim=-1)
         return linear(self.gated(linear(h_g, gate), linear(h_u, up), gate_silu), down)

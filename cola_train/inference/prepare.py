@@ -130,7 +130,7 @@ class JoinedAutoEncoders(AutoEncoders):
 
     def __init__(self, layers: AutoEncoders, layout: Layout) -> None:
         nn.Module.__init__(self)
-        self.d_in, self.d_outs, self.rank = layers.d_in, layers.d_outs, layers.rank
+        self.d_in, self.d_outs, self.ranks = layers.d_in, layers.d_outs, layers.ranks
         self.activation, self.ops = layers.activation, layout.ops_of(layers.ops)
         self.A = layout.joined(layers.encoders())
         self.B = nn.ParameterList(frozen(layout.of(B)) for B in layers.decoders())
@@ -152,7 +152,7 @@ class JoinedAutoEncoderMLP(AutoEncoderMLP):
 
     def __init__(self, mlp: AutoEncoderMLP, layout: Layout) -> None:
         nn.Module.__init__(self)
-        self.d_model, self.d_ff, self.rank = mlp.d_model, mlp.d_ff, mlp.rank
+        self.d_model, self.d_ff, self.ranks = mlp.d_model, mlp.d_ff, mlp.ranks
         self.activation, self.gate_silu = mlp.activation, mlp.gate_silu
         self.ops = layout.ops_of(mlp.ops)
         self.A = layout.joined(mlp.encoders())

@@ -25,13 +25,21 @@ class RankOptions(MethodOptions):
             return RankWidth(self.rank)
         return RankWidth(round((self.rank_ratio or model.rank_ratio) * model.d_model))
 
+    def rank_of(self, model: ModelConfig, projection: str) -> RankWidth:
+        """The rank of one of a block's linears."""
+        return self.bottleneck(model)
+
+    def ranks_of(self, model: ModelConfig) -> dict[str, RankWidth]:
+        """Of each of them."""
+        return {projection: self.rank_of(model, projection) for projection in model.linears}
+
     def factors(self, model: ModelConfig) -> tuple[Weight, ...]:
         """A (r, d_in) and B (d_out, r) of each linear of a block."""
-        r = self.bottleneck(model)
+        ranks = self.ranks_of(model)
         return tuple(
             Weight(shape)
-            for d_in, d_out in model.linear_shapes
-            for shape in ((r, d_in), (d_out, r))
+            for projection, (d_in, d_out) in model.linears.items()
+            for shape in ((ranks[projection], d_in), (d_out, ranks[projection]))
         )
 
     def identity(self, model: ModelConfig) -> dict[str, Any]:

@@ -7,7 +7,7 @@ whose forward runs, and checkpoints hold one tensor for each. A `Width` among d_
 stored with zeros (model/padding.py): inputs and outputs are as wide as that.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
 import torch
@@ -84,18 +84,25 @@ class AutoEncoders(PaddedModule):
     """
 
     def __init__(
-        self, d_in: int, d_outs: dict[str, int], rank: int, activation: bool, ops: Ops
+        self,
+        d_in: int,
+        d_outs: dict[str, int],
+        ranks: Mapping[str, int],
+        activation: bool,
+        ops: Ops,
     ) -> None:
-        """Parameters `<name>_A` (rank, d_in) and `<name>_B` (d_out, rank) for each projection.
+        """Parameters `<name>_A` (r, d_in) and `<name>_B` (d_out, r) for each projection.
 
-        `activation` puts SiLU on the rank-r vector; without it the layer is plain low rank.
+        `ranks` has the r of each projection, and maybe of others. `activation` puts SiLU on the
+        rank-r vectors; without it the layer is plain low rank.
         """
         super().__init__()
-        self.d_in, self.d_outs, self.rank = d_in, dict(d_outs), rank
+        self.d_in, self.d_outs = d_in, dict(d_outs)
+        self.ranks = {name: ranks[name] for name in d_outs}
         self.activation, self.ops = activation, ops
         for name, d_out in d_outs.items():
-            self.add_weight(f"{name}_A", rank, d_in)
-            self.add_weight(f"{name}_B", d_out, rank)
+            self.add_weight(f"{name}_A", ranks[name], d_in)
+            self.add_weight(f"{name}_B", d_out, ranks[name])
 
     def forward(self, x: Tensor, residual: Tensor | None = None) -> tuple[Tensor, ...]:
         """(..., d_in) -> one (..., d_out_i) for each projection, in order.
@@ -106,11 +113,15 @@ class AutoEncoders(PaddedModule):
         return self.ops.up(z, self.decoders(), residual, self.activation)
 
     def bottlenecks(self, x: Tensor) -> tuple[Tensor, ...]:
-        """(..., d_in) -> one s(A_i x), (..., r), for each projection, in order: what a cache may
+        """(..., d_in) -> one s(A_i x), (..., r_i), for each projection, in order: what a cache may
         keep in place of what `expand` makes of it."""
         z = self.ops.down(x, self.encoders())
         s = F.silu(z) if self.activation else z
-        return s.chunk(len(self.d_outs), dim=-1)
+        return s.split(self.widths(), dim=-1)
+
+    def widths(self) -> list[int]:
+        """Of each projection's part of z, as it is stored."""
+        return [B.shape[1] for B in self.decoders()]
 
     def expand(self, name: str, s: Tensor) -> Tensor:
         """A projection's output of its bottleneck s: (..., r) -> (..., d_out)."""
@@ -133,12 +144,13 @@ class AutoEncoders(PaddedModule):
         return [getattr(self, f"{name}_B") for name in self.d_outs]
 
     def init(self, name: str) -> Fill:
-        d_out = self.d_outs[name.removesuffix("_A").removesuffix("_B")]
-        return normal(auto_encoder_std(self.rank, self.d_in, d_out))
+        projection = name.removesuffix("_A").removesuffix("_B")
+        rank, d_out = self.ranks[projection], self.d_outs[projection]
+        return normal(auto_encoder_std(rank, self.d_in, d_out))
 
     def extra_repr(self) -> str:
         return (
-            f"d_in={self.d_in}, d_outs={self.d_outs}, rank={self.rank}, "
+            f"d_in={self.d_in}, d_outs={self.d_outs}, ranks={self.ranks}, "
             f"activation={self.activation}"
         )
 

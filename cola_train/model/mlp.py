@@ -1,8 +1,10 @@
 """The MLP of a block: SwiGLU over any projections, and CoLA's, which owns all of its weights.
 
-Shapes: B sequences, T positions, D = d_model, F = d_ff, r the bottleneck width; F and r as they are
-stored.
+Shapes: B sequences, T positions, D = d_model, F = d_ff, r the bottleneck width of a projection; F
+and r as they are stored.
 """
+
+from collections.abc import Mapping
 
 from torch import Tensor, nn
 
@@ -39,21 +41,23 @@ class AutoEncoderMLP(PaddedModule):
         self,
         d_model: int,
         d_ff: int,
-        rank: int,
+        ranks: Mapping[str, int],
         activation: bool,
         gate_silu: bool,
         ops: Ops,
     ) -> None:
-        """`activation` puts SiLU on the rank-r vectors, `gate_silu` on the gate."""
+        """`ranks` has those of gate, up and down. `activation` puts SiLU on the rank-r vectors,
+        `gate_silu` on the gate."""
         super().__init__()
-        self.d_model, self.d_ff, self.rank = d_model, d_ff, rank
+        self.d_model, self.d_ff = d_model, d_ff
+        self.ranks = {name: ranks[name] for name in ("gate", "up", "down")}
         self.activation, self.gate_silu, self.ops = activation, gate_silu, ops
-        self.gate_A = self.add_weight("gate_A", rank, d_model)
-        self.gate_B = self.add_weight("gate_B", d_ff, rank)
-        self.up_A = self.add_weight("up_A", rank, d_model)
-        self.up_B = self.add_weight("up_B", d_ff, rank)
-        self.down_A = self.add_weight("down_A", rank, d_ff)
-        self.down_B = self.add_weight("down_B", d_model, rank)
+        self.gate_A = self.add_weight("gate_A", ranks["gate"], d_model)
+        self.gate_B = self.add_weight("gate_B", d_ff, ranks["gate"])
+        self.up_A = self.add_weight("up_A", ranks["up"], d_model)
+        self.up_B = self.add_weight("up_B", d_ff, ranks["up"])
+        self.down_A = self.add_weight("down_A", ranks["down"], d_ff)
+        self.down_B = self.add_weight("down_B", d_model, ranks["down"])
 
     def forward(self, x_BTD: Tensor, residual_BTD: Tensor) -> Tensor:
         z_BTR = tap("z", self.ops.down(x_BTD, self.encoders()))
@@ -69,10 +73,11 @@ class AutoEncoderMLP(PaddedModule):
 
     def init(self, name: str) -> Fill:
         # all three projections join the same two widths
-        return normal(auto_encoder_std(self.rank, self.d_model, self.d_ff))
+        rank = self.ranks[name.removesuffix("_A").removesuffix("_B")]
+        return normal(auto_encoder_std(rank, self.d_model, self.d_ff))
 
     def extra_repr(self) -> str:
         return (
-            f"d_model={self.d_model}, d_ff={self.d_ff}, rank={self.rank}, "
+            f"d_model={self.d_model}, d_ff={self.d_ff}, ranks={self.ranks}, "
             f"activation={self.activation}, gate_silu={self.gate_silu}"
         )

@@ -62,11 +62,12 @@ def gated_down(
     activation: bool = True,
     gate_silu: bool = False,
 ) -> Tensor:
-    """`reference.gated_down`: (..., 2 r), gate and up (F, r), down (r_d, F) -> (..., r_d).
+    """`reference.gated_down`: (..., r_g + r_u), (F, r_g), (F, r_u), (r_d, F) -> (..., r_d).
 
     The backward pass keeps z, both wide products and their gated product.
     """
-    h_g, h_u = (F.silu(z) if activation else z).chunk(2, dim=-1)
+    h = F.silu(z) if activation else z
+    h_g, h_u = h.split([gate.shape[1], up.shape[1]], dim=-1)
     return torch.ops.cola_kernels.down(
         gated(F.linear(h_g, gate), F.linear(h_u, up), gate_silu), [down]
     )

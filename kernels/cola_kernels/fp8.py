@@ -81,12 +81,14 @@ def gated_down(
     activation: bool = True,
     gate_silu: bool = False,
 ) -> Tensor:
-    """`reference.gated_down` in fp8: (..., 2 r), two (F, r), (r_d, F), bf16 -> (..., r_d).
+    """`reference.gated_down` in fp8: (..., r_g + r_u), (F, r_g), (F, r_u), (r_d, F), bf16
+    -> (..., r_d).
 
     Raises:
         UnsupportedError: as `down`.
     """
-    h_g, h_u = (F.silu(z) if activation else z).chunk(2, dim=-1)
+    h = F.silu(z) if activation else z
+    h_g, h_u = h.split([gate.shape[1], up.shape[1]], dim=-1)
     g, u = _product("linear", h_g, [gate]), _product("linear", h_u, [up])
     return _product("down", gated(g, u, gate_silu), [down])
 

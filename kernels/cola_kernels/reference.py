@@ -60,14 +60,15 @@ def gated_down(
     identity: from bottleneck to bottleneck through the middle of a gated MLP.
 
     Args:
-        z: (..., 2 r), gate's half first.
-        gate, up: B_g and B_u, (F, r).
+        z: (..., r_g + r_u), gate's part first.
+        gate, up: B_g (F, r_g) and B_u (F, r_u).
         down: A, (r_d, F).
 
     Returns:
         (..., r_d), before the next activation.
     """
-    h_g, h_u = (F.silu(z) if activation else z).chunk(2, dim=-1)
+    h = F.silu(z) if activation else z
+    h_g, h_u = h.split([gate.shape[1], up.shape[1]], dim=-1)
     g, u = F.linear(h_g, gate), F.linear(h_u, up)
     return F.linear((F.silu(g) if gate_silu else g) * u, down)
 
@@ -111,7 +112,7 @@ def mlp(
 
     Args:
         x: (..., d).
-        a, b: of gate and of up: (r, d) and (F, r).
+        a, b: of gate and of up: (r_i, d) and (F, r_i).
         down_weights: (r_d, F) and (d_1, r_d).
         residual: (..., d_1).
 

@@ -164,9 +164,10 @@ def test_document_starts_for_flash():
 
 def test_mlp_takes_any_projections():
     """Over auto-encoders, the plain MLP is CoLA's fused one."""
-    projections = lambda d_in, d_outs: AutoEncoders(d_in, d_outs, 3, True, composed)  # noqa: E731
+    ranks = {"gate": 3, "up": 3, "down": 3}
+    projections = lambda d_in, d_outs: AutoEncoders(d_in, d_outs, ranks, True, composed)  # noqa: E731
     plain = MLP(8, 12, True, projections, composed)
-    fused = AutoEncoderMLP(8, 12, 3, activation=True, gate_silu=True, ops=composed)
+    fused = AutoEncoderMLP(8, 12, ranks, activation=True, gate_silu=True, ops=composed)
     for name, weight in plain.named_parameters():
         torch.nn.init.normal_(weight, generator=torch.Generator().manual_seed(len(name)))
         fused.get_parameter(name.split(".")[-1]).data.copy_(weight)

@@ -19,7 +19,7 @@ from cola_train.model.mlp import AutoEncoderMLP
 
 
 class Bottlenecks(Method):
-    """Auto-encoders of rank r, on the ops that `kernels` selects."""
+    """Auto-encoders, on the ops that `kernels` selects."""
 
     # CoLA-M (arXiv 2502.10940, section 4) keeps the rank-r vectors; light attention's output too,
     # and so does not run attention twice. The residual stream is kept anyway, as the next input.
@@ -31,7 +31,7 @@ class Bottlenecks(Method):
     def __init__(self, config: Config, device: torch.device) -> None:
         super().__init__(config, device)
         assert isinstance(config.method, BottleneckOptions)
-        self.rank = config.method.bottleneck(config.model)
+        self.ranks = config.method.ranks_of(config.model)
         self.silus = config.method.silus(config.model)
 
     def warm_up(self, config: Config, device: torch.device) -> None:
@@ -54,7 +54,7 @@ class Bottlenecks(Method):
             warm_up(partial(half_blocks, rows), device)
 
     def projections(self, d_in: int, d_outs: dict[str, int]) -> nn.Module:
-        return AutoEncoders(d_in, d_outs, self.rank, self.silus.rank_r, self.ops)
+        return AutoEncoders(d_in, d_outs, self.ranks, self.silus.rank_r, self.ops)
 
     def mlp(self, d_model: int, d_ff: int) -> nn.Module:
-        return AutoEncoderMLP(d_model, d_ff, self.rank, *self.silus, self.ops)
+        return AutoEncoderMLP(d_model, d_ff, self.ranks, *self.silus, self.ops)

@@ -44,28 +44,30 @@ class BottleneckOptions(RankOptions):
         }
 
     def block_cost(self, model: ModelConfig, length: int, policy: str, fused: bool) -> BlockCost:
-        d, f, r = model.d_model, model.d_ff, self.bottleneck(model)
-        F, R = model.inner.stored, r.stored  # with their zeros, as they are kept
+        d, f, r = model.d_model, model.d_ff, self.ranks_of(model)
+        # with their zeros, as they are kept
+        F, R = model.inner.stored, {name: rank.stored for name, rank in r.items()}
+        both, seven = R["gate"] + R["up"], sum(R.values())
         weights = self.factors(model)
         linears = sum(weight.elements for weight in weights)
         attention = attention_flops(model, length)
         forward = 2 * linears + attention
-        kept = 2 * d + 7 * R  # the residual stream before each half, the seven rank-r vectors
+        kept = 2 * d + seven  # the residual stream before each half, the seven rank-r vectors
         if policy == "full":
             # on torch's ops the recomputation ends with what the last product needs
-            again, saved, saved_fp32 = forward if fused else forward - 2 * d * r, d, 0
-            workspace = 5 * F + 8 * d + (9 if fused else 12) * R
+            again, saved, saved_fp32 = forward if fused else forward - 2 * d * r["down"], d, 0
+            workspace = 5 * F + 8 * d + (seven + both if fused else 2 * (seven - R["down"]))
         elif policy == "none":
             again = 0
             saved = kept + 6 * d + 3 * F  # both norms' outputs, q, k, v, attention's output
             if not fused and self.silus(model).rank_r:
-                saved += 7 * R  # the SiLU of the rank-r vectors; Triton's ops make it anew
+                saved += seven  # the SiLU of the rank-r vectors; Triton's ops make it anew
             saved_fp32 = NORMS_FP32 + attention_fp32(model)
-            workspace = 2 * F + d + (2 * R if fused else 0)
+            workspace = 2 * F + d + (both if fused else 0)
         else:
-            again = 6 * d * r + 4 * f * r  # q, k, v; gate and up
+            again = 2 * d * (r["q"] + r["k"] + r["v"]) + 2 * f * (r["gate"] + r["up"])
             saved, saved_fp32 = kept, 0
-            workspace = (3 if fused else 5) * F + 2 * d + (4 if fused else 1) * R
+            workspace = (3 if fused else 5) * F + 2 * d + (2 * both if fused else R["down"])
             if policy == "cola_m":
                 again += attention
             else:  # light keeps attention's output too
@@ -84,16 +86,17 @@ class BottleneckOptions(RankOptions):
         """Values are B_v s_v of rank-r vectors s_v = s(z_v): `absorbed` keeps keys and s_v, to
         which all heads attend, and multiplies by B_v afterwards. `latent` keeps s_k too in place
         of keys, which positions turn, so that each new token rebuilds them all."""
-        d, r = model.d_model, int(self.bottleneck(model))
-        scores, values = 2 * d, 2 * model.n_heads * r
+        d, ranks = model.d_model, self.ranks_of(model)
+        k, v = int(ranks["k"]), int(ranks["v"])
+        scores, values = 2 * d, 2 * model.n_heads * v
         return super().caches(model) | {
             "absorbed": CacheCost(
-                "keys, and the rank-r vectors of values", elements=d + r, flops=scores + values
+                "keys, and the rank-r vectors of values", elements=d + v, flops=scores + values
             ),
             "latent": CacheCost(
                 "the rank-r vectors of keys and values; keys are rebuilt for each token",
-                elements=2 * r,
-                flops=2 * r * d + scores + values,
+                elements=k + v,
+                flops=2 * k * d + scores + values,
                 workspace=d,
             ),
         }
@@ -107,7 +110,7 @@ class BottleneckOptions(RankOptions):
         block = self.block_kind(
             model,
             work,
-            self.bottleneck(model).stored,
+            {name: rank.stored for name, rank in self.ranks_of(model).items()},
             self.silus(model),
             keeps_rank_r=work.policy in ("cola_m", "light"),
             keeps_attention=work.policy == "light",

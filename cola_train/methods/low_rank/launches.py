@@ -19,9 +19,9 @@ class ExpandingBlock(AutoEncoderBlock):
 
     def launches(self) -> Iterator[Launch]:
         yield from super().launches()
-        n, r = self.work.tokens, self.rank
-        for _, width in self.model.linear_shapes:
-            forward, backward = self.passes(n * r, n * width)
+        n = self.work.tokens
+        for projection, (_, width) in self.model.linears.items():
+            forward, backward = self.passes(n * self.ranks[projection], n * width)
             yield from forward
             if self.work.policy != "none":
                 yield from forward
