@@ -119,7 +119,8 @@ def kind_of(kind: Any) -> str:
     if origin is list:
         return f"[{kind_of(inner[0])}, ...]"
     if origin is dict:
-        return "{...}"
+        named = get_origin(inner[0]) is Annotated  # else a user thinks of the names
+        return f"{{{': '.join(map(kind_of, inner))}, ...}}" if named else "{...}"
     words = {bool: "true | false", int: "whole number", float: "number", types.NoneType: "null"}
     return "text" if is_text(kind) else words[kind]
 

@@ -9,7 +9,7 @@ import difflib
 import sys
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin
@@ -328,8 +328,8 @@ def _convert(value: Any, kind: Any) -> Any:
         return [_convert(item, get_args(kind)[0]) for item in value]
     if origin is dict:
         if not isinstance(value, Mapping):
-            raise ValueError("must be a group, like {a:{b:1}}")
-        return {str(key): each for key, each in value.items()}  # YAML reads 1 as a number
+            raise ValueError("must be a group, like {name:value}, in quotes where a shell reads it")
+        return dict(_items(value, kind))
     if kind is float and isinstance(value, int | float) and not isinstance(value, bool):
         # an int may be more than a float can hold
         if not -sys.float_info.max <= value <= sys.float_info.max:
@@ -343,3 +343,15 @@ def _convert(value: Any, kind: Any) -> Any:
         return str(value)
     words = {float: "a number", int: "a whole number", bool: "true or false", str: "text"}
     raise ValueError(f"must be {words[kind]}")
+
+
+def _items(value: Mapping[Any, Any], kind: Any) -> Iterator[tuple[str, Any]]:
+    """Of a mapping of type `dict[key, item]`; items that are groups, or anything, as they are."""
+    of_key, of_item = get_args(kind)
+    for key, item in value.items():
+        try:
+            plain = of_item is Any or _group_by_key(kind) is not None
+            # YAML reads 1 as a number
+            yield _convert(str(key), of_key), item if plain else _convert(item, of_item)
+        except ValueError as error:
+            raise ValueError(f"{key}: {error}") from None

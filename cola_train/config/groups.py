@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
 from cola_train.config.fields import (
+    Among,
     NaturalFloat,
     NaturalInt,
     PositiveFloat,
@@ -17,6 +18,8 @@ from cola_train.config.widths import InnerWidth
 
 VocabSize = Annotated[int, Range(1, 10**7)]
 BatchSize = Annotated[int, Range(1, 10**7)]  # sequences
+PROJECTIONS = ("q", "k", "v", "o", "gate", "up", "down")  # the linears of a block
+Projection = Annotated[str, Among(dict.fromkeys(PROJECTIONS))]
 
 
 @dataclass(frozen=True)
@@ -48,8 +51,8 @@ class ModelConfig:
     def linears(self) -> dict[str, tuple[int, int]]:
         """(d_in, d_out) of the seven linears of one block, by name."""
         d, f = self.d_model, self.inner
-        attention = dict.fromkeys(("q", "k", "v", "o"), (d, d))
-        return {**attention, "gate": (d, f), "up": (d, f), "down": (f, d)}
+        shapes = [(d, d)] * 4 + [(d, f)] * 2 + [(f, d)]
+        return dict(zip(PROJECTIONS, shapes, strict=True))
 
     @property
     def linear_shapes(self) -> list[tuple[int, int]]:

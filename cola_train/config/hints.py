@@ -19,6 +19,7 @@ SYNONYMS = {
     "method.alpha": "lora_alpha galore_scale",
     "method.merge_every": "cycle_length reset_every",
     "method.rank": "r lora_rank lora_r rank_size bottleneck",
+    "method.ranks": "rank_pattern",
     "method.refresh_every": "update_proj_gap",
     "method.rewarm_steps": "restart_warmup_steps",
     "method.sparsity": "sp_ratio",

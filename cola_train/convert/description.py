@@ -150,7 +150,7 @@ def _described(fields: Mapping[str, Any], path: Path) -> Description:
         "norm_eps": fields.get("rms_norm_eps", NORM_EPS),
         "rope_theta": _rotary(fields).get("rope_theta", ROPE_THETA),
         # hints for methods that have them
-        "rank_ratio": min(1.0, of_method["rank"] / width) if "rank" in of_method else ANY_RATIO,
+        "rank_ratio": of_method["rank"] / width if of_method.get("rank") else ANY_RATIO,
         "activation": of_method.get("activation", ""),
     }
     values |= {ours: fields[theirs] for theirs, ours in SIZES.items()}
@@ -159,9 +159,6 @@ def _described(fields: Mapping[str, Any], path: Path) -> Description:
     length = fields.get("max_position_embeddings", LENGTH)
     if not _is_size(length):
         problems.append(f"max_position_embeddings: must be a whole number, got {length!r}")
-    rank = of_method.get("rank", 1)
-    if rank > width:
-        problems.append(f"rank: {rank} is more than hidden_size ({width})")
     if problems:
         raise UserError(*(f"{path}: {problem}" for problem in problems))
     tied = bool(fields.get("tie_word_embeddings", False))

@@ -81,6 +81,7 @@ def test_an_extreme_is_refused_or_can_be_planned_with(name):
     accepted = False
     for value in (*EXTREMES, bounds.low, bounds.high):
         values = [value] if "list" not in str(NUMBERS[name]) else [[value, value], value]
+        values = [{"q": value}] if get_origin(NUMBERS[name]) is dict else values
         for given in values:
             try:
                 config = load_with(name, given)

@@ -24,8 +24,9 @@ CASES = {
     **{name: f"method={name}" for name in METHOD_NAMES},
     **{f"cola-{a}": f"method=cola method.activation={a}" for a in ("low_rank", "full_rank")},
     "dlr": "method=low_rank method.dlr=0.5",
+    "ranks": "method=cola method.ranks={q:3,up:5,down:16}",
 }
-OWN = ("cola", "low_rank", "cola-low_rank", "cola-full_rank", "dlr")  # transformers has no class
+OWN = ("cola", "low_rank", "cola-low_rank", "cola-full_rank", "dlr", "ranks")  # not LLaMA
 TEXTS = [
     "the cat runs", " ", "", "a\n\n\tb  c", "naïve café ☃ 中文 \u0000 🤖", "<|endoftext|>",
     "the<|endoftext|>cat", "</s>", "the </s>cat</s><extra_id_1>sees", "a<extra_id_0> <pad>",

@@ -12,7 +12,8 @@ from cola_train.model.padding import remove_padding
 
 STARTS = torch.tensor([0, 4, 7])
 COLA = [{"name": "cola", "activation": where} for where in ("low_rank", "both", "full_rank")]
-METHODS = [{"name": "full"}, *COLA, {"name": "low_rank"}, {"name": "low_rank", "dlr": 0.5}]
+RANKS = {"name": "cola", "ranks": {"q": 3, "v": 5, "up": 9}}
+METHODS = [{"name": "full"}, *COLA, RANKS, {"name": "low_rank"}, {"name": "low_rank", "dlr": 0.5}]
 
 
 def tiny(method: dict[str, object]) -> Llama:
@@ -48,7 +49,7 @@ def test_cached_logits_are_those_of_each_row_alone(method: dict[str, object]) ->
                 torch.testing.assert_close(torch.cat(parts, 1), whole, atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize("method", [{"name": "full"}, COLA[0]], ids=of_method)
+@pytest.mark.parametrize("method", [{"name": "full"}, COLA[0], RANKS], ids=of_method)
 def test_what_is_kept_is_what_the_method_says(method: dict[str, object]) -> None:
     config = values_config(method=method)
     costs = config.method.caches(config.model)

@@ -16,7 +16,8 @@ from cola_train.model.padding import remove_padding
 
 CPU = torch.device("cpu")
 METHODS = ["method=full", *(f"method=cola method.activation={of}" for of in
-           ("low_rank", "both", "full_rank"))]  # fmt: skip
+           ("low_rank", "both", "full_rank")),
+           "method=cola method.ranks={q:7,k:32,up:40,down:48}"]  # fmt: skip
 
 
 def tiny(method: str) -> Llama:

@@ -14,20 +14,21 @@ METHODS = [
     {"name": "full"},
     {"name": "cola", "activation": "low_rank"},
     {"name": "cola", "activation": "full_rank"},
+    {"name": "cola", "ranks": {"k": 5, "gate": 17}},
     {"name": "low_rank"},
     {"name": "lora"},  # is used folded: without twins it is slower, and the same
 ]
 
 
-def tiny(method: dict[str, str]) -> Llama:
+def tiny(method: dict[str, object]) -> Llama:
     model = real_model(values_config(method=method))
     remove_padding(model)
     return model.eval().requires_grad_(False)
 
 
-@pytest.mark.parametrize("method", METHODS, ids=lambda method: "-".join(method.values()))
+@pytest.mark.parametrize("method", METHODS, ids=lambda method: "-".join(map(str, method.values())))
 @pytest.mark.parametrize("plain", [False, True])
-def test_prepared_weights_give_the_same_logits(method: dict[str, str], plain: bool) -> None:
+def test_prepared_weights_give_the_same_logits(method: dict[str, object], plain: bool) -> None:
     model = tiny(method)
     tokens = torch.randint(300, (2, 12), generator=torch.Generator().manual_seed(0))
     expected, last = model(tokens), model(tokens, last=1)

@@ -136,6 +136,13 @@ def test_gated_down(
     assert_as_good(op, [*inputs, weight(d, d_ff, dtype)], library)
 
 
+@libraries
+def test_gated_down_of_two_ranks_is_torchs(library: ModuleType) -> None:
+    inputs = [normal(9, 8), weight(6, 3), weight(6, 5), weight(4, 6)]
+    ours, theirs = (k.gated_down(*inputs, gate_silu=True) for k in (library, composed))
+    assert torch.equal(ours, theirs)
+
+
 def mlp(k: object) -> Function:
     """x -> gate/up -> down -> + x."""
 

@@ -28,6 +28,7 @@ VARIANTS = [
         ("method.rank=5", f"method.activation={placement}")
         for placement in ("low_rank", "both", "full_rank")
     ),
+    ("method.rank=16", "method.ranks={q:3,v:20,gate:5,down:7}"),
 ]
 
 

@@ -55,7 +55,7 @@ class AutoEncoderBlock:
     @property
     def fused_middle(self) -> bool:
         """Whether one kernel goes from the bottlenecks of gate and up to that of down."""
-        return self.work.fused
+        return self.work.fused and self.ranks["gate"] == self.ranks["up"]
 
     def width(self, projections: Sequence[str]) -> int:
         """Of their rank-r vectors, side by side."""
@@ -169,7 +169,8 @@ class AutoEncoderBlock:
     def silu_backward(self, projections: Sequence[str]) -> Iterator[Launch]:
         """dz of the projections' dh, side by side."""
         one = self.work.tokens * self.width(projections)
-        if self.work.fused:
+        # the middle's, on torch's ops, is kept
+        if self.fused_middle if projections == GATE_UP else self.work.fused:
             yield from self.silu(projections)
         if not self.work.compiled and len(projections) > 1:
             yield Pass(2 * one)

@@ -16,6 +16,7 @@ from cola_train.methods.bottleneck.options import BottleneckOptions
 from cola_train.model.context import ATTENTION_OPS
 from cola_train.model.linear import AutoEncoders
 from cola_train.model.mlp import AutoEncoderMLP
+from cola_train.progress import say
 
 
 class Bottlenecks(Method):
@@ -39,6 +40,9 @@ class Bottlenecks(Method):
             return
         from cola_kernels.recording import warm_up
 
+        assert isinstance(config.method, BottleneckOptions)
+        if not config.method.fuses_middle(config.model) and distributed.rank() == 0:
+            say("kernels: the MLP from gate's and up's bottlenecks to down's is on torch's kernels")
         d, dtype = config.model.d_model, compute_dtype(config.train.precision, device)
         with torch.device("meta"):
             mlp, out = self.mlp(d, config.model.inner), self.projections(d, {"o": d})

@@ -17,11 +17,13 @@ from transformers.models.llama.modeling_llama import (
 )
 
 ACTIVATIONS = ("low_rank", "both", "full_rank")
+PROJECTIONS = ("q", "k", "v", "o", "gate", "up", "down")
 
 
 class ColaConfig(LlamaConfig):
-    """LLaMA's, the rank r of the linears, and where SiLU stands: on the rank-r vectors (low_rank),
-    on SwiGLU's gate (full_rank), or on both."""
+    """LLaMA's, the rank r of the linears, ranks of single projections (q, k, v, o, gate, up, down)
+    that have another, and where SiLU stands: on the rank-r vectors (low_rank), on SwiGLU's gate
+    (full_rank), or on both."""
 
     model_type = "cola"
     # Heads and the MLP's inner columns are shared out: what makes them by rows of B, what reads
@@ -34,11 +36,20 @@ class ColaConfig(LlamaConfig):
         "layers.*.mlp.down_proj.A": "rowwise",
     }
 
-    def __init__(self, rank: int = 128, activation: str = "low_rank", **kwargs: Any) -> None:
-        """Raises ValueError for another activation."""
+    def __init__(
+        self,
+        rank: int = 128,
+        activation: str = "low_rank",
+        ranks: dict[str, int] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Raises ValueError for another activation or projection."""
         if activation not in ACTIVATIONS:
             raise ValueError(f"activation: one of {', '.join(ACTIVATIONS)}, got {activation!r}")
+        if others := set(ranks or ()) - set(PROJECTIONS):
+            raise ValueError(f"ranks: of {', '.join(PROJECTIONS)}, got {', '.join(others)}")
         self.rank = rank
+        self.ranks = ranks
         self.activation = activation
         super().__init__(**kwargs)
 
@@ -66,7 +77,8 @@ class ColaDecoderLayer(LlamaDecoderLayer):
             for name, linear in list(half.named_children()):
                 if isinstance(linear, nn.Linear):
                     d_in, d_out = linear.in_features, linear.out_features
-                    setattr(half, name, AutoEncoder(d_in, d_out, config.rank, silu))
+                    rank = (config.ranks or {}).get(name.removesuffix("_proj"), config.rank)
+                    setattr(half, name, AutoEncoder(d_in, d_out, rank, silu))
         if config.activation == "low_rank":
             self.mlp.act_fn = nn.Identity()
 

@@ -2,10 +2,12 @@
 
 from abc import abstractmethod
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
-from cola_train.config.groups import ModelConfig
+from cola_train.config.fields import PositiveInt
+from cola_train.config.groups import PROJECTIONS, ModelConfig, Projection
+from cola_train.config.widths import RankWidth
 from cola_train.methods import launches
 from cola_train.methods.bottleneck.launches import AutoEncoderBlock, Silus
 from cola_train.methods.costs import (
@@ -17,12 +19,17 @@ from cola_train.methods.costs import (
     attention_fp32,
     norm_weights,
 )
+from cola_train.methods.options import Run
 from cola_train.methods.rank import RankOptions
+from cola_train.parallel.topology import Topology
 
 
 @dataclass(frozen=True)
 class BottleneckOptions(RankOptions):
     """Every linear of a block as B s(A x) of rank r, s the SiLU or the identity."""
+
+    # ranks of single projections, as {q:64,down:128}; the others have rank's or rank_ratio's
+    ranks: dict[Projection, PositiveInt] = field(default_factory=dict, hash=False)
 
     implementation = "cola_train.methods.bottleneck.layers:Bottlenecks"
     policies = ("none", "light", "cola_m", "full")
@@ -34,14 +41,60 @@ class BottleneckOptions(RankOptions):
     def silus(self, model: ModelConfig) -> Silus:
         """Where a model has them."""
 
+    def rank_of(self, model: ModelConfig, projection: str) -> RankWidth:
+        if projection in self.ranks:
+            return RankWidth(self.ranks[projection])
+        return super().rank_of(model, projection)
+
+    def one_rank(self, model: ModelConfig) -> int | None:
+        """That of all projections; None: they have several."""
+        first, *others = {int(rank) for rank in self.ranks_of(model).values()}
+        return None if others else first
+
+    def plain_ranks(self, model: ModelConfig) -> dict[str, int]:
+        """Of each projection, as JSON has them."""
+        return {name: int(rank) for name, rank in self.ranks_of(model).items()}
+
+    def identity(self, model: ModelConfig) -> dict[str, Any]:
+        """One rank, or that of each projection."""
+        others = {k: v for k, v in super().identity(model).items() if k != "ranks"}
+        return {**others, "rank": self.one_rank(model) or self.plain_ranks(model)}
+
+    def label(self, model: ModelConfig) -> str:
+        if (rank := self.one_rank(model)) is not None:
+            return f"rank {rank}"
+        of = [f"{name} {rank}" for name, rank in self.plain_ranks(model).items()]
+        return f"ranks {', '.join(of)}"
+
+    def problems(self, run: Run, topology: Topology) -> Iterator[str]:
+        yield from super().problems(run, topology)
+        d_model = run.model.d_model
+        for name, rank in self.ranks.items():
+            if rank > d_model:
+                yield (
+                    f"method.ranks: {name} has a rank of {rank}; it must be from 1 to "
+                    f"model.d_model ({d_model})"
+                )
+        if self.rank is not None and len(self.ranks) == len(PROJECTIONS):
+            yield (
+                f"method.rank: {self.rank} has no effect, for method.ranks names every projection; "
+                "leave one of them out"
+            )
+
     def exported(self, model: ModelConfig) -> dict[str, Any]:
-        """Its rank, and where SiLU stands, in the words of `method.activation`."""
+        """Its rank, or that of each projection, and where SiLU stands, in the words of
+        `method.activation`."""
         on_rank_r, on_gate = self.silus(model)
-        both = "both" if on_gate else "low_rank"
+        both, rank = "both" if on_gate else "low_rank", self.one_rank(model)
         return {
-            "rank": int(self.bottleneck(model)),
+            **({"ranks": self.plain_ranks(model)} if rank is None else {"rank": rank}),
             "activation": both if on_rank_r else "full_rank",
         }
+
+    def fuses_middle(self, model: ModelConfig) -> bool:
+        """Whether Triton's kernel takes the MLP's middle, from gate's and up's bottlenecks, which
+        must be equally wide, to down's."""
+        return self.rank_of(model, "gate").stored == self.rank_of(model, "up").stored
 
     def block_cost(self, model: ModelConfig, length: int, policy: str, fused: bool) -> BlockCost:
         d, f, r = model.d_model, model.d_ff, self.ranks_of(model)
@@ -53,21 +106,26 @@ class BottleneckOptions(RankOptions):
         attention = attention_flops(model, length)
         forward = 2 * linears + attention
         kept = 2 * d + seven  # the residual stream before each half, the seven rank-r vectors
+        middle = fused and self.fuses_middle(model)
         if policy == "full":
             # on torch's ops the recomputation ends with what the last product needs
             again, saved, saved_fp32 = forward if fused else forward - 2 * d * r["down"], d, 0
-            workspace = 5 * F + 8 * d + (seven + both if fused else 2 * (seven - R["down"]))
+            of_torch = 5 * F + 8 * d + 2 * (seven - R["down"])
+            of_triton = 5 * F + 8 * d + seven + both
         elif policy == "none":
             again = 0
             saved = kept + 6 * d + 3 * F  # both norms' outputs, q, k, v, attention's output
-            if not fused and self.silus(model).rank_r:
-                saved += seven  # the SiLU of the rank-r vectors; Triton's ops make it anew
+            if self.silus(model).rank_r:  # torch's ops keep the SiLU too, Triton's make it anew
+                saved += seven if not fused else 0 if middle else both
             saved_fp32 = NORMS_FP32 + attention_fp32(model)
-            workspace = 2 * F + d + (both if fused else 0)
+            of_torch = 2 * F + d
+            of_triton = 2 * F + d + both
         else:
+            # q, k, v; gate and up
             again = 2 * d * (r["q"] + r["k"] + r["v"]) + 2 * f * (r["gate"] + r["up"])
             saved, saved_fp32 = kept, 0
-            workspace = (3 if fused else 5) * F + 2 * d + (2 * both if fused else R["down"])
+            of_torch = 5 * F + 2 * d + R["down"]
+            of_triton = 3 * F + 2 * d + 2 * both
             if policy == "cola_m":
                 again += attention
             else:  # light keeps attention's output too
@@ -79,7 +137,8 @@ class BottleneckOptions(RankOptions):
             recomputed_flops=again,
             saved=saved,
             saved_fp32=saved_fp32,
-            workspace=workspace,
+            # on Triton's kernels, but for the middle, the larger of them
+            workspace=max(of_triton if fused else 0, 0 if middle else of_torch),
         )
 
     def caches(self, model: ModelConfig) -> dict[str, CacheCost]:

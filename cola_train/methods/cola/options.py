@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, cast, get_args
 
-from cola_train.config.groups import ModelConfig
+from cola_train.config.groups import PROJECTIONS, ModelConfig
 from cola_train.methods.bottleneck.launches import Silus
 from cola_train.methods.bottleneck.options import BottleneckOptions
 from cola_train.methods.options import Run
@@ -29,26 +29,44 @@ class ColaOptions(BottleneckOptions):
         return Silus(placement != "full_rank", placement != "low_rank")
 
     def identity(self, model: ModelConfig) -> dict[str, Any]:
-        return {"rank": int(self.bottleneck(model)), "activation": self.placement(model)}
+        return {**super().identity(model), "activation": self.placement(model)}
 
     @classmethod
     def of_exported(cls, fields: Mapping[str, Any]) -> dict[str, Any]:
         """Also of the reference code, which says `only_lr_act` in place of `activation`, and whose
         rank is a quarter of the width if it says none."""
-        rank, activation = fields.get("rank"), fields.get("activation")
-        if rank is None:
-            rank = fields["hidden_size"] // 4
-        if not isinstance(rank, int) or rank < 1:
-            raise ValueError(f"rank: must be a whole number of at least 1, got {rank!r}")
+        activation = fields.get("activation")
         if activation is None:
             activation = "low_rank" if fields.get("only_lr_act", True) else "both"
         if activation not in get_args(Placement):
             choices = ", ".join(get_args(Placement))
             raise ValueError(f"activation: must be one of {choices}, got {activation!r}")
-        return {"rank": rank, "activation": activation}
+        return {**exported_ranks(fields), "activation": activation}
 
     def problems(self, run: Run, topology: Topology) -> Iterator[str]:
         if self.placement(run.model) not in get_args(Placement):
             choices = ", ".join(get_args(Placement))
             yield f"model.activation: must be one of {choices}, got {run.model.activation!r}"
         yield from super().problems(run, topology)
+
+
+def exported_ranks(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """The options `rank` and `ranks`, by config.json's fields.
+
+    Raises:
+        ValueError: they say what no model has.
+    """
+    width, ranks = fields["hidden_size"], fields.get("ranks") or {}
+    if not isinstance(ranks, Mapping) or not set(PROJECTIONS).issuperset(ranks):
+        raise ValueError(f"ranks: must be of {', '.join(PROJECTIONS)}, got {ranks!r}")
+    found = {f"ranks: {name}": rank for name, rank in ranks.items()}
+    rank = None
+    if len(ranks) < len(PROJECTIONS):
+        rank = width // 4 if fields.get("rank") is None else fields["rank"]
+        found["rank"] = rank
+    for name, each in found.items():
+        if not isinstance(each, int) or each < 1:
+            raise ValueError(f"{name}: must be a whole number of at least 1, got {each!r}")
+        if each > width:
+            raise ValueError(f"{name}: {each} is more than hidden_size ({width})")
+    return {"rank": rank, "ranks": dict(ranks)}

@@ -26,8 +26,8 @@ class LowRank(Bottlenecks):
         assert isinstance(config.method, LowRankOptions)
         self.alpha = config.method.dlr
         if self.alpha is not None:
-            rank = int(config.method.bottleneck(config.model))
-            self.ops = ExpandingOps(self.ops, self.alpha, rank, config.model.d_ff)
+            (rank,) = set(self.ranks.values())
+            self.ops = ExpandingOps(self.ops, self.alpha, int(rank), config.model.d_ff)
 
     def fold(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """B + alpha / sqrt(K) E in place of each B (m, r), E z = Expand_K(z)."""

@@ -1,14 +1,16 @@
 """Low rank's options, and what DLR's expansion adds to a block's cost."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from cola_train.config.fields import PositiveFloat
 from cola_train.config.groups import ModelConfig
 from cola_train.methods.bottleneck.launches import AutoEncoderBlock, Silus
 from cola_train.methods.bottleneck.options import BottleneckOptions
-from cola_train.methods.costs import BlockCost, CacheCost
+from cola_train.methods.costs import CacheCost
 from cola_train.methods.low_rank.launches import ExpandingBlock
-from cola_train.methods.options import MethodOptions
+from cola_train.methods.options import MethodOptions, Run
+from cola_train.parallel.topology import Topology
 
 
 @dataclass(frozen=True)
@@ -27,6 +29,14 @@ class LowRankOptions(BottleneckOptions):
     def label(self, model: ModelConfig) -> str:
         return super().label(model) + (f", DLR {self.dlr:g}" if self.dlr else "")
 
+    def problems(self, run: Run, topology: Topology) -> Iterator[str]:
+        yield from super().problems(run, topology)
+        if self.dlr is not None and self.one_rank(run.model) is None:
+            yield (
+                "method.ranks: DLR's copies (method.dlr) are of one rank for all projections; "
+                "leave one of the two out"
+            )
+
     @property
     def folded(self) -> MethodOptions:
         return replace(self, dlr=None)
@@ -36,14 +46,9 @@ class LowRankOptions(BottleneckOptions):
         found = super().caches(model)
         return found if self.dlr is None else {"kv": found["kv"]}
 
-    def block_cost(self, model: ModelConfig, length: int, policy: str, fused: bool) -> BlockCost:
-        """DLR adds no product and keeps nothing more, but the MLP's middle is made of torch's ops
-        on Triton's kernels too."""
-        cost = super().block_cost(model, length, policy, fused)
-        if self.dlr is None:
-            return cost
-        composed = super().block_cost(model, length, policy, fused=False)
-        return replace(cost, workspace=max(cost.workspace, composed.workspace))
+    def fuses_middle(self, model: ModelConfig) -> bool:
+        """Not with DLR, which adds no product and keeps nothing more, but comes between them."""
+        return self.dlr is None and super().fuses_middle(model)
 
     @property
     def block_kind(self) -> type[AutoEncoderBlock]:

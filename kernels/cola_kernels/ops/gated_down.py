@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from cola_kernels import composed
 from cola_kernels.gated import gated_backward_launch, gated_recompute_launch, gated_up_launch
 from cola_kernels.launch import padded, rounded
 from cola_kernels.ops.up import gradients
@@ -33,11 +34,13 @@ def gated_down(
     gate_silu: bool = False,
 ) -> Tensor:
     """`reference.gated_down`: (..., 2 r), two (F, r), (r_d, F) -> (..., r_d); keeps nothing of
-    width F.
+    width F. Of two ranks it is `composed`'s.
 
     Raises:
         UnsupportedError: a shape, dtype or device that the kernel does not take.
     """
+    if of_two_ranks(gate, up):
+        return composed.gated_down(z, gate, up, down, activation, gate_silu)
     z_d: Tensor = torch.ops.cola_kernels.gated_down(z, gate, up, down, activation, gate_silu)
     return z_d
 
@@ -51,10 +54,17 @@ def gated_down_wide(
     gate_silu: bool = False,
 ) -> Tensor:
     """The same; keeps g, u and p for the backward pass."""
+    if of_two_ranks(gate, up):
+        return composed.gated_down(z, gate, up, down, activation, gate_silu)
     z_d: Tensor = torch.ops.cola_kernels.gated_down_wide(z, gate, up, down, activation, gate_silu)[
         0
     ]
     return z_d
+
+
+def of_two_ranks(gate: Tensor, up: Tensor) -> bool:
+    """Whether gate and up have another rank each, which the kernels do not take."""
+    return gate.dim() == up.dim() == 2 and gate.shape[1] != up.shape[1]
 
 
 @cache
