@@ -133,6 +133,19 @@ def test_a_model_of_full_rank_computes_the_same(dense):
     assert difference(dense, small, {"name": "cola", "activation": "both"}) < 1e-2
 
 
+def test_each_projection_has_its_rank(dense):
+    """Of a dense model whose q has rank 5 nothing is lost where q's bottleneck has."""
+    thin = empty_model(values_config(method={"name": "full"}), CPU)
+    thin.load_state_dict(dense.state_dict())
+    for name, weight in thin.named_parameters():
+        if name.endswith(".q"):
+            U, S, V = torch.linalg.svd(weight)
+            weight.copy_(U[:, :5] * S[:5] @ V[:5])
+    method = {"name": "low_rank", "rank": 32, "ranks": {"q": 5}}
+    fit = Fit.of(values_config(method=method))
+    assert difference(thin, fit, method) < 1e-8 < 1e-3 < difference(dense, fit, method)
+
+
 def test_a_method_without_bottlenecks_is_refused():
     for method, said in (
         ({"name": "full"}, "method=full: a dense model becomes"),

@@ -18,8 +18,12 @@ DLR = "method=low_rank method.dlr=0.5"
 RANKS = "method.ranks={q:64,k:200,v:96,o:128,gate:256,up:320,down:384}"
 SMALL_DOWN = "method.ranks={down:16}"  # on Triton gate's and up's must be the same
 VARIANTS = {  # the paper's two placements at each size
-    "60m": [*(f"method.activation={name}" for name in ("low_rank", "both", "full_rank")), DLR],
-    "1b": ["method.activation=low_rank", "method.activation=both", DLR, RANKS, SMALL_DOWN],
+    "60m": [
+        *(f"method.activation={name}" for name in ("low_rank", "both", "full_rank")),
+        DLR,
+        SMALL_DOWN,
+    ],
+    "1b": ["method.activation=low_rank", "method.activation=both", DLR, RANKS],
 }
 
 

@@ -45,6 +45,7 @@ def content(run_dir: Path) -> dict[str, bytes]:
         ("model.rope_theta=5e5", "model.rope_theta: 10000.0 in the checkpoint, 500000.0 here"),
         ("method.activation=low_rank", "method.activation: both in the checkpoint, low_rank here"),
         ("method.rank=4", "method.rank: 8 in the checkpoint, 4 here"),
+        ("method.ranks={q:4}", 'method.rank: 8 in the checkpoint, {"q": 4, "k": 8, '),
         ("method=full", "method: cola in the checkpoint, full here"),
         ("data.document_mask=false", "data.document_mask: true in the checkpoint, false here"),
     ],
