@@ -6,7 +6,7 @@ The library is an extra, and takes seconds to import: it is imported where a wor
 
 from collections.abc import Sequence
 from importlib.util import find_spec
-from typing import Any
+from typing import Any, Literal
 
 from cola_train.errors import UserError
 from cola_train.run.sinks.figures import HEALTH
@@ -163,7 +163,7 @@ def regex(title: str, pattern: str, **more: Any) -> Any:
     return LinePlot(title=title, x=X, metric_regex=pattern, **more)
 
 
-def bars(title: str, metric: str, choose: str) -> Any:
+def bars(title: str, metric: str, choose: Literal["min", "max", "mean"]) -> Any:
     """A bar for each method: `choose` (min, max, mean) of its runs' last values."""
     from wandb_workspaces.reports.v2 import BarPlot, Config, SummaryMetric
 
