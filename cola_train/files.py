@@ -16,21 +16,32 @@ def temporary_name(path: Path) -> Path:
     return path.with_name(f"{path.name}{TEMPORARY}{os.urandom(8).hex()}")
 
 
+@contextmanager
+def whole_file(path: Path) -> Iterator[Path]:
+    """A name beside `path`, of a file to be written: it becomes `path` when the block ends, and is
+    removed when that fails.
+
+    Raises:
+        OSError: the folder cannot be written.
+    """
+    temporary = temporary_name(path)
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
 def write_text(path: Path, text: str) -> None:
     """Replace a file at once: readers see the old content or the new, even after a crash.
 
     Raises:
         OSError: the folder cannot be written, or the disk is full.
     """
-    temporary = temporary_name(path)
-    try:
-        with open(temporary, "w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with whole_file(path) as temporary, open(temporary, "w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def write_json(path: Path, content: Any) -> None:

@@ -1,9 +1,8 @@
 """Plots of a run, made from its metrics.jsonl."""
 
-import os
 from pathlib import Path
 
-from cola_train.files import temporary_name
+from cola_train.files import whole_file
 from cola_train.run.metrics import METRICS, read_metrics
 
 LOSS = Path("plots", "loss.png")  # in a run's folder
@@ -43,9 +42,5 @@ def plot_loss(run_dir: Path) -> None:
     axes.legend()
     path = run_dir / LOSS
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = temporary_name(path)
-    try:
+    with whole_file(path) as temporary:
         figure.savefig(temporary, dpi=120, format="png")
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
