@@ -1,6 +1,6 @@
 """A trained model with all that evaluating it needs: its tokenizer, and what its run was."""
 
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -11,6 +11,7 @@ from torch import Tensor
 from cola_train.checkpoint.checkpointer import read_state
 from cola_train.checkpoint.recorded import config_of_run, run_of
 from cola_train.config.fields import OneOf, build
+from cola_train.config.groups import ModelConfig
 from cola_train.config.schema import Config
 from cola_train.data.loader import Batch
 from cola_train.data.options import SOURCES, DataOptions, TokensOptions
@@ -60,12 +61,12 @@ class Trained:
         Raises:
             UserError: they are wrong.
         """
-        loader, reader = self.state.get("loader", {}), self.reader()
+        loader = self.state.get("loader", {})
         folder = loader.get("folder")
         if not values and folder and is_complete(Path(folder)):
             made = read_manifest(Path(folder))["splits"]["train"]["fingerprint"]
             if made == loader.get("data"):
-                return reader.read(TokensOptions("tokens", path=folder))
+                return self.reader().read(TokensOptions("tokens", path=folder))
         whole = dict(values)
         if "source" not in values and self.config.data.source not in SOURCES:
             raise UserError(
@@ -75,14 +76,7 @@ class Trained:
         if "source" not in values:
             recorded = asdict(self.config.data)
             whole = {k: v for k, v in recorded.items() if k not in OF_THE_MODEL} | whole
-        problems: list[str] = []
-        data = build(_Given, {"data": whole}, "", problems).data
-        if problems:
-            raise UserError(*problems)
-        data = reader.read(data, given=values)
-        if problems := list(data.problems(self.model.config)):
-            raise UserError(*problems)
-        return data
+        return data_of(whole, self.reader(), self.model.config, given=values)
 
     @property
     def device(self) -> torch.device:
@@ -93,6 +87,24 @@ class Trained:
         batch = batch.to(self.device)
         loss = self.model(batch.inputs, batch.targets, batch.documents)
         return loss, int((batch.targets != IGNORE_INDEX).sum())
+
+
+def data_of(
+    values: Mapping[str, Any], reader: Reader, model: ModelConfig, given: Container[str]
+) -> DataOptions:
+    """The options of data of plain values, as the reader reads them. given: what was asked for.
+
+    Raises:
+        UserError: they are wrong.
+    """
+    problems: list[str] = []
+    data = build(_Given, {"data": dict(values)}, "", problems).data
+    if problems:
+        raise UserError(*problems)
+    data = reader.read(data, given=given)
+    if problems := list(data.problems(model)):
+        raise UserError(*problems)
+    return data
 
 
 def load_trained(path: str | Path, device: torch.device, precision: str = "run") -> Trained:
