@@ -9,7 +9,7 @@ import math
 import signal
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Literal
@@ -20,6 +20,7 @@ from cola_train import distributed, hardware
 from cola_train.commands.cli import run_composed
 from cola_train.commands.groups import OPTIONS
 from cola_train.commands.overrides import given_options
+from cola_train.commands.tables import columns
 from cola_train.config.fields import NaturalInt, PathText, PositiveInt, build
 from cola_train.config.groups import BatchSize
 from cola_train.data.loader import Batch, evaluation_batches
@@ -200,18 +201,6 @@ def as_table(
                     rows_of_tasks.append((name, metric, f"{value:.4f}", shown))
         lines += ["" for _ in results][:1] + columns(rows_of_tasks)
     return "\n".join(lines)
-
-
-def columns(rows: Sequence[Sequence[str]]) -> list[str]:
-    """Lines of a table: the first column to the left, the others to the right."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return [
-        "  ".join(
-            f"{cell:<{width}}" if i == 0 else f"{cell:>{width}}"
-            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ).rstrip()
-        for row in rows
-    ]
 
 
 def as_json(

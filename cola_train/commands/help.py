@@ -89,6 +89,14 @@ cola-generate run_dir=outputs/mine prompts_file=prompts.txt output=json temperat
 cola-generate run_dir=outputs/mine            on a terminal: each line that is typed is a prompt""",
         "",
     ),
+    "cola-spectrum": Command(
+        "singular values of what flows through a model's linears; the ranks that they use.",
+        """\
+cola-spectrum run_dir=outputs/mine            the run's own validation data
+cola-spectrum run_dir=outputs/mine data=text 'data.validation_files=[book.txt]' tokens=0
+cola-spectrum run_dir=gpt2 data=stdlib layers=[0,6,11]   a Hugging Face model's folder""",
+        "",
+    ),
     "cola-dashboard": Command(
         "runs on one HTML page: curves, health of every layer, spectra, what differs, their state.",
         """\

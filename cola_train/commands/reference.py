@@ -19,6 +19,7 @@ from cola_train.commands.options import (
 )
 from cola_train.commands.plan import PlanConfig
 from cola_train.commands.plan_inference import InferenceOptions
+from cola_train.commands.spectrum import SpectrumOptions
 from cola_train.commands.watch import WatchOptions
 from cola_train.config.describe import Option, about, options_of
 
@@ -42,6 +43,7 @@ def page() -> Iterator[str]:
     yield from ("", "## cola-eval's own", *table(options_of(EvalConfig)))
     yield from ("", "## cola-watch's own", *table(options_of(WatchOptions)))
     yield from ("", "## cola-dashboard wandb's own", *table(options_of(WorkspaceOptions)))
+    yield from ("", "## cola-spectrum's own", *table(options_of(SpectrumOptions)))
     yield from ("", "## cola-import's own", *table(options_of(ImportOptions)))
 
 

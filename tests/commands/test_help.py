@@ -17,6 +17,7 @@ from cola_train.commands.options import GROUPS, of_group
 from cola_train.commands.plan import PlanConfig
 from cola_train.commands.plan_inference import InferenceOptions
 from cola_train.commands.reference import page
+from cola_train.commands.spectrum import SpectrumOptions
 from cola_train.commands.watch import WatchOptions
 from cola_train.config.describe import about, options_of
 from cola_train.methods import METHODS
@@ -31,6 +32,7 @@ OWN = {
     "cola-watch": WatchOptions,
     "cola-dashboard": DashboardOptions,
     "cola-dashboard wandb": WorkspaceOptions,
+    "cola-spectrum": SpectrumOptions,
 }
 # take no option of cola-train's
 ALONE = ("cola-export", "cola-generate", "cola-watch", "cola-dashboard", "cola-dashboard wandb")
