@@ -29,12 +29,13 @@ def decay(measured: Sequence[Measured], title: str, path: Path) -> None:
         for each in column:
             values = [max(value, FLOOR / 10) for value in each.spectra[place].values]
             colour = colormaps["viridis"](0.9 * each.linear.layer / max(1, last))
-            axes.semilogy(range(1, len(values) + 1), values, lw=1, color=colour)
-        axes.set_ylim(FLOOR, 1.5)
+            axes.plot(range(1, len(values) + 1), values, lw=1, color=colour)
+        axes.set(yscale="log", ylim=(FLOOR, 1.5))
+        axes.minorticks_off()
         axes.grid(alpha=0.3)
 
     about = "singular values over the largest, by their number; from dark to light: block 0"
-    _panels(measured, f"{title}\n{about} to {last}", path, draw)
+    _panels(measured, f"{title}\n{about} to {last}", path, draw, sharey=True)
 
 
 def rank(measured: Sequence[Measured], alpha: float, title: str, path: Path) -> None:
@@ -57,7 +58,7 @@ def rank(measured: Sequence[Measured], alpha: float, title: str, path: Path) -> 
         axes.margins(y=0.05)
 
     about = f"effective rank at {alpha:g} (blue), full width (grey), the rank given (red), by block"
-    _panels(measured, f"{title}\n{about}", path, draw)
+    _panels(measured, f"{title}\n{about}", path, draw, sharey=False)
 
 
 def _panels(
@@ -65,8 +66,9 @@ def _panels(
     title: str,
     path: Path,
     draw: Callable[[Any, Place, Sequence[Measured]], None],
+    sharey: bool,
 ) -> None:
-    """A row for each projection, a column for each place."""
+    """A row for each projection, a column for each place; sharey: panels have one scale."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -75,10 +77,14 @@ def _panels(
         title += f"\n(the first {ROWS} of {len(names)} projections)"
     names = names[:ROWS]
     places = [place for place in PLACES if any(place in each.spectra for each in measured)]
-    size = (1 + 2.6 * len(places), 1 + 1.6 * len(names))
-    figure = Figure(figsize=size, layout="constrained")
+    width, height = 1 + 2.6 * len(places), 1 + 1.6 * len(names)
+    figure = Figure(figsize=(width, height))
     FigureCanvasAgg(figure)
-    grid = figure.subplots(len(names), len(places), squeeze=False)
+    edges = {"left": 0.8 / width, "right": 1 - 0.2 / width, "bottom": 0.3 / height}
+    grid = figure.subplots(
+        len(names), len(places), squeeze=False, sharey=sharey,
+        gridspec_kw={**edges, "top": 1 - 0.8 / height, "wspace": 0.2, "hspace": 0.25},
+    )  # fmt: skip
     for name, row in zip(names, grid, strict=True):
         for place, axes in zip(places, row, strict=True):
             of = [m for m in measured if m.linear.projection == name and place in m.spectra]
@@ -90,6 +96,6 @@ def _panels(
         row[0].set_ylabel(name)
     for place, axes in zip(places, grid[0], strict=True):
         axes.set_title(WORDS[place], fontsize=10)
-    figure.suptitle(title, fontsize=10)
+    figure.suptitle(title, fontsize=10, y=1 - 0.1 / height, va="top")
     with whole_file(path) as temporary:
         figure.savefig(temporary, dpi=100, format="png")

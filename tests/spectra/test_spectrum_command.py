@@ -1,5 +1,7 @@
 """`cola-spectrum`: our models beside their equations in plain torch, others beside hooks."""
 
+import contextlib
+import io
 import json
 from pathlib import Path
 from typing import Any
@@ -7,16 +9,17 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers import exit_code_of, run_python
+from helpers import exit_code_of, real_model, run_python, values_config
 from torch import Tensor, nn
 
 import cola_train
 from cola_train.commands.cli import run_composed
 from cola_train.commands.spectrum import SHARED, SpectrumOptions, run
 from cola_train.data.tokenizer import Tokenizer
-from cola_train.evaluation.trained import load_trained
 from cola_train.model.attention import rotary_for
 from cola_train.model.context import AttentionContext, CausalMask
+from cola_train.spectra import own
+from cola_train.spectra.recorder import Recorder
 
 TEXT = "The cat sees the dog, and the dog ran under a tree. " * 12
 WORDS = ["data.document_mask=false", "data.workers=1", "tokens=0", "sequence_length=16"]
@@ -47,6 +50,16 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     return ["data=text", files, f"data.cache_dir={folder / 'cache'}", *WORDS]
 
 
+@pytest.fixture(scope="module")
+def printed(trained: Path, data: list[str]) -> dict[str, Any]:
+    """What the command says of the run, which lies in its folder too."""
+    stdout = io.StringIO()
+    with contextlib.redirect_stdout(stdout):
+        assert cola_spectrum(f"run_dir={trained}", *data, "output=json") == 0
+    report: dict[str, Any] = json.loads(stdout.getvalue())
+    return report
+
+
 def rows_of(tokenizer: Tokenizer) -> Tensor:
     """What the command reads of the text, (B, 16)."""
     ids = [*tokenizer.encode(TEXT), tokenizer.eos_id]
@@ -70,9 +83,7 @@ def assert_spectrum(found: dict[str, Any], x: Tensor) -> None:
     assert found["effective_rank"] == int((energy < 0.95).sum()) + 1
 
 
-def test_our_linears_are_those_of_the_equations(trained, data, capsys):
-    assert cola_spectrum(f"run_dir={trained}", *data, "output=json") == 0
-    printed = json.loads(capsys.readouterr().out)
+def test_our_linears_are_those_of_the_equations(trained, printed):
     found = found_in(trained / "spectra")
     model = cola_train.load_model(trained)
     tokens = rows_of(Tokenizer.load(str(trained / "tokenizer.json")))
@@ -119,29 +130,35 @@ def attention_output(attention: nn.Module, x: Tensor, context: AttentionContext)
     return seen[0]
 
 
-def test_nothing_that_is_computed_changes(trained):
-    """A watched model's logits are its own, and it is left as it was."""
-    from cola_train.spectra import own
-    from cola_train.spectra.recorder import Recorder
-
-    model = load_trained(trained, torch.device("cpu")).model
+@pytest.mark.parametrize("method", ["full", "low_rank"])
+def test_a_watched_model_computes_what_it_does(method):
+    """Its inputs and outputs are those of its modules, and it is left as it was."""
+    model = real_model(values_config(method={"name": method})).requires_grad_(False)
     tokens = torch.randint(300, (2, 16), generator=torch.Generator().manual_seed(0))
+    seen: dict[str, Tensor] = {}
+    down = model.layers[1].mlp.get_submodule("down" if method == "full" else "")
+    down.register_forward_hook(lambda _, inputs, y: seen.update(x=inputs[0], y=y, r=inputs[1]))
     before, recorder = model(tokens), Recorder()
     recorder.next_batch(torch.ones(2, 16, dtype=torch.bool))
     with own.watching(model, recorder, [1]):
         torch.testing.assert_close(model(tokens), before, atol=1e-6, rtol=1e-5)
-    assert {key.layer for key in recorder.grams} == {1}
-    assert torch.equal(model(tokens), before) and len(recorder.grams) == 5 + 3 * 7
+    assert torch.equal(model(tokens), before) and {key.layer for key in recorder.grams} == {1}
+    # q, k and v have one input, as gate and up; without SiLU z is s
+    assert len(recorder.grams) == (11 if method == "full" else 11 + 7)
+    linears = [each for each in own.linears_of(model) if each.layer == 1]
+    found = {each.linear.projection: each for each in recorder.spectra(linears, 0.95)}
+    y = (seen["y"][0] if method == "full" else seen["y"]) - seen["r"]
+    assert_spectrum(found["down"].spectra["output"].as_json(), y)
+    first = found["down" if method == "full" else "gate"].spectra["input"]
+    assert_spectrum(first.as_json(), seen["x"][..., : first.width])
 
 
-def test_two_processes_sum_what_one_sees(trained, data, tmp_path):
+def test_two_processes_sum_what_one_sees(trained, data, printed, tmp_path):
     """The last batch of one of them is padding alone."""
-    words = [f"run_dir={trained}", *data, "batch_size=3", "device=cpu"]
-    assert cola_spectrum(*words, f"out={tmp_path / 'one'}") == 0
-    module = ["-m", "cola_train.commands.spectrum"]
-    done = run_python(*module, *words, f"out={tmp_path / 'two'}", processes=2)
+    words = [f"run_dir={trained}", *data, "batch_size=3", "device=cpu", f"out={tmp_path}"]
+    done = run_python("-m", "cola_train.commands.spectrum", *words, processes=2)
     assert done.stdout.count("method.ranks={q:8") == 1
-    one, two = found_in(tmp_path / "one"), found_in(tmp_path / "two")
+    one, two = found_in(trained / "spectra"), found_in(tmp_path)
     assert one.keys() == two.keys()
     for key, of in one.items():
         for place in ("input", "z", "s", "output"):
@@ -176,7 +193,7 @@ def test_a_model_of_transformers(data, tmp_path, capsys):
     (folder / "tokenizer.json").write_text(tokenizer.to_json())
     assert cola_spectrum(*words, "layers=[1]") == 0
     out = capsys.readouterr().out
-    assert "ranks {c_attn:24,attn.c_proj:" in out and "would save" in out
+    assert "ranks {c_attn:16,attn.c_proj:" in out and "would save" in out
     found, seen = found_in(folder / "spectra"), {}
     assert list(found) == [(1, n) for n in ("c_attn", "attn.c_proj", "c_fc", "mlp.c_proj")]
     block = model.transformer.h[1]
