@@ -29,15 +29,14 @@ from cola_train.spectra.subject import Subject, open_subject
 class SpectrumOptions:
     """What `cola-spectrum` takes beside the options of data."""
 
-    # a run's folder, one of its checkpoints, an exported folder, or one of any causal language
-    # model that transformers loads
+    # a run's folder, one of its checkpoints, an exported folder, or one that transformers loads
     run_dir: PathText
     alpha: PositiveFraction = 0.95  # of the energy, which an effective rank holds
     layers: list[NaturalInt] = field(default_factory=list)  # blocks, from 0; empty: all
     split: Literal["validation", "train"] = "validation"  # of the data
     tokens: NaturalInt = 65_536  # that come by; 0: the whole split
     batch_size: BatchSize = 8  # sequences of a process at a time
-    # tokens of a sequence; null: as the model was trained; of others than ours at most 1024
+    # tokens of a sequence; null: as it was trained; of models that are not ours at most 1024
     sequence_length: PositiveInt | None = None
     precision: Literal["fp32", "bf16"] = "fp32"  # of the model; bf16 rounds what flows, too
     device: Literal["auto", "cpu", "cuda"] = "auto"  # auto: a GPU if there is one

@@ -34,7 +34,7 @@ def decay(measured: Sequence[Measured], title: str, path: Path) -> None:
         axes.minorticks_off()
         axes.grid(alpha=0.3)
 
-    about = "singular values over the largest, by their number; from dark to light: block 0"
+    about = "singular values over the largest, by their number; from dark to bright: block 0"
     _panels(measured, f"{title}\n{about} to {last}", path, draw, sharey=True)
 
 
