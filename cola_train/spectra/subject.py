@@ -70,12 +70,10 @@ def open_subject(
     Raises:
         UserError: it cannot be loaded, or has no linears; there is no code to trust.
     """
+    if trust_remote_code and not (is_folder(path) and huggingface.has_code(path)):
+        raise UserError(f"trust_remote_code: {path} has no modelling code to trust; leave it out")
     if is_folder(path) and (trust_remote_code or not is_ours(path)):
         subject = of_transformers(path, device, precision, trust_remote_code)
-    elif trust_remote_code:
-        raise UserError(
-            f"trust_remote_code: has no effect on {path}, a run, which has no code; leave it out"
-        )
     else:
         subject = of_trained(load_trained(path, device, precision))
     if not subject.linears:

@@ -225,7 +225,7 @@ def test_wrong_input_is_named(trained, data, tmp_path, capsys):
     assert "layers: there is no block 2; the model has 2" in said(run_dir, *data, "layers=[0,2]")
     assert "64 is more than the 32 tokens" in said(run_dir, *data[:-1], "sequence_length=64")
     assert "alpha: must be" in said(run_dir, "alpha=1.5")
-    assert "which has no code; leave it out" in said(run_dir, "trust_remote_code=true")
+    assert "no modelling code to trust; leave it out" in said(run_dir, "trust_remote_code=true")
     (tmp_path / "file").touch()
     assert "cannot be written" in said(run_dir, *data, f"out={tmp_path}/file")
     (tmp_path / "model").mkdir()
