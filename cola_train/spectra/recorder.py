@@ -67,6 +67,7 @@ class Recorder:
         self.same: dict[Key, Key] = {}  # whose sum a key's is
         self.counted: Tensor | None = None  # (B, T) bool, positions of the batch; None: all
         self.positions = 0  # of this process
+        self.unclear: set[Key] = set()  # which of their rows are padding, nobody knows
         self._layer = -1
         self._shown: list[tuple[Tensor, int, Key]] = []  # of the block that runs
 
@@ -78,11 +79,7 @@ class Recorder:
 
     @torch.no_grad()
     def see(self, key: Key, x: Tensor) -> None:
-        """x: (..., W), a row for each position.
-
-        Raises:
-            UserError: it has other rows, and some positions do not count.
-        """
+        """x: (..., W), a row for each position."""
         if key.layer != self._layer:
             self._layer, self._shown = key.layer, []
         for shown, version, other in self._shown:
@@ -93,27 +90,26 @@ class Recorder:
         self.same[key] = key
         if key not in self.grams:
             self.grams[key] = Gram(x.shape[-1], x.device)
-        self.grams[key].add(self._rows(key, x))
-
-    def _rows(self, key: Key, x: Tensor) -> Tensor:
-        rows = x.flatten(0, -2) if x.dim() > 1 else x[None]
-        if self.counted is None:
-            return rows
-        if len(rows) != self.counted.numel():
-            raise UserError(
-                f"{key}: it sees {len(rows)} rows of {self.counted.numel()} positions, so those of "
-                "padding cannot be told; use data.packing=packed, whose rows are full"
-            )
-        return rows[self.counted.flatten()]
+        rows = x.flatten(0, -2)
+        if self.counted is not None and len(rows) != self.counted.numel():
+            self.unclear.add(key)  # one process alone must not end here
+        else:
+            self.grams[key].add(rows if self.counted is None else rows[self.counted.flatten()])
 
     def spectra(self, linears: Sequence[Linear], alpha: float) -> list[Measured]:
         """Of all processes' rows, on every process; every process calls. The sums are of no use
         afterwards.
 
         Raises:
-            UserError: an activation was not finite.
+            UserError: an activation was not finite; a linear saw other rows than one for each
+                position, and some positions did not count.
         """
         found = self._singular_values()
+        if self.unclear:
+            raise UserError(
+                f"{min(self.unclear)}: it does not see a row for each position, so those of padding "
+                "cannot be told; use data.packing=packed, whose rows are full"
+            )
         wrong = [str(key) for key, values in found.items() if values is None]
         if wrong:
             raise UserError(
@@ -135,11 +131,12 @@ class Recorder:
         world, rank = distributed.world_size(), distributed.rank()
         if world == 1:
             return {key: gram.singular_values() for key, gram in self._taken()}
-        everyones: list[tuple[dict[Key, int], dict[Key, Key]]] = [({}, {})] * world
+        everyones: list[tuple[dict[Key, int], dict[Key, Key], set[Key]]] = [({}, {}, set())] * world
         widths = {key: len(gram.sum) for key, gram in self.grams.items()}
-        dist.all_gather_object(everyones, (widths, self.same))
-        for widths_there, same in everyones:  # an expert may have seen nothing on a process
+        dist.all_gather_object(everyones, (widths, self.same, self.unclear))
+        for widths_there, same, unclear in everyones:  # an expert may have no token of a process
             self.same = {**same, **self.same}
+            self.unclear |= unclear
             for key, width in widths_there.items():
                 self.grams.setdefault(key, Gram(width, self._device()))
         mine: dict[Key, Tensor | None] = {}

@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from cola_train.errors import UserError
 from cola_train.hardware import peak_memory_bytes, reset_peak_memory
 from cola_train.spectra.advice import advised_ranks, savings
 from cola_train.spectra.gram import Gram, Spectrum, effective_rank
@@ -87,6 +88,9 @@ def test_padding_does_not_count_and_what_is_shared_is_summed_once():
     assert found[0].spectra["input"] is found[1].spectra["input"]
     own = torch.tensor(found[2].spectra["input"].values)
     torch.testing.assert_close(own, direct / direct[0], atol=1e-6, rtol=0)
+    recorder.see(Key(0, "expert", "input"), x[0, :3])  # of which positions, who knows
+    with pytest.raises(UserError, match=r"block 0, expert, input.*data\.packing=packed"):
+        recorder.spectra([], 0.95)
 
 
 def test_advice_is_of_the_block_that_uses_most():
