@@ -107,8 +107,8 @@ class Recorder:
         found = self._singular_values()
         if self.unclear:
             raise UserError(
-                f"{min(self.unclear)}: it does not see a row for each position, so those of padding "
-                "cannot be told; use data.packing=packed, whose rows are full"
+                f"{min(self.unclear)}: its rows are not those of the positions, so padding cannot be "
+                "told; use data.packing=packed, whose rows are full"
             )
         wrong = [str(key) for key, values in found.items() if values is None]
         if wrong:
@@ -139,13 +139,13 @@ class Recorder:
             self.unclear |= unclear
             for key, width in widths_there.items():
                 self.grams.setdefault(key, Gram(width, self._device()))
-        mine: dict[Key, Tensor | None] = {}
+        mine: dict[Key, Gram] = {}
         for number, (key, gram) in enumerate(self._taken()):
             dist.reduce(gram.sum, dst=number % world)
             if number % world == rank:
-                mine[key] = gram.singular_values()
+                mine[key] = gram
         parts: list[dict[Key, Tensor | None]] = [{}] * world
-        dist.all_gather_object(parts, mine)
+        dist.all_gather_object(parts, {key: gram.singular_values() for key, gram in mine.items()})
         return {key: values for part in parts for key, values in part.items()}
 
     def _device(self) -> torch.device:
