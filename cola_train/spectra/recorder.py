@@ -107,8 +107,8 @@ class Recorder:
         found = self._singular_values()
         if self.unclear:
             raise UserError(
-                f"{min(self.unclear)}: its rows are not those of the positions, so padding cannot be "
-                "told; use data.packing=packed, whose rows are full"
+                f"{min(self.unclear)}: its rows are not those of the positions, so padding "
+                "cannot be told; use data.packing=packed, whose rows are full"
             )
         wrong = [str(key) for key, values in found.items() if values is None]
         if wrong:
