@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from cola_train.checkpoint.files import first_few
-from cola_train.config.groups import ModelConfig
+from cola_train.config.groups import PROJECTIONS, ModelConfig
 from cola_train.convert.description import CONFIG
 from cola_train.errors import UserError
 from cola_train.files import read_json
@@ -24,7 +24,7 @@ from cola_train.spectra.recorder import Key, Linear, Recorder
 EXTRA = "pip install 'cola_train[spectra]'"
 # the first number in a module's name is its block's
 IN_A_BLOCK = re.compile(r"(?:.*?\.)?(\d+)\.(.+)")
-OURS = {f"{name}_proj": name for name in ("q", "k", "v", "o", "gate", "up", "down")}  # LLaMA's
+OURS = {f"{name}_proj": name for name in PROJECTIONS}  # LLaMA's names
 
 
 def load_model(

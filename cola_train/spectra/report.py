@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from cola_train.config.groups import PROJECTIONS
 from cola_train.errors import UserError
 from cola_train.files import write_text
 from cola_train.spectra import plots
 from cola_train.spectra.advice import Savings, advised_ranks, savings
-from cola_train.spectra.huggingface import OURS
 from cola_train.spectra.recorder import PLACES, Linear, Measured
 
 FOLDER = "spectra"  # in a run's folder
@@ -91,7 +91,7 @@ class Report:
     def about_ranks(self) -> Iterator[str]:
         """The advice in words."""
         ranks = ",".join(f"{name}:{rank}" for name, rank in self.advice.items())
-        option = "method.ranks=" if self.advice.keys() <= {*OURS.values()} else "ranks "
+        option = "method.ranks=" if self.advice.keys() <= {*PROJECTIONS} else "ranks "
         yield f"Ranks used, the largest of any block: {option}{{{ranks}}}"
         found = self.savings
         if found.parameters <= 0:

@@ -4,6 +4,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from cola_train import costs
+from cola_train.config.groups import PROJECTIONS
 from cola_train.errors import UserError
 from cola_train.hardware import peak_memory_bytes, reset_peak_memory
 from cola_train.spectra.advice import advised_ranks, savings
@@ -108,20 +110,20 @@ def test_advice_is_of_the_block_that_uses_most():
 
 
 def test_savings_are_those_of_the_costs(config_of):
-    """A method's own parameters and FLOPs, at one rank and at another."""
-    from cola_train import costs
-
-    given, less = (config_of("model=60m", "method=cola", f"method.rank={r}") for r in (128, 48))
-    names = ("q", "k", "v", "o", "gate", "up", "down")
-    shapes = dict(zip(names, given.model.linear_shapes, strict=True))
+    """The method's own parameters and FLOPs, with one rank and with those advised."""
+    ranks = dict(zip(PROJECTIONS, (48, 32, 128, 16, 64, 80, 112), strict=True))
+    said = ",".join(f"{name}:{rank}" for name, rank in ranks.items())
+    given = config_of("model=60m", "method=cola", "method.rank=128")
+    less = config_of("model=60m", "method=cola", f"method.ranks={{{said}}}")
     linears = [
-        Linear(layer, name, *shapes[name], 128)
+        Linear(layer, name, *shape, 128)
         for layer in range(given.model.n_layers)
-        for name in names
+        for name, shape in given.model.linears.items()
     ]
-    found = savings(linears, dict.fromkeys(names, 48))
-    assert found.parameters == costs.parameters(given) - costs.parameters(less)
-    flops = [costs.forward_flops_per_token(config) for config in (given, less)]
-    assert 2 * found.parameters == flops[0] - flops[1]
-    flops = [costs.training_flops_per_token(config) for config in (given, less)]
-    assert 6 * found.parameters == flops[0] - flops[1]
+    found = savings(linears, ranks)
+    for cost, each in (
+        (costs.parameters, 1),
+        (costs.forward_flops_per_token, 2),
+        (costs.training_flops_per_token, 6),
+    ):
+        assert each * found.parameters == cost(given) - cost(less)
