@@ -9,6 +9,7 @@ from torch.autograd.function import FunctionCtx, once_differentiable
 
 from cola_train.model.context import AttentionContext
 from cola_train.model.linear import Projections
+from cola_train.model.tap import tap
 
 
 def rotary_table(length: int, head_dim: int, theta: float, device: torch.device) -> Tensor:
@@ -73,6 +74,7 @@ class Attention(nn.Module):
             return self.out(y_BTHK.flatten(-2), residual_BTD)[0]
         shape = (*x_BTD.shape[:2], -1, self.head_dim)
         q, k, v = (y.view(shape) for y in self.qkv(x_BTD))
-        q, k = rotate(q, context.rotary), rotate(k, context.rotary)
+        q = tap("q", rotate(q, context.rotary))
+        k = tap("k", rotate(k, context.rotary))
         y_BTHK = context.mask.attend(q, k, v)
         return self.out(y_BTHK.flatten(-2), residual_BTD)[0]

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from cola_train.model.init import Fill, normal
 from cola_train.model.padding import PaddedModule
-from cola_train.model.tap import tap
+from cola_train.model.tap import Joined, tap
 
 INIT_STD = 0.02  # of everything but auto-encoders
 
@@ -100,6 +100,7 @@ class AutoEncoders(PaddedModule):
         self.d_in, self.d_outs = d_in, dict(d_outs)
         self.ranks = {name: ranks[name] for name in d_outs}
         self.activation, self.ops = activation, ops
+        self.joined = Joined(self.ranks, activation)
         for name, d_out in d_outs.items():
             self.add_weight(f"{name}_A", ranks[name], d_in)
             self.add_weight(f"{name}_B", d_out, ranks[name])
@@ -109,7 +110,7 @@ class AutoEncoders(PaddedModule):
 
         `residual`, (..., d_out), is added to the output of a single projection.
         """
-        z = tap("z", self.ops.down(x, self.encoders()))
+        z = tap("z", self.ops.down(x, self.encoders()), self.joined)
         return self.ops.up(z, self.decoders(), residual, self.activation)
 
     def bottlenecks(self, x: Tensor) -> tuple[Tensor, ...]:

@@ -23,6 +23,7 @@ from cola_train.model.init import Fill, computed, normal
 from cola_train.model.linear import INIT_STD
 from cola_train.model.loss import CrossEntropy, cross_entropy_, linear_cross_entropy
 from cola_train.model.norm import RMSNorm
+from cola_train.model.tap import tap
 
 
 class Layers(Protocol):
@@ -58,7 +59,7 @@ class Block(nn.Module):
         self.mlp = layers.mlp(d_model, config.inner)
 
     def forward(self, x_BTD: Tensor, context: AttentionContext) -> Tensor:
-        return self.feed_forward(self.attend(x_BTD, context))
+        return self.feed_forward(self.attend(tap("residual", x_BTD), context))
 
     def attend(self, x_BTD: Tensor, context: AttentionContext) -> Tensor:
         return self.attention(self.attention_norm(x_BTD), context, x_BTD)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from cola_train.model.init import Fill, normal
 from cola_train.model.linear import Ops, Projections, auto_encoder_std
 from cola_train.model.padding import PaddedModule
-from cola_train.model.tap import tap
+from cola_train.model.tap import Joined, tap
 
 
 class MLP(nn.Module):
@@ -52,6 +52,8 @@ class AutoEncoderMLP(PaddedModule):
         self.d_model, self.d_ff = d_model, d_ff
         self.ranks = {name: ranks[name] for name in ("gate", "up", "down")}
         self.activation, self.gate_silu, self.ops = activation, gate_silu, ops
+        self.joined = Joined({name: ranks[name] for name in ("gate", "up")}, activation)
+        self.inner = Joined({"down": ranks["down"]}, activation)
         self.gate_A = self.add_weight("gate_A", ranks["gate"], d_model)
         self.gate_B = self.add_weight("gate_B", d_ff, ranks["gate"])
         self.up_A = self.add_weight("up_A", ranks["up"], d_model)
@@ -60,11 +62,11 @@ class AutoEncoderMLP(PaddedModule):
         self.down_B = self.add_weight("down_B", d_model, ranks["down"])
 
     def forward(self, x_BTD: Tensor, residual_BTD: Tensor) -> Tensor:
-        z_BTR = tap("z", self.ops.down(x_BTD, self.encoders()))
+        z_BTR = tap("z", self.ops.down(x_BTD, self.encoders()), self.joined)
         z_BTR = self.ops.gated_down(
             z_BTR, self.gate_B, self.up_B, self.down_A, self.activation, self.gate_silu
         )
-        z_BTR = tap("z", z_BTR)
+        z_BTR = tap("z", z_BTR, self.inner)
         return self.ops.up(z_BTR, [self.down_B], residual_BTD, self.activation)[0]
 
     def encoders(self) -> list[Tensor]:

@@ -180,9 +180,16 @@ def test_an_observer_sees_every_rank_r_vector(config_of):
     model, seen = real_model(config), []
     tokens = torch.randint(0, 300, (2, 7), generator=torch.Generator().manual_seed(0))
     unseen = model(tokens)
-    with observing(lambda name, z: seen.append((name, *z.shape))):
+    with observing(lambda name, x, joined: seen.append((name, x, joined))):
         logits = model(tokens)
-    # of each block: q, k and v side by side, o, gate and up side by side, down; 16: as stored
-    assert seen == [("z", 2, 7, n * 16) for n in (3, 1, 2, 1)] * config.model.n_layers
+    z = [(joined.parts(x), x.shape[-1]) for name, x, joined in seen if name == "z"]
+    shapes = [({of: tuple(part.shape) for of, part in parts.items()}, width) for parts, width in z]
+    of_block = [
+        (dict.fromkeys(names.split(), (2, 7, 5)), 16 * len(names.split()))  # 16: as stored
+        for names in ("q k v", "o", "gate up", "down")
+    ]
+    assert shapes == of_block * config.model.n_layers
+    names = [name for name, *_ in seen]
+    assert names == "residual z q k z z z".split() * config.model.n_layers
     assert torch.equal(logits, unseen) and torch.equal(model(tokens), unseen)
-    assert len(seen) == 4 * config.model.n_layers  # and none once it is off
+    assert len(seen) == 7 * config.model.n_layers  # and none once it is off

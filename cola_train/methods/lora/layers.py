@@ -12,7 +12,7 @@ from cola_train.model.init import Fill, constant, normal, uniform
 from cola_train.model.linear import INIT_STD, Ops
 from cola_train.model.mlp import MLP
 from cola_train.model.padding import PaddedModule
-from cola_train.model.tap import tap
+from cola_train.model.tap import Joined, tap
 
 
 class LoraLinears(PaddedModule):
@@ -28,7 +28,7 @@ class LoraLinears(PaddedModule):
         `<name>_B` (d_out, rank) for each projection."""
         super().__init__()
         self.d_in, self.d_outs, self.rank, self.scale = d_in, dict(d_outs), rank, scale
-        self.ops = ops
+        self.ops, self.joined = ops, Joined(dict.fromkeys(d_outs, rank), silu=False)
         for name, d_out in d_outs.items():
             self.add_weight(name, d_out, d_in, trainable=False)
             self.add_weight(f"{name}_A", rank, d_in)
@@ -39,7 +39,7 @@ class LoraLinears(PaddedModule):
 
         `residual`, (..., d_out), is added to the output of a single projection.
         """
-        z = tap("z", self.ops.down(x, self._weights("_A"))) * self.scale
+        z = tap("z", self.ops.down(x, self._weights("_A")), self.joined) * self.scale
         low = self.ops.up(z, self._weights("_B"), None, False)
         # last: nothing that it makes is kept, so a recomputation ends before it
         whole = self.ops.linear(x, self._weights(""), residual)
