@@ -19,6 +19,7 @@ from cola_train.engines.base import Engine, StepResult, build_engine
 from cola_train.errors import EXIT_DONE, EXIT_STOPPED_BY_SIGNAL, TrainingError
 from cola_train.evaluation.in_training import Evaluations
 from cola_train.evaluation.loss import Validation
+from cola_train.health.monitor import Health
 from cola_train.inference.sample import sample
 from cola_train.methods.base import build_method
 from cola_train.model.llama import build_model
@@ -83,7 +84,7 @@ def run(
         tracker.say(f"step {state.step} was the last one: nothing is trained, only evaluated")
 
     # The loop.
-    speed = Speed(config, device)
+    speed, health = Speed(config, device), Health(config, state, tracker)
     stopping = False
     while state.step < last_step and not stopping:
         speed.begin_step()
@@ -92,8 +93,10 @@ def run(
 
         lr = config.method.learning_rate(config, state.step + 1)
         max_loss = state.progress.max_loss(config.train.spike_deviations)
+        health.before(batches)
         result = engine.train_step(batches, lr, max_loss, stop_signal.received)
         state.count(result)
+        health.after()
         changes = engine.after_step(state.step)
 
         at_end, stopping = state.step == last_step, result.stop

@@ -17,6 +17,7 @@ from cola_train.engines import ENGINES
 from cola_train.errors import UserError
 from cola_train.evaluation import harness
 from cola_train.evaluation import options as evaluation
+from cola_train.health import options as health
 from cola_train.methods import METHODS
 from cola_train.parallel.topology import Topology
 
@@ -71,6 +72,10 @@ def source_problems(config: Config, topology: Topology) -> Iterator[str]:
 def evaluation_problems(config: Config, topology: Topology) -> Iterator[str]:
     yield from evaluation.void_options(config.evaluation)
     yield from evaluation.set_problems(config.evaluation.sets, config.model, "evaluation.sets")
+
+
+def health_problems(config: Config, topology: Topology) -> Iterator[str]:
+    yield from health.void_options(config.health)
 
 
 def stop_problems(config: Config, topology: Topology) -> Iterator[str]:
@@ -311,6 +316,7 @@ OF_THE_CONFIG: tuple[Check, ...] = (
     matrix_problems,
     source_problems,
     evaluation_problems,
+    health_problems,
     stop_problems,
     rollback_problems,
     precision_problems,

@@ -19,6 +19,7 @@ from cola_train.config.groups import (
 from cola_train.data.options import SOURCES, DataOptions
 from cola_train.engines import ENGINES, EngineOptions
 from cola_train.evaluation.options import EvaluationConfig
+from cola_train.health.options import HealthConfig
 from cola_train.methods import METHODS, MethodOptions
 from cola_train.optim import OPTIMIZERS, OptimOptions
 
@@ -37,6 +38,7 @@ class Config:
     recompute: RecomputeConfig
     train: TrainConfig = field(default_factory=TrainConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    health: HealthConfig = field(default_factory=HealthConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
     seed: Annotated[int, Range(0, 2**63 - 1)] = 0  # of initial weights and the order of data

@@ -52,6 +52,7 @@ class Engine(ABC):
     optimizer: Optimizer
     method: Method
     device: torch.device
+    watches_gradients = False  # whether `gradient_norm` will be asked after the next step
 
     @abstractmethod
     def __init__(self, config: Config, model: Llama, method: Method, device: torch.device) -> None:
@@ -74,6 +75,11 @@ class Engine(ABC):
         Returns:
             `figures`, then the gradient norm before clipping, and 1 if it has updated.
         """
+
+    @abstractmethod
+    def gradient_norm(self, names: Sequence[str]) -> Tensor:
+        """The norm of the last step's gradient of these trained parameters together, before
+        clipping; an fp32 scalar on the device. For a step with `watches_gradients`."""
 
     @abstractmethod
     def stored_weights(self) -> Weights:
@@ -222,6 +228,12 @@ def persistent_buffers(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
         for name, buffer in module.named_buffers(recurse=False):
             if name not in module._non_persistent_buffers_set:
                 yield f"{prefix}.{name}" if prefix else name, buffer
+
+
+def spread(flat: Tensor, most: int) -> Tensor:
+    """A copy of at most so many elements of (n,), evenly spread; an odd number of elements apart,
+    so that they are not of one column of a matrix."""
+    return flat[:: -(-len(flat) // most) | 1].detach().clone()
 
 
 def allocate_state(optimizer: Any, parameters: Sequence[Tensor]) -> None:

@@ -53,6 +53,9 @@ class UnpaddedWeights:
         whole, padding = self.padded.full(name), self.paddings.get(name)
         return padding.cut(whole).contiguous() if padding else whole
 
+    def sample(self, name: str, most: int) -> Tensor:
+        return self.padded.sample(name, most)  # its zeros are among them
+
     def assign(self, name: str, whole: Tensor) -> None:
         padding = self.paddings.get(name)
         self.padded.assign(name, padding.pad(whole) if padding else whole)

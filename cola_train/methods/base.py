@@ -37,6 +37,11 @@ class Weights(Protocol):
         """The whole parameter, fp32, on every process."""
         ...
 
+    def sample(self, name: str, most: int) -> Tensor:
+        """A copy of at most so many elements of this process's part of the parameter, fp32, flat:
+        spread evenly, the same ones at each call. None, if others have all of it."""
+        ...
+
     def assign(self, name: str, whole: Tensor) -> None:
         """Give the parameter the values of `whole`, which are the same on every process."""
         ...

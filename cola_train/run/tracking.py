@@ -109,6 +109,11 @@ class Tracker:
             if step not in self.tested:
                 self._write({"step": step, **named}, tokens)
 
+    def health(self, step: int, tokens: int, figures: dict[str, Any]) -> None:
+        """Log a line of figures of a step's blocks (docs/health.md); `tokens`: those trained on."""
+        if self.main:
+            self._write({"step": step, "tokens": tokens, "health": figures})
+
     def advance(self, step: int) -> None:
         if self.main:
             self.bar.show(step)

@@ -94,7 +94,7 @@ def test_frozen_weights_stay_and_are_saved_but_not_clipped_nor_optimized():
 
     def taken():
         gradients = take()
-        norms.append(torch.cat([g.flatten() for g in gradients]).norm().item())
+        norms.append(torch.cat([g.flatten() for g in gradients.values()]).norm().item())
         assert len(gradients) == sum(p.requires_grad for p in engine.model.parameters())
         return gradients
 

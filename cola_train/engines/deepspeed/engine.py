@@ -8,7 +8,7 @@ import json
 import logging
 import os
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import redirect_stdout
 from io import StringIO
 from pathlib import Path
@@ -72,6 +72,7 @@ class DeepSpeedEngine(Engine):
             )
         if stage == 0:
             self.optimizer.state.clear()  # DeepSpeed made it by a step, which counts
+        self.norms: dict[str, Tensor] = {}  # of the gradients of a step that is watched
         self.partitions = Partitions(deepspeed, model, self.optimizer, self.zero, stage, device)
         self.partitions.assign_all(lambda name: weights.pop(name).full_tensor())
 
@@ -85,8 +86,13 @@ class DeepSpeedEngine(Engine):
         engine.backward(loss, scale_wrt_gas=False)
 
     def update(self, figures: Tensor) -> Tensor:
+        if self.watches_gradients:
+            self.norms = self.partitions.gradient_norms()
         norm = self._step()
         return torch.cat([figures, figures.new_tensor([norm, norm < float("inf")])])
+
+    def gradient_norm(self, names: Sequence[str]) -> Tensor:
+        return torch.linalg.vector_norm(torch.stack([self.norms[name] for name in names]))
 
     def close(self) -> None:
         engine: Any = self.module

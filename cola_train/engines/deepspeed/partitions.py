@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from cola_train.checkpoint.flat_shard import FlatShard
-from cola_train.engines.base import allocate_state, persistent_buffers, trainable
+from cola_train.engines.base import allocate_state, persistent_buffers, spread, trainable
 from cola_train.errors import UserError
 
 
@@ -70,6 +70,16 @@ class Partitions:
         if self.stage == 0:
             return self.places[parameter].master.detach().view(_shape(parameter)).clone()
         return self.deepspeed.utils.safe_get_full_fp32_param(parameter)
+
+    def sample(self, name: str, most: int) -> Tensor:
+        parameter = self.parameters[name]
+        with self._sub_group_in_memory(self.places[parameter].sub_group, changed=False):
+            return spread(self._shard(parameter).local, most)
+
+    def gradient_norms(self) -> dict[str, Tensor]:
+        """Of the whole gradients, fp32, between the backward pass and the step."""
+        gradient = self.deepspeed.utils.safe_get_full_grad  # gathers one at a time
+        return {name: gradient(p).float().norm() for name, p in trainable(self.model)}
 
     def assign(self, name: str, whole: Tensor) -> None:
         parameter = self.parameters[name]

@@ -25,9 +25,13 @@ from cola_train.parallel.shard import build_mesh, shard
 
 class FSDPEngine(Engine):
     """Built from a model on the meta device; leaves it initialised, and sharded if this process is
-    not alone."""
+    not alone.
+
+    norms: of the last step's gradients, by parameter: of this process's parts, before clipping.
+    """
 
     masters: Masters
+    norms: dict[str, Tensor]
 
     def __init__(self, config: Config, model: Llama, method: Method, device: torch.device) -> None:
         options, topology = config.engine, distributed.topology()
@@ -71,12 +75,15 @@ class FSDPEngine(Engine):
         accepted = figures[0].bool()
         if self.in_backward is None:
             gradients = self.masters.take_gradients()
-            norm = self.masters.norm(torch._foreach_norm(gradients))
+            norms = torch._foreach_norm([*gradients.values()])
+            self.norms = dict(zip(gradients, norms, strict=True))
+            norm = self.masters.norm(norms)
             accepted = accepted & norm.isfinite()
-            self._step_if(accepted, gradients, norm)
+            self._step_if(accepted, [*gradients.values()], norm)
             self.masters.drop_gradients()
         else:  # all is updated, whether it should have been or not
-            norm = self.in_backward.take_norm()
+            self.norms = self.in_backward.take_norms()
+            norm = self.masters.norm([*self.norms.values()])
             accepted = accepted & norm.isfinite()
         self.masters.refresh()
         return torch.cat([figures, torch.stack([norm, accepted]).double()])
@@ -94,6 +101,9 @@ class FSDPEngine(Engine):
             if excess is not None:
                 torch._foreach_div_(gradients, excess)
             optimizer.step()
+
+    def gradient_norm(self, names: Sequence[str]) -> Tensor:
+        return self.masters.norm([self.norms[name] for name in names if name in self.norms])
 
     def close(self) -> None:
         pass  # nothing outlives it

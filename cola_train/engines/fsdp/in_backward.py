@@ -32,8 +32,8 @@ class UpdatesInBackward:
             gradient.record_stream(torch.cuda.current_stream(gradient.device))
         self.masters.drop_gradient(name)
 
-    def take_norm(self) -> Tensor:
-        """The norm of the step's whole gradient, an fp32 scalar on the device."""
-        found = [self.norms[name] for name in self.masters.trained if name in self.norms]
+    def take_norms(self) -> dict[str, Tensor]:
+        """Those of the step's gradients, by name, in the masters' order."""
+        found = {name: self.norms[name] for name in self.masters.trained if name in self.norms}
         self.norms.clear()
-        return self.masters.norm(found)
+        return found

@@ -16,7 +16,7 @@ from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
-from cola_train.engines.base import trainable
+from cola_train.engines.base import spread, trainable
 from cola_train.model.init import local_rows
 
 
@@ -61,6 +61,10 @@ class Masters(ABC):
     def full(self, name: str) -> Tensor: ...
 
     @abstractmethod
+    def part(self, name: str) -> Tensor:
+        """This process's part of the parameter, no copy."""
+
+    @abstractmethod
     def assign(self, name: str, whole: Tensor) -> None: ...
 
     @abstractmethod
@@ -71,10 +75,10 @@ class Masters(ABC):
     def placed(self, name: str, state: Tensor) -> Tensor:
         """Optimizer state of the parameter, as a checkpoint holds it."""
 
-    def take_gradients(self) -> list[Tensor]:
-        """All of the step that there are."""
-        gradients = [self.take_gradient(name) for name in self.trained]
-        return [gradient for gradient in gradients if gradient is not None]
+    def take_gradients(self) -> dict[str, Tensor]:
+        """All of the step that there are, by name."""
+        gradients = {name: self.take_gradient(name) for name in self.trained}
+        return {name: gradient for name, gradient in gradients.items() if gradient is not None}
 
     def drop_gradients(self) -> None:
         for name in self.trained:
@@ -82,6 +86,9 @@ class Masters(ABC):
 
     def names(self) -> list[str]:
         return list(self.parameters)
+
+    def sample(self, name: str, most: int) -> Tensor:
+        return spread(self.part(name).reshape(-1), most)
 
     def change_state(self, name: str, change: Callable[[Tensor], Tensor]) -> None:
         optimized = self.optimized(name)
@@ -141,6 +148,9 @@ class WholeMasters(Masters):
 
     def full(self, name: str) -> Tensor:
         return self.parameters[name].clone()
+
+    def part(self, name: str) -> Tensor:
+        return self.parameters[name]
 
     @torch.no_grad()
     def assign(self, name: str, whole: Tensor) -> None:
@@ -214,6 +224,9 @@ class ShardedMasters(Masters):
         whole = cast(DTensor, self.parameters[name]).full_tensor()
         # where nothing is sharded it is the master itself, which the next step changes
         return whole.clone() if self.group.size() == 1 else whole
+
+    def part(self, name: str) -> Tensor:
+        return cast(DTensor, self.parameters[name]).to_local()
 
     def assign(self, name: str, whole: Tensor) -> None:
         self.refresh()
