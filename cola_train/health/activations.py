@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cola_train.data.loader import Batch
+from cola_train.health import Figures
 from cola_train.model.context import allowed_pairs
 from cola_train.model.loss import IGNORE_INDEX
 from cola_train.model.tap import Joined, observing
@@ -22,8 +23,6 @@ DEAD = 0.01  # of the bottleneck's rms
 OPEN = math.log(99)  # beyond +-4.6 SiLU's gate, sigmoid(z), is within 0.01 of 0 or 1
 SATURATED = 0.95  # of the positions are beyond
 LOGITS = 1 << 24  # that exist at a time
-
-Figures = dict[tuple[str, str, int], float]  # (figure, projection or "", block); nan: none
 
 
 @dataclass

@@ -4,72 +4,73 @@ reasons for each threshold."""
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
-from cola_train.health.activations import Figures
+from cola_train.health import Figures
 
 NAMED = 4  # places in a warning; it counts the others
+SETTLED = 100  # steps after the warm-up: before, ranks fall and rise, and what begins as 0 grows
 
 
 @dataclass(frozen=True)
 class Alarm:
     figures: tuple[str, ...]  # any of them
-    bad: Callable[[float], bool]
+    bad: Callable[[float, float], bool]  # the figure; the highest there since it has settled
     says: str  # after the names of places
     means: str
     helps: str
     lines: int = 1  # in a row
-    from_the_start: bool = True  # or once the learning rate has warmed up
+    settled: bool = False  # not earlier than that
 
 
 ALARMS = (
     Alarm(
         ("dead",),
-        lambda share: share >= 0.5,
+        lambda share, _: share >= 0.5,
         "has collapsed: half of the bottleneck's directions or more carry nothing",
-        "parameters and FLOPs of these directions are spent for nothing, and they seldom come back",
+        "parameters and FLOPs of these directions are spent for nothing",
         "a lower optim.lr or a longer warm-up from an earlier checkpoint, or a lower rank",
     ),
     Alarm(
         ("z_rank", "s_rank"),
-        lambda rank: rank <= 1,
-        "has collapsed: one direction carries the bottleneck",
-        "the layer computes one number for each position, whatever its rank",
-        "a lower optim.lr or a longer warm-up, or a lower rank",
-        lines=3,
-        from_the_start=False,
+        lambda rank, highest: rank <= highest / 10 and highest > 0,
+        "has collapsed: its effective rank was ten times as high",
+        "few directions carry the layer's function now, whatever its rank",
+        "a lower optim.lr or a longer warm-up from an earlier checkpoint, or a lower rank",
+        lines=2,
+        settled=True,
     ),
     Alarm(
         ("saturated",),
-        lambda share: share >= 0.5,
+        lambda share, _: share >= 0.5,
         "is saturated: in half of the directions or more SiLU is always open or always shut",
         "the layer is linear there, and vectors are larger than they should be",
         "a lower optim.lr, or more optim.weight_decay",
     ),
     Alarm(
         ("norm_ba",),
-        lambda norm: norm >= 100,
+        lambda norm, _: norm >= 100,
         "has a norm that runs away: it makes some input 100 times as long or more",
         "the loss will rise or stay high, and bf16 loses what is small beside it",
         "a lower optim.lr, a longer warm-up, more optim.weight_decay, or a lower optim.clip",
     ),
     Alarm(
         ("update_a", "update_b"),
-        lambda ratio: ratio >= 0.1,
+        lambda ratio, _: ratio >= 0.1,
         "changes by a tenth of its own size or more in one step",
         "the learning rate is far too high for it: 0.001 to 0.02 is usual",
         "a lower optim.lr, or one of its own in optim.groups",
-        lines=2,
-        from_the_start=False,
+        lines=3,
+        settled=True,
     ),
     Alarm(
         ("max_logit",),
-        lambda logit: logit >= 1000,
+        lambda logit, _: logit >= 1000,
         "has attention logits of 1000 or more",
         "attention sees one position alone, and bf16 tells such logits apart by 4 at best",
         "a lower optim.lr, or more optim.weight_decay",
     ),
     Alarm(
         ("residual_rms",),
-        lambda rms: rms >= 1000,
+        lambda rms, _: rms >= 1000,
         "gets a residual stream whose rms is 1000 or more",
         "what a block adds is lost in rounding beside it",
         "a lower optim.lr or a longer warm-up",
@@ -82,32 +83,38 @@ class Alarms:
 
     def __init__(self, warm_up: int) -> None:
         """warm_up: steps of the learning rate's."""
-        self.warm_up = warm_up
+        self.settled = warm_up + SETTLED
+        self.highest: dict[tuple[str, str, int], float] = {}
         self.in_a_row: dict[tuple[Alarm, str], int] = {}
         self.said: set[tuple[Alarm, str]] = set()
 
     def new(self, step: int, found: Figures, names: Mapping[tuple[str, int], str]) -> Iterator[str]:
         """Warnings of a step's figures. names: of the linears with factors, by projection and
         block."""
+        if step > self.settled:
+            for key, value in found.items():
+                self.highest[key] = max(self.highest.get(key, 0.0), value)  # nan is not higher
         for alarm in ALARMS:
-            if step <= self.warm_up and not alarm.from_the_start:
+            if alarm.settled and step <= self.settled:
                 continue
             bad = {
                 names.get((projection, block), f"layers.{block}"): value
                 for (figure, projection, block), value in found.items()
-                if figure in alarm.figures and alarm.bad(value)
+                if figure in alarm.figures
+                and alarm.bad(value, self.highest.get((figure, projection, block), 0.0))
             }
-            self.in_a_row = {
-                (of, place): count
-                for (of, place), count in self.in_a_row.items()
-                if of is not alarm or place in bad
+            counts = {
+                place: self.in_a_row.get((alarm, place), 0) + 1
+                for place in sorted(bad, key=bad.__getitem__, reverse=True)
             }
-            new = []
-            for place in bad:
-                count = self.in_a_row[alarm, place] = self.in_a_row.get((alarm, place), 0) + 1
-                if count >= alarm.lines and (alarm, place) not in self.said:
-                    self.said.add((alarm, place))
-                    new.append(place)
+            self.in_a_row = {key: n for key, n in self.in_a_row.items() if key[0] is not alarm}
+            self.in_a_row |= {(alarm, place): count for place, count in counts.items()}
+            new = [
+                place
+                for place, count in counts.items()
+                if count >= alarm.lines and (alarm, place) not in self.said
+            ]
+            self.said |= {(alarm, place) for place in new}
             if new:
                 yield text_of(alarm, new, bad)
 
@@ -117,6 +124,6 @@ def text_of(alarm: Alarm, places: list[str], values: Mapping[str, float]) -> str
     more = f" and {len(places) - NAMED} others" if len(places) > NAMED else ""
     figures = " or ".join(alarm.figures)
     return (
-        f"warning: {named}{more} {alarm.says} ({figures}). It means that {alarm.means}. What "
+        f"warning: {figures}: {named}{more} {alarm.says}. It means that {alarm.means}. What "
         f"helps: {alarm.helps}"
     )

@@ -13,7 +13,8 @@ from cola_train.config.schema import Config
 from cola_train.data.loader import Batch
 from cola_train.engines.base import Engine, trainable
 from cola_train.hardware import compiled_on
-from cola_train.health.activations import Activations, Figures
+from cola_train.health import Figures
+from cola_train.health.activations import Activations
 from cola_train.health.alarms import Alarms
 from cola_train.health.factors import NAMES, Norms, Updates, factors
 from cola_train.run.state import RunState

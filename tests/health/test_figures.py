@@ -60,7 +60,7 @@ def test_norms_are_those_of_an_svd(rank, d_in, d_out):
         figures = norms.figures(A_, B_)
         assert figures[zero] == figures["norm_ba"] == 0 and figures["condition"].isnan()
     again = norms.figures(A, B)
-    assert again["norm_ba"].item() == pytest.approx(singular[0].item(), rel=0.02)
+    assert again["norm_ba"].item() == pytest.approx(singular[0].item(), rel=0.05)
 
 
 def test_activations_of_a_model():
