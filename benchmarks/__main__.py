@@ -30,6 +30,7 @@ REGISTRY = {
     "inference": "benchmarks.inference",
     "factor": "benchmarks.factor",
     "theory": "benchmarks.theory",
+    "health": "benchmarks.health",
 }
 
 

@@ -8,7 +8,6 @@ model that is whole.
 
 import math
 from dataclasses import replace
-from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -17,9 +16,8 @@ from torch import Tensor
 
 from cola_train.config.schema import Config
 from cola_train.engines.base import Engine
-from cola_train.health.monitor import Health
-from cola_train.health.options import HealthConfig
-from cola_train.run.state import Progress
+from cola_train.health.examination import Examination
+from cola_train.health.monitor import by_figure
 from cola_train.train import build
 
 STEPS, LR = 3, 1e-2
@@ -36,33 +34,24 @@ CASES = {
 
 def config_of(method: str, engine: dict[str, Any], precision: str) -> Config:
     train = {"micro_batch_size": 2, "precision": precision}
-    return values_config(method=METHODS[method], engine=engine, train=train)
+    health = {"every": 1, "tokens": 64}
+    return values_config(method=METHODS[method], engine=engine, train=train, health=health)
 
 
-def run(config: Config, every: int) -> dict[str, Any]:
+def run(config: Config, looked_at: bool) -> dict[str, Any]:
     """Losses of a few steps; what the last one's health is, and what it should be."""
-    engine, lines = build(config, CPU), []
-    tracker = SimpleNamespace(
-        health=lambda step, tokens, figures: lines.append((step, tokens, figures)),
-        say=lambda _: None,
-    )
-    progress = Progress()
-    state: Any = SimpleNamespace(
-        engine=engine, progress=progress, watchdog=SimpleNamespace(advance=lambda doing: None)
-    )
-    config = replace(config, health=HealthConfig(every=every, tokens=64))
-    state.step = 0
-    health = Health(config, state, tracker)  # type: ignore[arg-type]
+    engine = build(config, CPU)
+    examination = Examination(config, engine)
     losses = []
+    figures: dict[str, Any] = {}
     for step in range(STEPS):
         batches = micro_batches(step)
-        health.before(batches)
+        if looked_at:
+            examination.begin(batches)
         before = whole(engine)
-        result = engine.train_step(batches, LR)
-        progress.count(result)
-        state.step = progress.step
-        health.after()
-        losses.append(result.loss)
+        losses.append(engine.train_step(batches, LR).loss)
+        if looked_at:
+            figures = by_figure(examination.figures())
     after = whole(engine)
     updates = {
         name: ((after[name] - was).norm() / was.norm()).item()
@@ -70,10 +59,9 @@ def run(config: Config, every: int) -> dict[str, Any]:
         if name.endswith(("_A", "_B"))
     }
     engine.close()
-    # without health the same calls but for its own
     return {
         "losses": losses,
-        "lines": lines,
+        "figures": figures,
         "updates": updates,
         "gradients": gradients(config, before, STEPS - 1),
     }
@@ -105,7 +93,7 @@ def main() -> dict[str, Any]:
     results = {}
     for name, case in CASES.items():
         config = config_of(*case)
-        results[name] = {"on": run(config, 1), "off": run(config, 0)}
+        results[name] = {"on": run(config, True), "off": run(config, False)}
     return results
 
 
