@@ -24,7 +24,7 @@ def worker(modes, place, tiny, tmp_path, processes):
 def results(tiny, tmp_path_factory):
     """What two processes did, each with two micro-batches a step."""
     folder = tmp_path_factory.mktemp("results")
-    return worker("curves,skips,groups", folder, tiny, folder, 2)
+    return worker("curves,skips,groups,health", folder, tiny, folder, 2)
 
 
 @pytest.mark.slow
@@ -74,6 +74,31 @@ def test_groups_of_parameters_train_as_in_plain_torch(results):
     for engine, curves in results["groups"].items():
         for curve, truth in zip(curves, plain, strict=True):
             assert curve == pytest.approx(truth, rel=0, abs=1e-5), engine
+
+
+@pytest.mark.slow
+def test_a_step_that_is_looked_at_is_the_same_to_the_bit(results):
+    """With the figures that whole weights and gradients have, under every engine."""
+    cases = results["health"]
+    assert {name.split()[1] for name in cases} == set(ENGINES)
+    for case, found in cases.items():
+        on, figures = found["on"], found["on"]["figures"]
+        assert on["losses"] == found["off"], case
+        bottleneck = {"s_rank", "saturated"} if case.startswith("cola") else set()
+        assert figures.keys() >= bottleneck | {"z_rank", "dead", "max_logit", "residual_rms"}
+        for figure, values in figures.items():
+            lists = values.values() if isinstance(values, dict) else [values]
+            assert all(len(of) == 2 and None not in of for of in lists), (case, figure)
+        rounding = 0.05 if "bf16" in case else 1e-4
+        assert figures["grad_norm"] == pytest.approx(on["gradients"], rel=rounding), case
+        for name, ratio in on["updates"].items():  # layers.1.attention.qkv.q_A
+            projection, factor = name.rpartition(".")[2].split("_")
+            by_block = figures[f"update_{factor.lower()}"][projection]
+            assert by_block[int(name.split(".")[1])] == pytest.approx(ratio, rel=1e-4), (case, name)
+        if case.startswith("cola") and "bf16" not in case:
+            for figure in ("norm_ba", "frobenius_a", "condition"):
+                usual = cases["cola fsdp"]["on"]["figures"][figure]["down"]
+                assert figures[figure]["down"] == pytest.approx(usual, rel=1e-3), (case, figure)
 
 
 @pytest.mark.slow

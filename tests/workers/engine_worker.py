@@ -3,8 +3,8 @@
 Arguments: the JSON file to write, modes with commas between them, a folder for checkpoints, the
 overrides of a tiny run. `curves`: losses of a few steps. `skips`: what a step that is not finite
 changes. `groups`: losses with groups of parameters, and with checkpoints of runs that had none.
-`norms`: the gradient norm under each sharding. `save` and `resume`: checkpoints of every
-engine, loaded into every engine.
+`norms`: the gradient norm under each sharding. `health`: steps that are looked at. `save` and
+`resume`: checkpoints of every engine, loaded into every engine.
 """
 
 import os
@@ -18,6 +18,7 @@ import torch
 from helpers import checkpointer, make_config, micro_batches, real_model, whole_state, work
 from torch import Tensor
 from torch.nn.utils import get_total_norm
+from workers.health_cases import health
 
 from cola_train import distributed
 from cola_train.config.schema import Config
@@ -327,7 +328,7 @@ def uneven_steps(engine: Engine) -> str:
 def main(modes: str, folder: str, *overrides: str) -> dict[str, Any]:
     tasks = {
         "curves": curves, "skips": skips, "groups": groups,
-        "norms": norms, "save": save, "resume": resume,
+        "norms": norms, "health": health, "save": save, "resume": resume,
     }  # fmt: skip
     return {mode: tasks[mode](folder, [*overrides]) for mode in modes.split(",")}
 

@@ -1,17 +1,12 @@
-"""Run by health/test_health_engines.py under torchrun: steps of every engine with health and
-without.
-
-Arguments: the JSON file to write. Writes case -> losses with and without, figures of the last
-step, and what they are by other means: "updates" by weights before and after, "gradients" by a
-model that is whole.
-"""
+"""What engine_worker.py does as `health`: steps of every engine that are looked at, and the same
+that are not."""
 
 import math
 from dataclasses import replace
 from typing import Any
 
 import torch
-from helpers import CPU, ENGINES, micro_batches, real_model, values_config, work
+from helpers import CPU, ENGINES, micro_batches, real_model, values_config
 from torch import Tensor
 
 from cola_train.config.schema import Config
@@ -89,13 +84,11 @@ def gradients(config: Config, weights: dict[str, Tensor], step: int) -> list[flo
     ]
 
 
-def main() -> dict[str, Any]:
+def health(_: str, __: list[str]) -> dict[str, Any]:
+    """Case -> losses "on" and "off", figures of the last step, and what they are by other means:
+    "updates" by weights before and after, "gradients" by a model that is whole."""
     results = {}
     for name, case in CASES.items():
         config = config_of(*case)
-        results[name] = {"on": run(config, True), "off": run(config, False)}
+        results[name] = {"on": run(config, True), "off": run(config, False)["losses"]}
     return results
-
-
-if __name__ == "__main__":
-    work(main)
