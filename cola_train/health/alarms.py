@@ -14,7 +14,7 @@ SETTLED = 100  # steps after the warm-up: before, ranks fall and rise, and what 
 class Alarm:
     figures: tuple[str, ...]  # any of them
     bad: Callable[[float, float], bool]  # the figure; the highest there since it has settled
-    says: str  # after the names of places
+    says: str
     means: str
     helps: str
     lines: int = 1  # in a row
@@ -25,15 +25,15 @@ ALARMS = (
     Alarm(
         ("dead",),
         lambda share, _: share >= 0.5,
-        "has collapsed: half of the bottleneck's directions or more carry nothing",
+        "bottlenecks have collapsed, half of the directions or more carry nothing",
         "parameters and FLOPs of these directions are spent for nothing",
         "a lower optim.lr or a longer warm-up from an earlier checkpoint, or a lower rank",
     ),
     Alarm(
         ("z_rank", "s_rank"),
         lambda rank, highest: rank <= highest / 10 and highest > 0,
-        "has collapsed: its effective rank was ten times as high",
-        "few directions carry the layer's function now, whatever its rank",
+        "bottlenecks have collapsed, the effective rank was ten times as high",
+        "few directions carry what these layers do, whatever their rank",
         "a lower optim.lr or a longer warm-up from an earlier checkpoint, or a lower rank",
         lines=2,
         settled=True,
@@ -41,22 +41,22 @@ ALARMS = (
     Alarm(
         ("saturated",),
         lambda share, _: share >= 0.5,
-        "is saturated: in half of the directions or more SiLU is always open or always shut",
-        "the layer is linear there, and vectors are larger than they should be",
+        "SiLU is always open or always shut in half of the directions or more",
+        "layers are linear there, and their inputs larger than they should be",
         "a lower optim.lr, or more optim.weight_decay",
     ),
     Alarm(
         ("norm_ba",),
         lambda norm, _: norm >= 100,
-        "has a norm that runs away: it makes some input 100 times as long or more",
+        "norms run away, some input is made 100 times as long or more",
         "the loss will rise or stay high, and bf16 loses what is small beside it",
         "a lower optim.lr, a longer warm-up, more optim.weight_decay, or a lower optim.clip",
     ),
     Alarm(
         ("update_a", "update_b"),
         lambda ratio, _: ratio >= 0.1,
-        "changes by a tenth of its own size or more in one step",
-        "the learning rate is far too high for it: 0.001 to 0.02 is usual",
+        "factors change by a tenth of their size or more in a step",
+        "the learning rate is far too high for them: 0.001 to 0.02 is usual",
         "a lower optim.lr, or one of its own in optim.groups",
         lines=3,
         settled=True,
@@ -64,14 +64,14 @@ ALARMS = (
     Alarm(
         ("max_logit",),
         lambda logit, _: logit >= 1000,
-        "has attention logits of 1000 or more",
-        "attention sees one position alone, and bf16 tells such logits apart by 4 at best",
+        "attention logits are 1000 or more",
+        "attention sees one position alone, and rounding q and k to bf16 moves logits by several",
         "a lower optim.lr, or more optim.weight_decay",
     ),
     Alarm(
         ("residual_rms",),
         lambda rms, _: rms >= 1000,
-        "gets a residual stream whose rms is 1000 or more",
+        "the residual stream has an rms of 1000 or more",
         "what a block adds is lost in rounding beside it",
         "a lower optim.lr or a longer warm-up",
     ),
@@ -124,6 +124,6 @@ def text_of(alarm: Alarm, places: list[str], values: Mapping[str, float]) -> str
     more = f" and {len(places) - NAMED} others" if len(places) > NAMED else ""
     figures = " or ".join(alarm.figures)
     return (
-        f"warning: {figures}: {named}{more} {alarm.says}. It means that {alarm.means}. What "
+        f"warning: {alarm.says} ({figures}): {named}{more}. It means that {alarm.means}. What "
         f"helps: {alarm.helps}"
     )

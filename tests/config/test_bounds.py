@@ -27,6 +27,8 @@ WITH: dict[str, dict[str, Any]] = {  # without which an option is refused, whate
     "engine.shard_size": {"sharding": "hybrid"},
     "evaluation.task_limit": {"tasks": ["words"]},
     "evaluation.tasks_every": {"tasks": ["words"]},
+    "health.alpha": {"every": 1},
+    "health.tokens": {"every": 1},
     "optim.decay_steps": {"schedule": "wsd"},
     "train.batch_size": {"micro_batch_size": None},
     "train.batch_tokens": {"micro_batch_size": None, "batch_size": None},

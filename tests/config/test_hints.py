@@ -48,5 +48,5 @@ def test_what_has_no_option_has_advice():
     assert "counted in steps" in hint("epochs") and "train.steps" in hint("train.max_epochs")
     assert "data=text with data.files=[...]" in hint("train_files")
     assert "set train.micro_batch_size" in hint("gradient_accumulation_steps")
-    assert "optim.warmup_steps" in hint("warmup_ratio") and hint("every").count("`") == 4
+    assert "optim.warmup_steps" in hint("warmup_ratio") and hint("every").count("`") == 6
     assert "torchrun" in hint("gpus")

@@ -16,7 +16,7 @@ def test_each_place_is_named_once_the_worst_first():
     alarms = Alarms(warm_up=0)
     assert said(alarms, 1, "norm_ba", 99.0, math.nan) == []
     (both,) = said(alarms, 2, "norm_ba", 100.0, 5e4)
-    assert f"{NAMES['q', 1]} (5e+04), {NAMES['q', 0]} (100) has a norm that runs away" in both
+    assert f"(norm_ba): {NAMES['q', 1]} (5e+04), {NAMES['q', 0]} (100)." in both
     assert said(alarms, 3, "norm_ba", 1e3, 1e6) == []
     (of_blocks,) = said(alarms, 4, "max_logit", *[2000.0] * (NAMED + 3), projection="")
     assert "layers.0 (2e+03)" in of_blocks and "and 3 others" in of_blocks
