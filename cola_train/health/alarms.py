@@ -124,6 +124,6 @@ def text_of(alarm: Alarm, places: list[str], values: Mapping[str, float]) -> str
     more = f" and {len(places) - NAMED} others" if len(places) > NAMED else ""
     figures = " or ".join(alarm.figures)
     return (
-        f"warning: {alarm.says} ({figures}): {named}{more}. It means that {alarm.means}. What "
-        f"helps: {alarm.helps}"
+        f"{alarm.says} ({figures}): {named}{more}. It means that {alarm.means}. What helps: "
+        f"{alarm.helps}"
     )

@@ -34,9 +34,8 @@ class Health:
         if not self.every or step % self.every:
             return
         found = self.examination.figures()
-        self.tracker.health(step, self.state.progress.tokens, by_figure(found))
-        for warning in self.alarms.new(step, found, self.examination.factors):
-            self.tracker.say(f"step {step}: {warning}")
+        warnings = [*self.alarms.new(step, found, self.examination.factors)]
+        self.tracker.health(step, self.state.progress.tokens, by_figure(found), warnings)
         self.state.watchdog.advance(f"step {step + 1}, after the health of step {step}")
 
 

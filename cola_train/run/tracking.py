@@ -109,10 +109,14 @@ class Tracker:
             if step not in self.tested:
                 self._write({"step": step, **named}, tokens)
 
-    def health(self, step: int, tokens: int, figures: dict[str, Any]) -> None:
-        """Log a line of figures of a step's blocks (docs/health.md); `tokens`: those trained on."""
+    def health(self, step: int, tokens: int, figures: dict[str, Any], warnings: list[str]) -> None:
+        """Log a line of figures of a step's blocks (docs/health.md), and say what they warn of;
+        `tokens`: those trained on."""
         if self.main:
-            self._write({"step": step, "tokens": tokens, "health": figures})
+            for warning in warnings:
+                self.say(f"step {step}: warning: {warning}")
+            line = {"step": step, "tokens": tokens, "health": figures}
+            self._write(line | ({"warnings": warnings} if warnings else {}))
 
     def advance(self, step: int) -> None:
         if self.main:
