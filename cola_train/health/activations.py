@@ -105,7 +105,7 @@ class Activations:
             for batch in batches:
                 self.batch, self.block = batch, -1
                 self.counted = batch.targets != IGNORE_INDEX
-                # without targets there is no loss, whose sums the step would find
+                # no loss, and the logits of one position: the head is not looked at
                 module(batch.inputs, None, batch.documents, None, 1)
 
     def see(self, name: str, x: Tensor, joined: Joined | None) -> None:
