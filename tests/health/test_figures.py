@@ -64,8 +64,8 @@ def test_norms_are_those_of_an_svd(rank, d_in, d_out):
 
 
 def test_activations_of_a_model():
-    """Over documents and padding, of all blocks: the same forward pass, looked at from outside."""
-    config = values_config(method={"name": "cola", "rank": 5})
+    """Over documents, padding and unequal ranks: the same forward pass, looked at from outside."""
+    config = values_config(method={"name": "cola", "rank": 5, "ranks": {"k": 20}})
     model = real_model(config)
     batches = micro_batches(0, rows=4)
     documents = torch.arange(32).div(9, rounding_mode="floor").int().expand(2, 32)
@@ -84,7 +84,7 @@ def test_activations_of_a_model():
         with torch.no_grad():
             model(batch.inputs, None, batch.documents)
             counted = batch.targets != IGNORE_INDEX
-            z.append(F.linear(inputs[-1][counted], attention.qkv.q_A[:5]))
+            z.append(F.linear(inputs[-1][counted], attention.qkv.v_A[:5]))
             squares.append(streams[-1][counted].square().mean().item())
             q, k, _ = (y.view(2, 32, 4, 8) for y in attention.qkv(inputs[-1]))
             rotary = model.rotary[:, :32, None]
@@ -95,7 +95,7 @@ def test_activations_of_a_model():
     for hook in hooks:
         hook.remove()
     moment = torch.cat(z).t() @ torch.cat(z)
-    assert figures["z_rank", "q", 1] == effective_rank(moment, 0.95)
+    assert figures["z_rank", "v", 1] == effective_rank(moment, 0.95)
     assert figures["max_logit", "", 1] == pytest.approx(max(logits), rel=1e-5)
     rms = math.sqrt(sum(squares) / 2)
     assert figures["residual_rms", "", 1] == pytest.approx(rms, rel=1e-5)
