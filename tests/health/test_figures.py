@@ -12,6 +12,7 @@ from cola_train.health.activations import Activations, Bottleneck, effective_ran
 from cola_train.health.factors import Norms
 from cola_train.model.attention import rotate
 from cola_train.model.loss import IGNORE_INDEX
+from cola_train.spectra import gram
 
 
 def random(*shape, seed=0):
@@ -29,8 +30,8 @@ def test_a_bottleneck_of_known_directions():
         bottleneck.add(part)
     figures = {name: float(value) for name, value in bottleneck.figures(0.999).items()}
     for name, x in (("z_rank", z), ("s_rank", F.silu(z))):
-        squares = torch.linalg.svdvals(x.double()).square().cumsum(0)
-        assert figures[name] == int((squares < 0.999 * squares[-1]).sum()) + 1
+        singular = torch.linalg.svdvals(x.double())
+        assert figures[name] == gram.effective_rank(singular.tolist(), 0.999)
     assert figures["s_rank"] < figures["z_rank"] < 8
     assert figures["dead"] == 2 / 8 and figures["saturated"] == 2 / 8
     assert set(Bottleneck(silu=False).figures(0.9)) == {"z_rank", "dead"}
