@@ -8,9 +8,10 @@ import numpy as np
 
 from cola_train.dashboards.lines import AXES, Numbers, at_steps, number, packed
 from cola_train.files import read_json
-from cola_train.run.metrics import Line
+from cola_train.run.metrics import Line, warnings_of
 
 COLUMNS = 160  # of a heat map, at most
+WARNINGS = 20  # the newest
 VALUES = 128  # of a spectrum, at most
 BLOCK = "block"  # stands for the projection of a figure of whole blocks
 SPECTRA = Path("spectra", "spectra.json")  # in a run's folder
@@ -47,6 +48,7 @@ def health_maps(lines: list[Line], columns: Mapping[str, Numbers]) -> dict[str, 
         "size": size,
         "axes": {axis: packed(axes[axis], "f8") for axis in AXES if axis in axes},
         "figures": figures,
+        "warnings": [text for line in lines for text in warnings_of(line)][-WARNINGS:],
     }
 
 

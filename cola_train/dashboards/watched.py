@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from cola_train.errors import UserError
-from cola_train.run.metrics import METRICS, Line, MetricsFollower
+from cola_train.run.metrics import METRICS, Line, MetricsFollower, warnings_of
 from cola_train.run.outlook import Outlook, outlook
 
 RECENT = 200  # lines by which the outlook tells how long the rest takes
@@ -59,10 +59,7 @@ class Watched:
         self.recent.append(line)
         if isinstance(line.get("health"), dict):
             self.health = line
-            told = line.get("warnings")
-            texts = told if isinstance(told, list) else []
-            said = (str(text).removeprefix("warning: ") for text in texts)
-            self.warnings.extend(f"step {line['step']}: {text}" for text in said)
+            self.warnings.extend(warnings_of(line))
         elif "loss" in line:
             self.training = line
             if is_number(line["loss"]):

@@ -41,6 +41,13 @@ def read_metrics(path: Path) -> list[Line]:
     return lines
 
 
+def warnings_of(line: Line) -> list[str]:
+    """A health line's warnings, each as `step N: text`."""
+    told = line.get("warnings")
+    texts = told if isinstance(told, list) else []
+    return [f"step {line['step']}: {str(text).removeprefix('warning: ')}" for text in texts]
+
+
 class MetricsFollower:
     """Reads a metrics.jsonl that grows: each `read` costs what has been added since the last.
 

@@ -136,7 +136,13 @@ def add_health(folder: Path, steps: int, every: int, collapsed: tuple[int, str] 
                 "residual_rms": [0.5 + 0.3 * layer + share for layer in range(LAYERS)],
                 "max_logit": [8 + 3 * draw.random() if layer else None for layer in range(LAYERS)],
             }
-            file.write(json.dumps({"step": step, "tokens": step * TOKENS, "health": health}) + "\n")
+            line = {"step": step, "tokens": step * TOKENS, "health": health}
+            if collapsed and step - every <= steps / 2 < step:
+                layer, projection = collapsed
+                line["warnings"] = [
+                    f"warning: health: z_rank of {projection} in block {layer} is 2"
+                ]
+            file.write(json.dumps(line) + "\n")
 
 
 def add_spectra(folder: Path) -> None:

@@ -97,6 +97,7 @@ def test_states_and_settings_are_said(browser, page):
     pills = browser.value("[...document.querySelectorAll('.pill')].map((each) => each.textContent)")
     assert pills == ["running", "done", "failed", "lost"]
     assert "training diverged: 10 steps" in text and "is gone without a word" in text
+    assert "step 1350: health: z_rank of down in block 5 is 2" in text
     left = browser.value("document.querySelector('[data-label=left]').textContent")
     assert left == "8 min"  # 1400 steps of a third of a second
     assert "method.name\tcola\tfull\tcola\tcola" in text and "optim.lr" in text

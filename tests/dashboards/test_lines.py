@@ -80,6 +80,7 @@ def test_health_is_layer_by_layer_and_says_what_is_not_known():
     maps = health_maps(lines, {})
     assert (maps["layers"], maps["columns"], maps["size"]) == (2, 160, 2)
     ranks = unpacked(maps["figures"]["z_rank"]["q"]).reshape(2, 160)
+    assert maps["warnings"] == []
     assert ranks[0].tolist() == [s + 0.5 for s in range(1, 320, 2)] and np.isnan(ranks[1]).all()
     assert unpacked(maps["figures"]["rms"]["block"]).reshape(2, 160)[1, 0] == 3.0
     assert health_maps([{"step": 1, "health": "?"}], {}) is None and health_maps([], {}) is None

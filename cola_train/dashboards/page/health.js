@@ -36,8 +36,15 @@ function healthSection() {
   const chosen = element('div', { className: 'controls' },
     runChoice(all, run, (folder) => change({ run: folder })),
     choice('figure', titles, figure, (name) => change({ figure: name })));
-  section.append(element('h2', { textContent: 'Health by layer' }), chosen, ...healthMaps(run, figure));
+  section.append(element('h2', { textContent: 'Health by layer' }), chosen, ...warnings(run),
+    ...healthMaps(run, figure));
   return section;
+}
+
+/** What the run has warned of, the newest last. */
+function warnings(run) {
+  const lines = run.health.warnings.map((text) => element('li', { textContent: text }));
+  return lines.length ? [element('ul', { className: 'warnings' }, ...lines)] : [];
 }
 
 /** Maps of one figure, a projection each, in one scale of colours. */
