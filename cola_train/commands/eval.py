@@ -3,11 +3,9 @@
 It reads and computes; no file of the run is written and none of its code runs.
 """
 
-import dataclasses
 import json
 import math
 import signal
-import sys
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -18,10 +16,9 @@ import torch
 
 from cola_train import distributed, hardware
 from cola_train.commands.cli import run_composed
-from cola_train.commands.groups import OPTIONS
-from cola_train.commands.overrides import given_options
+from cola_train.commands.on_data import SHARED, own_and_data
 from cola_train.commands.tables import columns
-from cola_train.config.fields import NaturalInt, PathText, PositiveInt, build
+from cola_train.config.fields import NaturalInt, PathText, PositiveInt
 from cola_train.config.groups import BatchSize
 from cola_train.data.loader import Batch, evaluation_batches
 from cola_train.data.options import DataOptions
@@ -29,7 +26,7 @@ from cola_train.errors import EXIT_DONE, EXIT_FAULT, UserError
 from cola_train.evaluation import harness
 from cola_train.evaluation.harness_tasks import HarnessTasks
 from cola_train.evaluation.loss import Validation, evaluate
-from cola_train.evaluation.options import OF_THE_MODEL, ValidationSet, place_of, set_problems
+from cola_train.evaluation.options import ValidationSet, place_of, set_problems
 from cola_train.evaluation.scoring import Scorer
 from cola_train.evaluation.trained import Trained, load_trained
 from cola_train.inference.caches import make_cache
@@ -58,7 +55,6 @@ class EvalConfig:
 
 
 LOG_SECONDS = 30.0  # between two lines on how far the tasks are
-SHARED = {name: kind for name, kind in OPTIONS.items() if name.partition(".")[0] == "data"}
 
 
 def main() -> None:
@@ -73,21 +69,13 @@ def run(values: Mapping[str, Any], problems: list[str]) -> int:
     Raises:
         UserError: an option is wrong, nothing can be loaded, or the data does not fit.
     """
-    own = {field.name for field in dataclasses.fields(EvalConfig)}
-    options = build(EvalConfig, {k: v for k, v in values.items() if k in own}, "", problems)
-    given = given_options(sys.argv[1:])
-    problems += [
-        f"data.{name}: the model's own is taken, no other fits; leave it out"
-        for name in OF_THE_MODEL
-        if f"data.{name}" in given
-    ]
+    options, own_data = own_and_data(EvalConfig, values, problems)
     if not problems:
         problems += harness.task_problems(options.tasks, "tasks")
         if options.task_limit and not options.tasks:
             problems.append("task_limit: has no effect without tasks; name some")
     if problems:
         raise UserError(*problems)
-    own_data = {k: v for k, v in (values.get("data") or {}).items() if k not in OF_THE_MODEL}
     device = chosen_device(options.device)
     distributed.start()
     hardware.tune_process(None, distributed.topology().local_world)

@@ -1,9 +1,7 @@
 """The command `cola-spectrum`: the singular values of what flows through a model's linears."""
 
-import dataclasses
 import json
 import signal
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,13 +9,11 @@ from typing import Any, Literal
 
 from cola_train import distributed, hardware
 from cola_train.commands.cli import run_composed
-from cola_train.commands.groups import OPTIONS
-from cola_train.commands.overrides import given_options
+from cola_train.commands.on_data import SHARED, own_and_data
 from cola_train.commands.tables import columns
-from cola_train.config.fields import NaturalInt, PathText, PositiveFraction, PositiveInt, build
+from cola_train.config.fields import NaturalInt, PathText, PositiveFraction, PositiveInt
 from cola_train.config.groups import BatchSize
 from cola_train.errors import EXIT_DONE, UserError
-from cola_train.evaluation.options import OF_THE_MODEL
 from cola_train.inference.load import chosen_device
 from cola_train.progress import say
 from cola_train.spectra.measure import Amount, batches_of, measure
@@ -47,9 +43,6 @@ class SpectrumOptions:
     output: Literal["table", "json"] = "table"  # on stdout
 
 
-SHARED = {name: kind for name, kind in OPTIONS.items() if name.partition(".")[0] == "data"}
-
-
 def main() -> None:
     """The command `cola-spectrum`."""
     signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `cola-spectrum ... | head` just ends
@@ -62,17 +55,9 @@ def run(values: Mapping[str, Any], problems: list[str]) -> int:
     Raises:
         UserError: an option is wrong, nothing can be loaded, or the data does not fit.
     """
-    own = {field.name for field in dataclasses.fields(SpectrumOptions)}
-    options = build(SpectrumOptions, {k: v for k, v in values.items() if k in own}, "", problems)
-    given = given_options(sys.argv[1:])
-    problems += [
-        f"data.{name}: the model's own is taken, no other fits; leave it out"
-        for name in OF_THE_MODEL
-        if f"data.{name}" in given
-    ]
+    options, own_data = own_and_data(SpectrumOptions, values, problems)
     if problems:
         raise UserError(*problems)
-    own_data = {k: v for k, v in (values.get("data") or {}).items() if k not in OF_THE_MODEL}
     device = chosen_device(options.device)
     distributed.start()
     hardware.tune_process(None, distributed.topology().local_world)

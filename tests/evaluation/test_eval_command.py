@@ -13,7 +13,8 @@ from torch.nn import functional as F
 
 import cola_train
 from cola_train.commands.cli import run_composed
-from cola_train.commands.eval import SHARED, EvalConfig, run
+from cola_train.commands.eval import EvalConfig, run
+from cola_train.commands.on_data import SHARED
 from cola_train.convert.export import export
 from cola_train.data.options import TextOptions
 from cola_train.data.preparation import prepare

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 import cola_train
 from cola_train.commands.cli import run_composed
-from cola_train.commands.spectrum import SHARED, SpectrumOptions, run
+from cola_train.commands.on_data import SHARED
+from cola_train.commands.spectrum import SpectrumOptions, run
 from cola_train.data.tokenizer import Tokenizer
 from cola_train.model.attention import rotary_for
 from cola_train.model.context import AttentionContext, CausalMask
