@@ -199,7 +199,8 @@ def test_a_served_page_follows_its_run(browser, tmp_path):
 
 def test_a_page_in_a_file_loads_itself_again_as_it_was_left(browser, tmp_path):
     write_run(tmp_path / "run", 20, "running", last_step=40)
-    page, path = Page([tmp_path / "run"], 1000, 0.3, served=False), tmp_path / "page.html"
+    # seconds enough to choose before a busy machine's page is loaded again
+    page, path = Page([tmp_path / "run"], 1000, 3, served=False), tmp_path / "page.html"
     path.write_text(page.html(page.data()))
     browser.open(path.as_uri())
     browser.value("CHOSEN.axis = 'step'; curvesChanged(); TRAINING.show(0.5, 1)")

@@ -37,11 +37,21 @@ function begin() {
   show();
   const { refresh, served } = DATA.now;
   if (refresh !== null && served) setInterval(ask, refresh * 1000);
-  else if (refresh !== null) setTimeout(() => location.reload(), refresh * 1000);
+  else if (refresh !== null) setTimeout(loadAgain, refresh * 1000);
+}
+
+function leave() {
+  CHOSEN.range = TRAINING.range;
+  keepChoices();
+}
+
+function loadAgain() {
+  leave(); // another process may have the next page, and read what is kept before this one is left
+  location.reload();
 }
 
 window.addEventListener('scroll', drawDue, { passive: true });
 window.addEventListener('resize', () => GROUPS.forEach((group) => group.draw()));
-window.addEventListener('pagehide', () => { CHOSEN.range = TRAINING.range; keepChoices(); });
+window.addEventListener('pagehide', leave);
 matchMedia('(prefers-color-scheme: dark)').addEventListener('change', show);
 begin();
