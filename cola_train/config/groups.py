@@ -81,7 +81,7 @@ class TrainConfig:
     # of weight gradients
     precision: Literal["auto", "bf16", "fp32", "fp8"] = "auto"
     compile: bool | None = None  # torch.compile each block; null: on GPUs, but not with ZeRO-3
-    # replay each step as one CUDA graph, on one GPU; not yet run on any
+    # replay each step as one CUDA graph, on one GPU
     cuda_graph: bool = False
     deterministic: bool = False  # the same losses again, bit for bit, on the same machine
     threads: Workers | None = None  # CPU threads of each process; null: its share of the cores
