@@ -13,6 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor
 
+from cola_train.spectra import gram
+
 PAIRS = 64  # random pairs of directions that `Problem.strictness` tries
 SMALL = 1e-5  # at this scale a smooth sigma is linear, to about the scale's square
 
@@ -130,9 +132,8 @@ def normal(generator: Generator, *shape: int) -> Tensor:
 
 
 def effective_rank(matrix: Tensor, alpha: float) -> int:
-    """The least k whose k largest squared singular values hold alpha of their sum."""
-    held = torch.linalg.svdvals(matrix).square().cumsum(0)
-    return int((held < alpha * held[-1]).sum()) + 1
+    """Of a matrix's singular values."""
+    return gram.effective_rank(torch.linalg.svdvals(matrix).tolist(), alpha)
 
 
 def linear_starts(problem: Problem, rank: int) -> Iterator[Start]:

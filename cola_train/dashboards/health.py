@@ -8,7 +8,7 @@ import numpy as np
 
 from cola_train.dashboards.lines import AXES, Numbers, at_steps, number, packed
 from cola_train.files import read_json
-from cola_train.run.metrics import Line, warnings_of
+from cola_train.run.metrics import Line, by_layer, warnings_of
 
 COLUMNS = 160  # of a heat map, at most
 WARNINGS = 20  # the newest
@@ -23,8 +23,9 @@ def health_maps(lines: list[Line], columns: Mapping[str, Numbers]) -> dict[str, 
     layer by layer; None without lines."""
     by_name: dict[tuple[str, str], dict[int, list[float]]] = {}
     for i, line in enumerate(lines):
-        for (figure, projection), values in figures_of(line["health"]):
-            by_name.setdefault((figure, projection), {})[i] = values
+        for figure, projection, values in by_layer(line["health"]):
+            known = [number(value) for value in values]
+            by_name.setdefault((figure, projection or BLOCK), {})[i] = known
     if not by_name:
         return None
     layers = max(len(values) for rows in by_name.values() for values in rows.values())
@@ -35,9 +36,9 @@ def health_maps(lines: list[Line], columns: Mapping[str, Numbers]) -> dict[str, 
         table = np.full((len(lines), layers), np.nan)
         for i, values in rows.items():
             table[i, : len(values)] = values
-        known = np.isfinite(table)
-        count = np.add.reduceat(known, starts, dtype=np.float64)
-        total = np.add.reduceat(np.where(known, table, 0.0), starts)
+        finite = np.isfinite(table)
+        count = np.add.reduceat(finite, starts, dtype=np.float64)
+        total = np.add.reduceat(np.where(finite, table, 0.0), starts)
         mean = np.divide(total, count, out=np.full(count.shape, np.nan), where=count > 0)
         figures.setdefault(figure, {})[projection] = packed(mean.T)  # layer by layer
     ends = np.minimum(starts + size, len(lines)) - 1
@@ -50,17 +51,6 @@ def health_maps(lines: list[Line], columns: Mapping[str, Numbers]) -> dict[str, 
         "figures": figures,
         "warnings": [text for line in lines for text in warnings_of(line)][-WARNINGS:],
     }
-
-
-def figures_of(health: Any) -> list[tuple[tuple[str, str], list[float]]]:
-    """((figure, projection), values by layer) of a line; what has another form is left out."""
-    found = []
-    for figure, values in health.items() if isinstance(health, dict) else ():
-        parts = values if isinstance(values, dict) else {BLOCK: values}
-        for projection, by_layer in parts.items():
-            if isinstance(by_layer, list):
-                found.append(((str(figure), str(projection)), [number(v) for v in by_layer]))
-    return found
 
 
 def spectra(run_dir: Path) -> dict[str, Any] | None:

@@ -3,13 +3,13 @@
 import math
 from array import array
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 from cola_train.errors import UserError
-from cola_train.run.metrics import METRICS, Line, MetricsFollower, warnings_of
+from cola_train.run.metrics import METRICS, Line, MetricsFollower, by_layer, warnings_of
 from cola_train.run.outlook import Outlook, outlook
 
 RECENT = 200  # lines by which the outlook tells how long the rest takes
@@ -80,16 +80,13 @@ def extreme(
 ) -> tuple[float, str] | None:
     """The value that `choose` (min or max) picks of a figure of health over projections and layers,
     and where that is, as `block 3 down`; None where there is none."""
-    found = list(_places(health.get(figure)))
+    found = [
+        (value, f"block {layer} {projection}".rstrip())
+        for _, projection, layers in by_layer({figure: health.get(figure)})
+        for layer, value in enumerate(layers)
+        if is_number(value)
+    ]
     return choose(found) if found else None
-
-
-def _places(values: Any) -> Iterator[tuple[float, str]]:
-    parts = values if isinstance(values, Mapping) else {"": values}
-    for projection, layers in parts.items():
-        for layer, value in enumerate(layers if isinstance(layers, list) else ()):
-            if is_number(value):
-                yield value, f"block {layer} {projection}".rstrip()
 
 
 def bars(values: "array[float]", width: int, rows: int, levels: str) -> list[str]:

@@ -2,6 +2,7 @@
 
 import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -39,6 +40,16 @@ def read_metrics(path: Path) -> list[Line]:
         except ValueError:
             print(f"{path}: line {number} is damaged and left out", file=sys.stderr)
     return lines
+
+
+def by_layer(health: Any) -> Iterator[tuple[str, str, list[Any]]]:
+    """(figure, projection, values by layer) of a line's figures of health; of whole blocks the
+    projection is "". What has another form is left out."""
+    for figure, values in health.items() if isinstance(health, dict) else ():
+        parts = values if isinstance(values, dict) else {"": values}
+        for projection, layers in parts.items():
+            if isinstance(layers, list):
+                yield str(figure), str(projection), layers
 
 
 def warnings_of(line: Line) -> list[str]:

@@ -5,6 +5,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from statistics import median
 from typing import Any
 
+from cola_train.run.metrics import by_layer
+
 # Whatever is not listed goes under perf/
 GROUPS = {
     "loss": "train/loss",
@@ -38,18 +40,10 @@ def grouped(health: Mapping[str, Any]) -> dict[str, float]:
         out, as None is; so is what has no number in any layer.
     """
     return {
-        f"{HEALTH}/{name}/{kind}": value
-        for name, layers in _by_name(health)
+        "/".join(filter(None, (HEALTH, figure, projection, kind))): value
+        for figure, projection, layers in by_layer(health)
         for kind, value in _over_layers(layers)
     }
-
-
-def _by_name(health: Mapping[str, Any]) -> Iterator[tuple[str, Sequence[float | None]]]:
-    for figure, of in health.items():
-        if isinstance(of, Mapping):
-            yield from ((f"{figure}/{projection}", layers) for projection, layers in of.items())
-        else:
-            yield figure, of
 
 
 def _over_layers(layers: Sequence[float | None]) -> Iterator[tuple[str, float]]:
