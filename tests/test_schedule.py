@@ -55,12 +55,20 @@ def test_short_runs_have_an_end_and_no_division_by_zero():
             assert got[-1] == pytest.approx(LR if schedule == "constant" else LR * FLOOR)
 
 
+def test_a_warm_up_that_is_a_share_of_the_run():
+    for ratio, warmup in ((0.05, 50), (0.2, 200), (0.07, 70), (0.0, 0)):
+        options = AdamWOptions(name="adamw", lr=LR, warmup_ratio=ratio)
+        rates = [learning_rate(options, step, 1000) for step in range(1, 1001)]
+        assert rates.index(max(rates)) + 1 == max(1, warmup)
+
+
 @pytest.mark.parametrize(
     ("overrides", "said"),
     [
         (["schedule=wsd", "warmup_steps=90"], "decay_steps: 20 of decay after 90 of warm-up"),
         (["schedule=linear", "decay_steps=5"], "decay_steps: 5 has no effect, .*schedule=linear"),
         (["decay_steps=5"], "decay_steps: 5 has no effect, .*schedule=cosine"),
+        (["warmup_steps=5", "warmup_ratio=0.2"], "warmup_ratio: 0.2 has no effect with .*_steps=5"),
         (["schedule=constant", "final_lr_ratio=0.2"], "final_lr_ratio: 0.2 has no effect"),
         (["schedule=cosin"], "schedule: must be one of cosine, wsd, linear, constant"),
     ],

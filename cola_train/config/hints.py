@@ -89,7 +89,7 @@ ADVICE = {
     "set optim.final_lr_ratio, the last rate / optim.lr": (
         "min_lr min_learning_rate final_lr end_lr eta_min lr_min"
     ),
-    "set optim.warmup_steps, which is null for a twentieth of train.steps": (
+    "set optim.warmup_steps, or optim.warmup_ratio, their share of train.steps": (
         "warmup warmup_ratio warmup_steps num_warmup_steps warmup_iters warmup_fraction "
         "lr_warmup_steps warmup_epochs"
     ),

@@ -1,6 +1,9 @@
 """Evaluation as a run goes: its own validation data, and further sets."""
 
-from functools import partial
+from functools import cached_property, partial
+
+import torch
+from torch import Tensor
 
 from cola_train import distributed
 from cola_train.config.schema import Config
@@ -57,6 +60,7 @@ class Evaluations:
                 "val_loss": own.loss,
                 "val_perplexity": own.perplexity,
                 "val_tokens": own.tokens,
+                "val_bits_per_byte": own.bits_per_byte,
                 **others,
             },
             state.progress.tokens,
@@ -95,4 +99,8 @@ class Evaluations:
             max_tokens=self.config.evaluation.tokens,
         )
         watched = state.watchdog.each(batches, f"evaluation after step {state.step}")
-        return evaluate(state.engine.evaluate, watched)
+        return evaluate(state.engine.evaluate, watched, self._bytes_of_tokens)
+
+    @cached_property
+    def _bytes_of_tokens(self) -> Tensor:
+        return torch.from_numpy(self.tokenizer.bytes_of_tokens())

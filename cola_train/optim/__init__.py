@@ -38,7 +38,8 @@ class OptimOptions(ABC):
     lr: PositiveFloat = 3e-3  # the peak of the learning rate
     weight_decay: NaturalFloat = 0.01  # decoupled from the gradient
     schedule: Literal["cosine", "wsd", "linear", "constant"] = "cosine"  # after a linear warm-up
-    warmup_steps: NaturalInt | None = None  # null: a twentieth of train.steps
+    warmup_steps: NaturalInt | None = None  # null: warmup_ratio of train.steps
+    warmup_ratio: Fraction = 0.05  # of train.steps, where warmup_steps is null
     decay_steps: PositiveInt | None = None  # the last ones, of wsd; null: a fifth of train.steps
     final_lr_ratio: Fraction = 0.1  # the last rate / lr; constant has none
     clip: PositiveFloat | None = 0.5  # of the global gradient norm; null: none
@@ -61,7 +62,9 @@ class OptimOptions(ABC):
 
     def warmup(self, steps: int) -> int:
         """Steps of warm-up in a run of so many."""
-        return steps // 20 if self.warmup_steps is None else self.warmup_steps
+        if self.warmup_steps is not None:
+            return self.warmup_steps
+        return int(steps * self.warmup_ratio + 1e-6)  # what a ratio says is no exact number
 
     def decay(self, steps: int) -> int:
         """The steps of wsd's decay in a run of so many (a fifth: arXiv 2405.18392)."""
@@ -72,12 +75,17 @@ class OptimOptions(ABC):
         if self.warmup_steps is not None and self.warmup_steps > steps:
             yield (
                 f"optim.warmup_steps: {self.warmup_steps} is more than train.steps ({steps}); "
-                "lower it, or use optim.warmup_steps=null for a twentieth"
+                "lower it, or use optim.warmup_steps=null for optim.warmup_ratio of them"
             )
         elif self.schedule == "wsd" and self.warmup(steps) + self.decay(steps) > steps:
             yield (
                 f"optim.decay_steps: {self.decay(steps)} of decay after {self.warmup(steps)} of "
                 f"warm-up are more than train.steps ({steps}); lower it or optim.warmup_steps"
+            )
+        if self.warmup_steps is not None and self.warmup_ratio != OptimOptions.warmup_ratio:
+            yield (
+                f"optim.warmup_ratio: {self.warmup_ratio:g} has no effect with optim.warmup_steps="
+                f"{self.warmup_steps}; leave one of them out"
             )
         for pattern, group in self.groups.items():
             if group == GroupOptions():

@@ -16,7 +16,8 @@ const PLOTS = {
   data_seconds: { title: 'of it, waiting for data', smooth: true, zero: true, format: duration },
   skipped: { title: 'steps skipped so far', zero: true },
 };
-const NO_PLOT = ['attempt', 'val_tokens', 'val_perplexity']; // starts are marks; the loss says the rest
+// starts are marks; the loss says the rest
+const NO_PLOT = ['attempt', 'val_tokens', 'val_perplexity', 'val_bits_per_byte'];
 
 const TRAINING = new Group();
 

@@ -17,6 +17,7 @@ GROUPS = {
     "val_loss": "validation/loss",
     "val_perplexity": "validation/perplexity",
     "val_tokens": "validation/tokens",
+    "val_bits_per_byte": "validation/bits_per_byte",
 }
 HEALTH = "health"  # the key of a line's figures by layer
 
