@@ -28,7 +28,12 @@ from cola_train.optim.groups import parameter_groups
 from cola_train.parallel.compile import compile_blocks
 from cola_train.parallel.recompute import apply_recompute
 from cola_train.run.console import printable
-from cola_train.run.folder import record_config, record_tokenizer, refuse_to_mix_runs
+from cola_train.run.folder import (
+    record_config,
+    record_facts,
+    record_tokenizer,
+    refuse_to_mix_runs,
+)
 from cola_train.run.identity import about
 from cola_train.run.owner import Owner
 from cola_train.run.plots import LOSS
@@ -77,7 +82,9 @@ def run(
     record_tokenizer(data.train.folder, owner)
     if config.checkpoint.every:
         checkpointer.reserve(engine.state_dict())
-    tracker = Tracker(config, state.step, facts(config, device), owner)
+    known = facts(config, device) | of_run["code"]
+    record_facts(known, owner)
+    tracker = Tracker(config, state.step, known, owner)
     on_exit.callback(tracker.close_bar)
     tracker.say(headline(config, device, resumed))
     if state.step >= last_step:
@@ -315,6 +322,9 @@ def facts(config: Config, device: torch.device) -> dict[str, Any]:
         "parameters": costs.parameters(config),
         "training_flops_per_token": costs.training_flops_per_token(config),
         "processes": distributed.world_size(),
+        "kind": device.type,
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
         "device": hardware.device_name(device),
         "compiled": hardware.compiled_on(device, config),
         "torch": torch.__version__,

@@ -64,6 +64,14 @@ cola-plan model=7b gpus=64 goal=throughput    search engine, sharding, recomputa
 cola-plan my.yaml plot=memory.png             memory by part""",
         "",
     ),
+    "cola-compare": Command(
+        "methods trained side by side at one budget, each at its best rate, and a report.",
+        """\
+cola-compare methods=[ONE,ANOTHER] tokens=2e6 model=2m -j 2   into comparisons/mine
+cola-compare methods=[THIRD] seeds=5          one more, and more seeds; what has run stays
+cola-compare folder=comparisons/60m methods=[ONE,ANOTHER] tokens=1e9 model=60m slurm=true""",
+        "",
+    ),
     "cola-export": Command(
         "a trained model as a folder that transformers loads: weights, tokenizer, model card.",
         """\

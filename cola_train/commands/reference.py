@@ -3,6 +3,7 @@
 import os
 from collections.abc import Iterator
 
+from cola_train.commands.compare import CompareOptions
 from cola_train.commands.dashboard import DashboardOptions
 from cola_train.commands.dashboard_wandb import WorkspaceOptions
 from cola_train.commands.eval import EvalConfig
@@ -36,6 +37,7 @@ def page() -> Iterator[str]:
     yield from ("", "## experiment", "", "Several groups and options at once.")
     yield from choice_list("experiment")
     yield from ("", "## cola-plan's own", *table(options_of(PlanConfig)))
+    yield from ("", "## cola-compare's own", *table(options_of(CompareOptions)))
     yield from ("", "## cola-generate's own", *table(options_of(GenerateOptions)))
     yield from ("", "## cola-dashboard's own", *table(options_of(DashboardOptions)))
     yield from ("", "## cola-plan inference's own", *table(options_of(InferenceOptions)))

@@ -2,7 +2,7 @@
 
 import dataclasses
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +10,12 @@ from cola_train import distributed
 from cola_train.config.schema import Config
 from cola_train.data.shards import TOKENIZER
 from cola_train.errors import UserError
-from cola_train.files import read_json, write_text
+from cola_train.files import read_json, write_json, write_text
 from cola_train.hardware import compiled_on
 from cola_train.progress import say
 from cola_train.run.metrics import METRICS
 from cola_train.run.owner import Owner
-from cola_train.run.recorded import read_recorded, recorded_config
+from cola_train.run.recorded import FACTS, read_recorded, recorded_config
 from cola_train.run.status import LATEST
 
 # A finished run that is started again only reports: options by which it would be another run.
@@ -134,6 +134,20 @@ def record_tokenizer(tokens: Path, owner: Owner) -> None:
         SupersededError: the folder is another start's by now.
     """
     distributed.from_main(lambda: _record_tokenizer(tokens / TOKENIZER, owner))
+
+
+def record_facts(facts: Mapping[str, Any], owner: Owner) -> None:
+    """Write where the run runs, and what its model costs; raises as `record_tokenizer`."""
+    distributed.from_main(lambda: _record_facts(facts, owner))
+
+
+def _record_facts(facts: Mapping[str, Any], owner: Owner) -> None:
+    path = owner.run_dir / FACTS
+    try:
+        owner.check()
+        write_json(path, facts)
+    except OSError as error:
+        raise UserError(f"run_dir: cannot write {path}: {error.strerror}") from error
 
 
 def _record_tokenizer(source: Path, owner: Owner) -> None:

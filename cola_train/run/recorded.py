@@ -1,4 +1,4 @@
-"""The config that a run has recorded, in its config.yaml or a checkpoint, by any version."""
+"""What a run has recorded: its config, in its config.yaml or a checkpoint, by any version."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -8,6 +8,8 @@ from cola_train.config.fields import build, known
 from cola_train.config.schema import Config
 from cola_train.errors import UserError
 from cola_train.files import read_yaml
+
+FACTS = "facts.json"  # in a run's folder: where it runs, and what its model costs
 
 # Options of the model that commits up to 5dacad5 called so.
 RENAMED = {"cola_rank_ratio": "rank_ratio", "cola_activation": "activation"}

@@ -5,6 +5,7 @@ import dataclasses
 import pytest
 from helpers import REPOSITORY, exit_code_of, run_python
 
+from cola_train.commands.compare import CompareOptions
 from cola_train.commands.dashboard import DashboardOptions
 from cola_train.commands.dashboard_wandb import WorkspaceOptions
 from cola_train.commands.eval import EvalConfig
@@ -24,6 +25,7 @@ from cola_train.methods import METHODS
 
 OWN = {
     "cola-plan": PlanConfig,
+    "cola-compare": CompareOptions,
     "cola-plan inference": InferenceOptions,
     "cola-export": ExportOptions,
     "cola-eval": EvalConfig,

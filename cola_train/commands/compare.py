@@ -1,0 +1,180 @@
+"""The command `cola-compare`: methods trained side by side, and a report of what came of each."""
+
+import dataclasses
+import re
+import signal
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Annotated, Any
+
+from cola_train.commands.cli import compose, run_composed
+from cola_train.commands.overrides import check_overrides
+from cola_train.compare.ledger import locked
+from cola_train.compare.members import Members
+from cola_train.compare.plan import (
+    PLAN,
+    Budget,
+    Plan,
+    Seeds,
+    checked_plan,
+    plain,
+    read_plan,
+    write_plan,
+)
+from cola_train.compare.report import write_report
+from cola_train.compare.running import Journal, Local
+from cola_train.config.checks import CHECKS, OF_THE_CONFIG, load
+from cola_train.config.fields import (
+    OneOrMore,
+    PathText,
+    PositiveFloat,
+    PositiveFraction,
+    Range,
+    Workers,
+    build,
+)
+from cola_train.config.schema import Config
+from cola_train.errors import EXIT_DONE, EXIT_FAULT, UserError
+from cola_train.methods import METHODS
+
+GRID = (5e-4, 1e-3, 2e-3, 4e-3, 8e-3, 1.6e-2)  # lr=grid
+LR_WORDS = ("grid", "own")
+
+
+@dataclass(frozen=True)
+class CompareOptions:
+    """What `cola-compare` takes beside every option of `cola-train`, which all runs get."""
+
+    folder: PathText = "comparisons/mine"  # the comparison's own; what is in it goes on
+    methods: list[str] = field(default_factory=list)  # names; added to what is compared so far
+    # name of yours -> overrides: methods with options; {big:["method.rank=64"]}; added too
+    arms: dict[str, list[str]] = field(default_factory=dict)
+    baseline: str | None = None  # the one that others are compared with; null: the first
+    tokens: PositiveFloat | None = None  # that the baseline sees in a whole run
+    budget: Budget | None = None  # of the baseline, and equal for all; null: tokens
+    seeds: Seeds | None = None  # whole runs of each; null: 3
+    # learning rates to try: grid | own (that of the options) | a list, [1e-3,3e-3]; null: grid
+    lr: Annotated[list[str], OneOrMore()] | None = None
+    lr_share: PositiveFraction | None = None  # of a whole run, to try a rate; null: a fifth
+    # nats by which a best short run must be below the baseline's to have whole ones; null: any
+    drop: Annotated[float, Range(-1e3, 1e3)] | None = None
+    jobs: Workers = 1  # runs at a time on this machine; `-j N` too
+    slurm: bool = False  # submit job arrays (launch/cluster.sh), and wait for them
+    retry: bool = False  # run again what has failed
+    report: bool = False  # make the report of what there is, and run nothing
+
+
+OWN = {each.name for each in dataclasses.fields(CompareOptions)}
+
+
+def main() -> None:
+    """The command `cola-compare`."""
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)
+    arguments = re.sub(r"(^|\0)-j[\0=]?(\d+)(?=\0|$)", r"\1jobs=\2", "\0".join(sys.argv[1:]))
+    sys.argv[1:] = arguments.split("\0") if arguments else []
+    run_composed(compare, command="cola-compare", own=CompareOptions)
+
+
+def compare(values: Mapping[str, Any], problems: list[str]) -> int:
+    """Go on with the comparison; returns the exit code.
+
+    Raises:
+        UserError: the plan is wrong, an arm cannot run, or another process works on it.
+    """
+    options = build(CompareOptions, {k: v for k, v in values.items() if k in OWN}, "", problems)
+    if problems:
+        raise UserError(*problems)
+    folder = Path(options.folder)
+    typed = [word for word in sys.argv[1:] if not word.startswith("-") and not is_own(word)]
+    before = read_plan(folder)
+    plan = planned(options, before, typed)
+    checks = OF_THE_CONFIG if options.slurm or options.report else CHECKS
+    members = Members(plan, lambda words: composed(words, checks))
+    with locked(folder):
+        if plan != before:
+            write_plan(folder, plan)
+        journal = Journal(folder, members, options.retry)
+        code = EXIT_DONE
+        try:
+            if not options.report:
+                code = Local(folder, options.jobs).run(journal)
+        finally:
+            write_report(folder, plain(plan), journal.current())
+    failed = [line["member"] for line in journal.current() if line["state"] != "done"]
+    if failed:
+        print(f"failed: {', '.join(failed)}; retry=true runs them again", file=sys.stderr)
+    print(folder / "report.html")
+    return code or (EXIT_FAULT if failed else EXIT_DONE)
+
+
+def is_own(word: str) -> bool:
+    return word.lstrip("+~").partition("=")[0].partition(".")[0] in OWN
+
+
+def composed(words: Sequence[str], checks: Any) -> Config:
+    """What `cola-train WORDS` would run. Raises UserError for what is wrong with them."""
+    good, problems = check_overrides(list(words))
+    return load(compose(good, problems), problems, checks=checks)
+
+
+def planned(options: CompareOptions, before: Plan | None, typed: list[str]) -> Plan:
+    """What was planned before, and what is typed now.
+
+    Raises:
+        UserError: something is missing, or what has run would be void.
+    """
+    arms = {name: [f"method={name}"] for name in options.methods} | options.arms
+    said: dict[str, Any] = {
+        "baseline": options.baseline,
+        "tokens": None if options.tokens is None else round(options.tokens),
+        "budget": options.budget,
+        "seeds": options.seeds,
+        "lr": None if options.lr is None else rates(options.lr),
+        "lr_share": options.lr_share,
+        "drop": options.drop,
+    }
+    said = {name: value for name, value in said.items() if value is not None}
+    if before is None:
+        if not arms:
+            raise UserError(f"methods: missing; name some of {', '.join(METHODS)}, as a list")
+        if "tokens" not in said:
+            raise UserError("tokens: missing; how many does a whole run see, as in tokens=2e6?")
+        first: dict[str, Any] = {"lr": rates(["grid"]), "baseline": next(iter(arms))}
+        return checked_plan({"arms": arms, "common": typed, **first, **said}, "")
+    changed = [
+        f"{name}: {value} here, and {getattr(before, name)} in {options.folder}/{PLAN}"
+        for name, value in [*said.items(), *([("common", typed)] if typed else [])]
+        if name in ("baseline", "tokens", "budget", "lr_share", "common")
+        and value != getattr(before, name)
+    ]
+    changed += [
+        f"arms: {name} is {words} here, and {before.arms[name]} in {options.folder}/{PLAN}"
+        for name, words in arms.items()
+        if before.arms.get(name, words) != words
+    ]
+    if changed:
+        raise UserError(*(f"{each}; choose another folder, or leave it out" for each in changed))
+    more: dict[str, Any] = {name: said[name] for name in ("seeds", "drop") if name in said}
+    if "lr" in said:
+        more["lr"] = sorted({*before.lr, *said["lr"]})
+    return checked_plan(plain(replace(before, arms={**before.arms, **arms}, **more)), "")
+
+
+def rates(words: list[str]) -> list[float]:
+    """Raises UserError if they are no learning rates."""
+    if words == ["grid"]:
+        return list(GRID)
+    if words == ["own"]:
+        return []
+    try:
+        return sorted(float(word) for word in words)
+    except ValueError as error:
+        raise UserError(
+            f"lr: must be grid, own, or a list of numbers as [1e-3,3e-3], got {words}"
+        ) from error
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,191 @@
+"""The runs of a comparison: which there are, what each is given, and which can begin.
+
+Imports no torch.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from cola_train import costs
+from cola_train.compare.plan import Plan
+from cola_train.config.schema import Config
+from cola_train.errors import UserError
+
+SPEED_STEPS = 30  # of the runs that measure how long a step takes, with budget=seconds
+VALIDATIONS = 8  # in a whole run: the points of its curve
+
+Phase = Literal["speed", "lr", "final"]
+Line = Mapping[str, Any]  # of the ledger
+Compose = Callable[[Sequence[str]], Config]  # what `cola-train WORDS` would run; UserError
+
+# Of every run; what the plan says wins.
+ALWAYS = ("tracking=local", "tracking.progress=false", "evaluation.sample_tokens=0",
+          "checkpoint.keep=1", "checkpoint.keep_best=false")  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Member:
+    """One run.
+
+    given: what makes its result, by the plan. around: what else `cola-train` is told.
+    """
+
+    arm: str
+    phase: Phase
+    lr: float | None  # of the grid
+    seed: int
+    steps: int
+    flops: float  # of training, in all
+    given: tuple[str, ...]
+    around: tuple[str, ...]
+
+    @property
+    def words(self) -> tuple[str, ...]:
+        """Its overrides, but for the folder."""
+        return (*self.around, *self.given)
+
+    @property
+    def name(self) -> str:
+        """Its own in the plan."""
+        end = {"lr": f"lr-{self.lr or 0:g}", "final": f"seed-{self.seed}"}.get(self.phase)
+        return f"{self.arm}+{end or self.phase}"
+
+    @property
+    def key(self) -> str:
+        """Of what it is given: a member of the same name has another under another plan."""
+        return hashlib.sha256(json.dumps(self.given).encode()).hexdigest()[:12]
+
+
+def flops_per_step(config: Config) -> float:
+    """Of an optimizer step: the model's forward and backward pass, what comes once a micro-batch,
+    and the optimizer's matmuls; on one process."""
+    positions = config.batch_size * config.train.sequence_length
+    blocks = costs.block_cost(config).weights * config.model.n_layers
+    weights = [weight.stored for weight in blocks]
+    update = config.method.update_cost(config.model, config.optim, weights).flops
+    passes = config.accumulation(1) * costs.micro_batch_flops(config)
+    return costs.training_flops_per_token(config) * positions + passes + update
+
+
+class Members:
+    """Those of a plan, by what the ledger has of them: the best learning rate is known when the
+    short runs are done, and only then which runs follow."""
+
+    def __init__(self, plan: Plan, compose: Compose) -> None:
+        """Raises UserError: an arm cannot run as it is; all problems of all arms."""
+        self.plan = plan
+        self.configs = of_all_arms(plan, compose)
+
+    def known(self, lines: Mapping[str, Line]) -> list[Member]:
+        """Every member whose words are known, the arms' in turn.
+
+        lines: the ledger's, by name; those with another key are of another plan.
+        """
+        found: list[Member] = []
+        if self.plan.budget == "seconds":
+            found += [self._member(arm, "speed", None, 0, SPEED_STEPS) for arm in self.plan.arms]
+            if not all(done(member, lines) for member in found):
+                return found
+        speeds = {m.arm: done(m, lines) for m in found}
+        steps = {arm: self._steps(arm, speeds) for arm in self.plan.arms}
+        for arm in self.plan.arms:
+            short = max(1, round(steps[arm] * self.plan.lr_share))
+            found += [self._member(arm, "lr", lr, 0, short) for lr in self.plan.lr]
+        for arm in self.plan.arms:
+            lr = None
+            if self.plan.lr:
+                tried = [m for m in found if m.phase == "lr"]
+                if not goes_on(self.plan, arm, tried, lines):
+                    continue
+                lr = best_lr([m for m in tried if m.arm == arm], lines)
+            for seed in range(self.plan.seeds):
+                found.append(self._member(arm, "final", lr, seed, steps[arm]))
+        return found
+
+    def _steps(self, arm: str, speeds: Mapping[str, Line | None]) -> int:
+        """Of a whole run of the arm."""
+        config, base = self.configs[arm], self.configs[self.plan.baseline]
+        steps = self.plan.tokens / (base.batch_size * base.train.sequence_length)
+        if self.plan.budget == "tokens":
+            steps = self.plan.tokens / (config.batch_size * config.train.sequence_length)
+        elif self.plan.budget == "flops":
+            steps *= flops_per_step(base) / flops_per_step(config)
+        else:
+            steps *= step_seconds(speeds[self.plan.baseline]) / step_seconds(speeds[arm])
+        return max(1, round(steps))
+
+    def _member(self, arm: str, phase: Phase, lr: float | None, seed: int, steps: int) -> Member:
+        whole = phase == "final"
+        every = f"evaluation.every={-(-steps // VALIDATIONS) if whole else 0}"
+        around = (*ALWAYS, every, f"checkpoint.every={-(-steps // 4)}")
+        given = [*self.plan.common, *self.plan.arms[arm], f"train.steps={steps}", f"seed={seed}"]
+        if lr is not None:
+            given.append(f"optim.lr={lr:g}")
+        flops = steps * flops_per_step(self.configs[arm])
+        return Member(arm, phase, lr, seed, steps, flops, tuple(given), around)
+
+
+def of_all_arms(plan: Plan, compose: Compose) -> dict[str, Config]:
+    """The config of each arm, as it is without a learning rate of the grid.
+
+    Raises:
+        UserError: all that is wrong with any.
+    """
+    configs, problems = {}, []
+    for arm, words in plan.arms.items():
+        try:
+            configs[arm] = compose([*ALWAYS, *plan.common, *words])
+        except UserError as error:
+            problems += [f"arm {arm}: {problem}" for problem in error.problems]
+    if problems:
+        raise UserError(*problems)
+    return configs
+
+
+def done(member: Member, lines: Mapping[str, Line]) -> Line | None:
+    """The ledger's line of a member that has ended well."""
+    line = lines.get(member.name)
+    ended = line is not None and line["key"] == member.key and line["state"] == "done"
+    return line if ended else None
+
+
+def finished(member: Member, lines: Mapping[str, Line]) -> bool:
+    """Whether the ledger has a line of it, well or failed."""
+    line = lines.get(member.name)
+    return line is not None and line["key"] == member.key
+
+
+def losses(members: Sequence[Member], lines: Mapping[str, Line]) -> Iterator[tuple[float, float]]:
+    """(loss, learning rate) of the short runs that are done."""
+    for member in members:
+        if (line := done(member, lines)) is not None:
+            assert member.lr is not None
+            yield line["val_loss"], member.lr
+
+
+def best_lr(members: Sequence[Member], lines: Mapping[str, Line]) -> float:
+    """Of an arm's short runs."""
+    return min(losses(members, lines))[1]
+
+
+def goes_on(plan: Plan, arm: str, short: Sequence[Member], lines: Mapping[str, Line]) -> bool:
+    """Whether the arm has whole runs: all of its short ones have ended, one of them well, and, if
+    the plan drops arms, it was good enough."""
+    own = [member for member in short if member.arm == arm]
+    if not all(finished(member, lines) for member in own) or not any(losses(own, lines)):
+        return False
+    if plan.drop is None or arm == plan.baseline:
+        return True
+    base = [member for member in short if member.arm == plan.baseline]
+    if not all(finished(member, lines) for member in base) or not any(losses(base, lines)):
+        return False
+    return min(losses(own, lines))[0] <= min(losses(base, lines))[0] - plan.drop
+
+
+def step_seconds(line: Line | None) -> float:
+    """Of a run that measured its speed: by the median, as first steps are slow."""
+    assert line is not None
+    return float(line["tokens"] / line["steps"] / line["tokens_per_second"])

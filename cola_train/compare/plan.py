@@ -1,0 +1,97 @@
+"""The plan of a comparison, `comparison.yaml`: what is compared, and for how long each is trained.
+
+An arm is a method with its options. A member is one run of an arm: short ones at each learning rate
+of the grid, then whole ones at the best of them, with other seeds. Imports no torch.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+
+from cola_train.config.fields import PositiveFloat, PositiveFraction, PositiveInt, Range, build
+from cola_train.errors import UserError
+from cola_train.files import read_yaml, write_text
+
+PLAN = "comparison.yaml"  # in a comparison's folder
+
+Budget = Literal["tokens", "flops", "seconds"]
+Seeds = Annotated[int, Range(1, 1000)]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What `comparison.yaml` holds."""
+
+    arms: dict[str, list[str]]  # name -> overrides of cola-train
+    common: list[str]  # overrides of all arms, which an arm's own win over
+    baseline: str  # the arm that others are compared with, and whose budget is theirs
+    tokens: PositiveInt  # that the baseline sees in a whole run
+    budget: Budget = "tokens"  # what is equal: tokens, the FLOPs or the time of the baseline
+    seeds: Seeds = 3  # whole runs of each arm
+    lr: list[PositiveFloat] = field(default_factory=list)  # the grid; empty: as the arms say
+    lr_share: PositiveFraction = 0.2  # of a whole run: as long are the runs that choose from it
+    # nats: an arm whose best short run is not below the baseline's by so much (negative: is above
+    # it by more) has no whole ones; null: all have
+    drop: Annotated[float, Range(-1e3, 1e3)] | None = None
+
+    def problems(self) -> list[str]:
+        """What is wrong with it, beside the types of fields."""
+        found = []
+        if not self.arms:
+            found.append("arms: there is none; methods=[...] makes some")
+        elif self.baseline not in self.arms:
+            found.append(
+                f"baseline: must be one of the arms {', '.join(self.arms)}, got {self.baseline!r}"
+            )
+        found += [
+            f"arms: {name!r} is no name; use letters, digits, _, - and ."
+            for name in self.arms
+            if not name or not name.replace("-", "").replace(".", "").replace("_", "").isalnum()
+        ]
+        if len(set(self.lr)) < len(self.lr):
+            found.append(f"lr: {self.lr} has a rate twice")
+        if self.drop is not None and not self.lr:
+            found.append("drop: has no effect without a grid in lr, whose runs it goes by")
+        return found
+
+
+def read_plan(folder: Path) -> Plan | None:
+    """The folder's; None, if it has none.
+
+    Raises:
+        UserError: it cannot be read, or is wrong.
+    """
+    path = folder / PLAN
+    try:
+        values = read_yaml(path)
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: cannot be read: {error}") from error
+    return checked_plan(values, str(path))
+
+
+def checked_plan(values: Any, place: str) -> Plan:
+    """Raises UserError, every problem with `place`, if values are no plan."""
+    problems: list[str] = []
+    plan: Plan = build(Plan, values, "", problems)
+    problems = problems or plan.problems()
+    if problems:
+        raise UserError(*(f"{place}: {problem}" if place else problem for problem in problems))
+    return plan
+
+
+def write_plan(folder: Path, plan: Plan) -> None:
+    """Raises OSError if the folder cannot be written."""
+    values = plain(plan)
+    text = yaml.safe_dump(values, sort_keys=False, default_flow_style=None, width=100)
+    write_text(folder / PLAN, f"# A comparison; `cola-compare folder={folder}` goes on.\n{text}")
+
+
+def plain(plan: Plan) -> Mapping[str, Any]:
+    """As YAML and JSON have it."""
+    return dataclasses.asdict(plan)
