@@ -51,6 +51,11 @@ class OptimOptions(ABC):
     implementation: ClassVar[str]
     needs_matrices: ClassVar[bool] = False  # the update is not element by element
 
+    @property
+    def one_process(self) -> str:
+        """What of the options works on one process alone, in a user's words; empty: nothing."""
+        return ""
+
     @abstractmethod
     def state_elements(self, shape: tuple[int, ...], block_matrix: bool) -> int:
         """Elements of state of a parameter of that shape; block_matrix: a matrix of a block."""
@@ -137,13 +142,22 @@ class MuonOptions(AdamOptions):
     ns_steps: Annotated[int, Range(1, 99)] = 5  # Newton-Schulz iterations
     # match_rms_adamw: updates as large as AdamW's, so its lr fits; original: Keller Jordan's
     adjust_lr_fn: Literal["match_rms_adamw", "original"] = "match_rms_adamw"
+    # of Newton-Schulz: quintic, the same in each iteration; polar_express, the best of each
+    ns_coefficients: Literal["quintic", "polar_express"] = "quintic"
+    second_momentum: Fraction | None = None  # NorMuon's, of rows' sizes (0.95); null: Muon
     adamw_lr_ratio: PositiveFloat = 1.0  # of AdamW's learning rate to `lr`
 
     implementation = "cola_train.optim.muon:Muon"
     needs_matrices = True
 
+    @property
+    def one_process(self) -> str:
+        return "" if self.second_momentum is None else "optim.second_momentum"
+
     def state_elements(self, shape: tuple[int, ...], block_matrix: bool) -> int:
-        return prod(shape) if block_matrix else super().state_elements(shape, block_matrix)
+        if not block_matrix:
+            return super().state_elements(shape, block_matrix)
+        return prod(shape) + (0 if self.second_momentum is None else max(shape))
 
     def update_cost(self, matrices: Sequence[tuple[int, int]], shards: int) -> UpdateCost:
         """As optim/muon.py orthogonalises them, in bf16: as many at a time as there are processes
@@ -157,6 +171,9 @@ class MuonOptions(AdamOptions):
             # the average, N of it, which is rounded to bf16; decay, and the update, bf16, added
             passed += own * (4 * (3 + 3 * self.nesterov + DECAY.passes) + 6 + 10)
             launches += 3 + self.nesterov + DECAY.launches
+            if self.second_momentum is not None:  # the update in fp32, and its lines' lengths
+                passed += own * 32
+                launches += 11
         for m, n in shapes[::shards]:  # the first process's
             s, longer = sorted((m, n))
             # of s x s: X X^T, then its square; times X
@@ -175,6 +192,16 @@ class MuonOptions(AdamOptions):
     def problems(self, steps: int) -> Iterator[str]:
         if self.momentum >= 1:
             yield f"optim.momentum: a number from 0 to below 1 is expected, got {self.momentum}"
+        if self.second_momentum is not None and self.second_momentum >= 1:
+            yield (
+                "optim.second_momentum: a number from 0 to below 1 is expected, got "
+                f"{self.second_momentum}"
+            )
+        if self.ns_coefficients == "polar_express" and self.ns_steps > 8:
+            yield (
+                f"optim.ns_steps: {self.ns_steps} are more than optim.ns_coefficients="
+                "polar_express has coefficients for, which are at rest after 8; use 8 or fewer"
+            )
         if self.nesterov and self.momentum == 0:
             yield (
                 "optim.nesterov: has no effect with optim.momentum=0; use optim.nesterov=false, "
