@@ -7,7 +7,7 @@ they build, one entry in OPTIMIZERS, one YAML file, one test.
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import prod
 from typing import Annotated, ClassVar, Literal
 
@@ -210,4 +210,48 @@ class MuonOptions(AdamOptions):
         yield from super().problems(steps)
 
 
-OPTIMIZERS: dict[str, type[OptimOptions]] = {"adamw": AdamWOptions, "muon": MuonOptions}
+@dataclass(frozen=True)
+class FactorOptions(MuonOptions):
+    """Of what steps pairs of factors by what their product does (optim/factors.py)."""
+
+    nesterov: bool = False  # the update looks ahead, as Nesterov's momentum does
+
+    @property
+    def one_process(self) -> str:
+        return f"optim={self.name}"
+
+    def problems(self, steps: int) -> Iterator[str]:
+        if self.second_momentum is not None:
+            yield (
+                f"optim.second_momentum: evens out rows of Muon's update, which optim={self.name} "
+                "has given another size; leave it out"
+            )
+        yield from super().problems(steps)
+
+
+@dataclass(frozen=True)
+class SpectronOptions(FactorOptions):
+    """Muon on both factors of a product, whose change has a spectral norm of at most `lr`."""
+
+    implementation = "cola_train.optim.spectron:Spectron"
+
+    def state_elements(self, shape: tuple[int, ...], block_matrix: bool) -> int:
+        vector = shape[1] if block_matrix else 0
+        return super().state_elements(shape, block_matrix) + vector
+
+    def update_cost(self, matrices: Sequence[tuple[int, int]], shards: int) -> UpdateCost:
+        """As if each matrix were a factor: Muon's, and a power iteration of each."""
+        cost = super().update_cost(matrices, shards)
+        products, passed = Counter(cost.products), cost.passed
+        for m, n in matrices:
+            passed += 16 * m * n  # the update in fp32, scaled on the device
+            products.update([Product(m, 1, n), Product(n, 1, m)])
+        launches = cost.launches + 12 * len(matrices)
+        return replace(cost, products=products, launches=launches, passed=passed)
+
+
+OPTIMIZERS: dict[str, type[OptimOptions]] = {
+    "adamw": AdamWOptions,
+    "muon": MuonOptions,
+    "spectron": SpectronOptions,
+}

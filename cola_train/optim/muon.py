@@ -82,7 +82,7 @@ class Muon(MatrixOptimizer):
         if self.options.second_momentum is not None:
             m, n = matrix.shape
             shape = (m, 1) if m >= n else (1, n)
-            state["second_momentum_buffer"] = matrix.weight.new_zeros(shape)
+            state["second_momentum_buffer"] = matrix.spread.zeros(shape, matrix.weight.device)
         return state
 
     def update(self, matrices: list[Matrix]) -> None:
@@ -98,9 +98,8 @@ class Muon(MatrixOptimizer):
             lr = _adjust_lr(matrix.group["lr"], self.options.adjust_lr_fn, matrix.own_shape)
             decay(matrix)
             if self.options.second_momentum is not None:
-                update = evened(
-                    update, matrix.state["second_momentum_buffer"], self.options.second_momentum
-                )
+                lengths = local(matrix.state["second_momentum_buffer"])
+                update = evened(update, lengths, self.options.second_momentum)
             matrix.weight.add_(update, alpha=-lr)
 
     def _orthogonal(self, matrices: list[Matrix]) -> list[Tensor]:

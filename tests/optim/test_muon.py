@@ -252,11 +252,18 @@ def test_every_method_with_layers_of_its_own_takes_it():
     assert taken == [m for m in METHOD_NAMES if m not in ("galore", "apollo")]
 
 
-@pytest.mark.parametrize("method", ["full", "cola"])
-def test_a_run_stops_and_goes_on_bit_for_bit(tmp_path, corpus, method):
+@pytest.mark.parametrize(
+    "method, optim",
+    [
+        ("full", {"name": "muon"}),
+        ("cola", {"name": "muon", "second_momentum": 0.95}),
+        ("cola", {"name": "spectron"}),
+    ],
+)
+def test_a_run_stops_and_goes_on_bit_for_bit(tmp_path, corpus, method, optim):
     def run(name, **options):
         config = values_config(
-            method={"name": method}, optim={"name": "muon", "lr": 1e-2},
+            method={"name": method}, optim={"lr": 1e-2, **optim},
             run_dir=str(tmp_path / name), train={"steps": 4, **options}, run_name=name,
             data={"source": "text", "files": [f"{corpus}/*.txt"], "vocab_size": 300, "workers": 1,
                   "cache_dir": str(tmp_path / "cache")},

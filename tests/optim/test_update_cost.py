@@ -31,6 +31,7 @@ OPTIMIZERS = {
 ON_ONE_PROCESS = {
     "normuon": ["optim=muon", "method=cola", "optim.second_momentum=0.95"],
     "polar express": ["optim=muon", "method=cola", "optim.ns_coefficients=polar_express"],
+    "spectron": ["optim=spectron", "method=cola"],
 }
 
 
