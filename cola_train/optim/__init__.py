@@ -250,8 +250,39 @@ class SpectronOptions(FactorOptions):
         return replace(cost, products=products, launches=launches, passed=passed)
 
 
+@dataclass(frozen=True)
+class LoraMuonOptions(FactorOptions):
+    """Muon's step of a product of factors: within rank r, and the same for all its factors."""
+
+    ridge: PositiveFloat = 1e-5  # added to A A' and B' B, in parts of their norm
+
+    implementation = "cola_train.optim.lora_muon:LoraMuon"
+
+    def update_cost(self, matrices: Sequence[tuple[int, int]], shards: int) -> UpdateCost:
+        """As if each matrix were a factor: Muon's, and whitening by a matrix of r x r, before and
+        after. Not its Cholesky factor and inverse, r^3 / 3 each."""
+        cost = super().update_cost(matrices, shards)
+        products, passed = Counter(cost.products), cost.passed
+        for m, n in matrices:
+            r, longer = sorted((m, n))
+            passed += 8 * m * n + 28 * r * r  # fp32 before and after; of what is r x r
+            products[Product(r, r, longer)] += 1
+            products[Product(m, n, r)] += 2
+        launches = cost.launches + 8 * len(matrices)
+        return replace(cost, products=products, launches=launches, passed=passed)
+
+    def problems(self, steps: int) -> Iterator[str]:
+        if self.lr * self.weight_decay >= 1:
+            yield (
+                f"optim.weight_decay: {self.weight_decay:g} at optim.lr={self.lr:g} leaves nothing "
+                "of a weight; lower one of them"
+            )
+        yield from super().problems(steps)
+
+
 OPTIMIZERS: dict[str, type[OptimOptions]] = {
     "adamw": AdamWOptions,
     "muon": MuonOptions,
     "spectron": SpectronOptions,
+    "lora_muon": LoraMuonOptions,
 }

@@ -1,12 +1,12 @@
-"""Muon for pairs of factors: optimizers that step A and B by what B A does.
+"""Muon for pairs of factors: Spectron and LoRA-Muon, which step A and B by what B A does.
 
 A is (r, n), B (m, r), named `<projection>_A` and `<projection>_B`; M_A, M_B are the averages of
-their gradients (`momentum`; with `nesterov` looking ahead, which Spectron has not), msign(X) is
+their gradients (`momentum`; with `nesterov` looking ahead, which neither paper has), msign(X) is
 what Newton-Schulz makes of X: nearly U V' of X = U S V'. eta = lr f(m, n) with f by
-`adjust_lr_fn`, as Muon would have it for the product's shape: the paper has f = 1. Shapes are
+`adjust_lr_fn`, as Muon would have it for the product's shape: the papers have f = 1. Shapes are
 the model's own, without zeros. A matrix without a partner gets Muon's step.
 
-They are about the product. Between CoLA's factors stands s = SiLU, whose slope is at most 1.1: the
+Both are about the product. Between CoLA's factors stands s = SiLU, whose slope is at most 1.1: the
 map's derivative is B s'(A x) A, so that a bound holds up to that, and what is said to be the same
 for all factors of one product is not quite, because CoLA's function is another one for each.
 

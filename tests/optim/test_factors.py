@@ -1,4 +1,4 @@
-"""Spectron against the papers' formulas, and what these are for."""
+"""Spectron and LoRA-Muon against the papers' formulas, and what these are for."""
 
 import pytest
 import torch
@@ -7,8 +7,9 @@ from helpers import make_config, meta_model, micro_batches, real_model
 from cola_train.config.checks import matrix_problems
 from cola_train.errors import UserError
 from cola_train.model.padding import paddings
-from cola_train.optim import SpectronOptions, muon
+from cola_train.optim import LoraMuonOptions, SpectronOptions, muon
 from cola_train.optim.groups import parameter_groups
+from cola_train.optim.lora_muon import LoraMuon
 from cola_train.optim.spectron import Spectron
 from cola_train.parallel.topology import Topology
 
@@ -47,6 +48,7 @@ def exact(monkeypatch):
 
 
 SPECTRON = {"kind": Spectron, "of": SpectronOptions}
+LORA_MUON = {"kind": LoraMuon, "of": LoraMuonOptions}
 
 
 def test_spectrons_step_is_the_papers_and_bounds_the_products(exact):
@@ -69,11 +71,45 @@ def test_spectrons_step_is_the_papers_and_bounds_the_products(exact):
             assert 0.3 * eta < torch.linalg.norm(change, 2) <= eta * (1 + 1e-3)
 
 
-@pytest.mark.parametrize("kind", [Spectron])
+def root(gram):
+    values, vectors = torch.linalg.eigh(gram)
+    return vectors / values.sqrt() @ vectors.T
+
+
+def test_lora_muons_step_is_the_papers(exact):
+    """Its symmetric inverse roots, by eigenvalues."""
+    A, B, G = random((R, N), 0), random((M, R), 1), random((M, N), 2)
+    optimizer, (a, b) = optimizer_of(A, B, ridge=1e-12, **LORA_MUON)
+    a.grad, b.grad = B.T @ G, G @ A.T
+    optimizer.step()
+    eta, s = LR * (M / N) ** 0.5, (1 - LR * DECAY) ** 0.5
+    R_A, R_B = root(A @ A.T), root(B.T @ B)
+    dA = -eta / 2 * R_B @ msign(R_B @ B.T @ G)
+    dB = -eta / 2 * msign(G @ A.T @ R_A) @ R_A
+    torch.testing.assert_close(a.detach(), s * A + dA / s, rtol=0, atol=1e-6)
+    torch.testing.assert_close(b.detach(), s * B + dB / s, rtol=0, atol=1e-6)
+    for term in (dB @ A, B @ dA):
+        sizes = torch.linalg.svdvals(term)[:R]
+        torch.testing.assert_close(sizes, torch.full_like(sizes, eta / 2), rtol=1e-6, atol=0)
+
+
+def test_lora_muons_step_of_the_product_is_the_same_for_all_its_factors(exact):
+    A, B, G = random((R, N), 0), random((M, R), 1), random((M, N), 2)
+    other = random((R, R), 3)
+    found = []
+    for first, second in ((A, B), (torch.linalg.solve(other, A), B @ other)):
+        optimizer, (a, b) = optimizer_of(first, second, lr=1e-4, ridge=1e-12, **LORA_MUON)
+        a.grad, b.grad = second.T @ G, G @ first.T
+        optimizer.step()
+        found.append((b @ a).detach() - B @ A)
+    assert (found[0] - found[1]).norm() < 1e-3 * found[0].norm()  # dB dA is of second order
+
+
+@pytest.mark.parametrize("kind", [Spectron, LoraMuon])
 def test_a_model_learns_and_zeros_of_padding_stay(kind):
     config = make_config(
         "model.d_model=32", "model.d_ff=37", "model.n_layers=1", "model.vocab_size=300",
-        "method=cola", "method.rank=10", "optim=spectron",
+        "method=cola", "method.rank=10", f"optim={'spectron' if kind is Spectron else 'lora_muon'}",
     )  # fmt: skip
     model = real_model(config)
     optimizer = kind(parameter_groups(model, config.optim), config.optim)
@@ -97,5 +133,5 @@ def test_what_they_cannot_do_is_refused():
     of = make_config("optim=spectron", "method=full")
     with pytest.raises(UserError, match="steps pairs of factors"):
         Spectron(parameter_groups(meta_model(of), of.optim), of.optim)
-    (problem,) = matrix_problems(make_config("optim=spectron"), Topology(2, 2))
-    assert problem.startswith("optim=spectron: works on one process")
+    (problem,) = matrix_problems(make_config("optim=lora_muon"), Topology(2, 2))
+    assert problem.startswith("optim=lora_muon: works on one process")

@@ -258,6 +258,7 @@ def test_every_method_with_layers_of_its_own_takes_it():
         ("full", {"name": "muon"}),
         ("cola", {"name": "muon", "second_momentum": 0.95}),
         ("cola", {"name": "spectron"}),
+        ("cola", {"name": "lora_muon"}),
     ],
 )
 def test_a_run_stops_and_goes_on_bit_for_bit(tmp_path, corpus, method, optim):

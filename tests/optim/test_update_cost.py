@@ -32,6 +32,7 @@ ON_ONE_PROCESS = {
     "normuon": ["optim=muon", "method=cola", "optim.second_momentum=0.95"],
     "polar express": ["optim=muon", "method=cola", "optim.ns_coefficients=polar_express"],
     "spectron": ["optim=spectron", "method=cola"],
+    "lora_muon": ["optim=lora_muon", "method=cola", "optim.nesterov=true"],
 }
 
 
