@@ -55,8 +55,8 @@ class FactorOptimizer(Muon):
         names = [name for group in self.param_groups for name in group["param_names"]]
         if not any(name.endswith("_A") for name in names):
             raise UserError(
-                f"optim: {options.name} steps pairs of factors, of which this method has none; use "
-                "optim=muon, or method=cola"
+                f"optim: {options.name} steps pairs of factors, of which this method has none; "
+                "use optim=muon"
             )
 
     @abstractmethod
