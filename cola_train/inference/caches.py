@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from cola_train.errors import UserError
 from cola_train.inference.step import Step, angles, query_key_angles, rows, turned
 from cola_train.model.attention import rotary_for
-from cola_train.model.context import AttentionContext, LayerCache
+from cola_train.model.context import QKV, AttentionContext, LayerCache
 from cola_train.model.llama import Block, Llama
 
 
@@ -142,9 +142,7 @@ class KeyValues:
     keys: Tensor
     values: Tensor
 
-    def attend(
-        self, qkv: nn.Module, x_BTD: Tensor, head_dim: int, context: AttentionContext
-    ) -> Tensor:
+    def attend(self, qkv: QKV, x_BTD: Tensor, head_dim: int, context: AttentionContext) -> Tensor:
         step = step_of(context)
         shape = (*x_BTD.shape[:2], -1, head_dim)
         q, k, v = (y.view(shape) for y in qkv(x_BTD))
@@ -168,9 +166,7 @@ class Absorbed:
     values: Tensor
     decoder: Tensor
 
-    def attend(
-        self, qkv: nn.Module, x_BTD: Tensor, head_dim: int, context: AttentionContext
-    ) -> Tensor:
+    def attend(self, qkv: QKV, x_BTD: Tensor, head_dim: int, context: AttentionContext) -> Tensor:
         step, layers = step_of(context), Heads(bottlenecked(qkv), head_dim)
         s_q, s_k, s_v = layers.of.bottlenecks(x_BTD)
         q, k = step.turn(layers.expand("q", s_q), layers.expand("k", s_k))
@@ -196,9 +192,7 @@ class Latent:
     decoder: Tensor
     angles: Tensor
 
-    def attend(
-        self, qkv: nn.Module, x_BTD: Tensor, head_dim: int, context: AttentionContext
-    ) -> Tensor:
+    def attend(self, qkv: QKV, x_BTD: Tensor, head_dim: int, context: AttentionContext) -> Tensor:
         step, layers = step_of(context), Heads(bottlenecked(qkv), head_dim)
         s_q, s_k, s_v = layers.of.bottlenecks(x_BTD)
         q = layers.expand("q", s_q)
@@ -233,7 +227,7 @@ def decoded(s_BTHr: Tensor, decoder_HrK: Tensor) -> Tensor:
     return y_HNK.transpose(0, 1).unflatten(0, (B, T))
 
 
-def bottlenecked(qkv: nn.Module) -> Bottlenecked:
+def bottlenecked(qkv: QKV) -> Bottlenecked:
     return cast(Bottlenecked, qkv)  # `make_cache` has looked
 
 
@@ -270,10 +264,10 @@ CACHES = {"kv": KeyValueCache, "absorbed": AbsorbedCache, "latent": LatentCache}
 
 
 def kinds(model: Llama) -> list[str]:
-    """The caches that a model may have: only auto-encoders have bottlenecks to keep."""
-    if all(isinstance(block.attention.qkv, Bottlenecked) for block in blocks_of(model)):
-        return list(CACHES)
-    return ["kv"]
+    """The caches that a model may have: only auto-encoders have bottlenecks to keep, and keys that
+    are normalised are no product of them."""
+    low = all(isinstance(block.attention.qkv, Bottlenecked) for block in blocks_of(model))
+    return list(CACHES) if low and not model.config.qk_norm else ["kv"]
 
 
 def make_cache(
@@ -297,9 +291,11 @@ def make_cache(
 def check_kind(kind: str, model: Llama) -> None:
     """Raises UserError if the model has no cache of that kind."""
     if kind not in kinds(model):
+        normed = model.config.qk_norm
+        why = "its keys are normalised" if normed else "its projections have no bottleneck"
         raise UserError(
             f"cache: {kind!r} is not one of this model's, which are {', '.join(kinds(model))}"
-            + ("; its projections have no bottleneck" if kind in CACHES else "")
+            + (f"; {why}" if kind in CACHES else "")
         )
 
 

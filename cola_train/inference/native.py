@@ -130,6 +130,8 @@ def unavailable(model: Llama) -> str | None:
         return f"{COMPILER[0]} is not installed"
     if width not in HEADS:
         return f"heads of {width} are not among {HEADS.start} to {HEADS[-1]} in steps of 16"
+    if model.config.qk_norm:
+        return "it knows no model.qk_norm"
     of_known = all(known(block.attention.qkv) and known(block.mlp) for block in blocks_of(model))
     return None if of_known else "the method's linears are not in one of the forms it knows"
 

@@ -107,8 +107,9 @@ def key_value_cache(model: ModelConfig) -> CacheCost:
 
 
 def norm_weights(model: ModelConfig) -> tuple[Weight, ...]:
-    """The two norms of a block."""
-    return (Weight((model.d_model,)),) * 2
+    """The two norms of a block; and those of each head's queries and keys, if it has them."""
+    of_heads = (Weight((model.head_dim,)),) * (2 if model.qk_norm else 0)
+    return (Weight((model.d_model,)),) * 2 + of_heads
 
 
 def attention_flops(model: ModelConfig, length: int) -> int:
@@ -147,12 +148,20 @@ def all_or_input(
         backward_flops=backward + attention_backward_flops(model, length),
         recomputed_flops=0 if keeps_all else forward + attention - not_again,
         saved=saved if keeps_all else model.d_model,
-        saved_fp32=NORMS_FP32 + attention_fp32(model) if keeps_all else 0,
+        saved_fp32=norms_fp32(model) + attention_fp32(model) if keeps_all else 0,
         workspace=workspace[0 if keeps_all else 1],
     )
 
 
-NORMS_FP32 = 2  # kept for a position's backward pass: one number of each norm ...
+def unnormed(model: ModelConfig) -> int:
+    """Elements of queries and keys before their norms, which keep them; where these are views of
+    what is kept anyway, they are none."""
+    return 2 * model.d_model if model.qk_norm else 0
+
+
+def norms_fp32(model: ModelConfig) -> int:
+    """Kept for a position's backward pass: one number of each norm ..."""
+    return 2 + (2 * model.n_heads if model.qk_norm else 0)
 
 
 def attention_fp32(model: ModelConfig) -> int:

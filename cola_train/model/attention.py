@@ -9,6 +9,7 @@ from torch.autograd.function import FunctionCtx, once_differentiable
 
 from cola_train.model.context import AttentionContext
 from cola_train.model.linear import Projections
+from cola_train.model.norm import RMSNorm
 from cola_train.model.tap import tap
 
 
@@ -60,21 +61,35 @@ def rotate(x_BTHK: Tensor, rotary: Tensor) -> Tensor:
 class Attention(nn.Module):
     """Multi-head causal self-attention with rotary positions."""
 
-    def __init__(self, d_model: int, n_heads: int, projections: Projections) -> None:
-        """`projections(d_in, d_outs)` builds the linears."""
+    def __init__(
+        self, d_model: int, n_heads: int, projections: Projections, qk_eps: float | None = None
+    ) -> None:
+        """`projections(d_in, d_outs)` builds the linears. With `qk_eps` each head's q and k are
+        RMS-normalised, with scales that all heads share (arXiv 2505.09388, section 2)."""
         super().__init__()
         self.head_dim = d_model // n_heads
         self.qkv = projections(d_model, {"q": d_model, "k": d_model, "v": d_model})
         self.out = projections(d_model, {"o": d_model})
+        self.normed = qk_eps is not None
+        if qk_eps is not None:
+            self.q_norm = RMSNorm(self.head_dim, qk_eps)
+            self.k_norm = RMSNorm(self.head_dim, qk_eps)
 
     def forward(self, x_BTD: Tensor, context: AttentionContext, residual_BTD: Tensor) -> Tensor:
         """residual + attention(x), (B, T, D)."""
+        qkv = self.normed_qkv if self.normed else self.qkv
         if context.cache is not None:
-            y_BTHK = context.cache.attend(self.qkv, x_BTD, self.head_dim, context)
+            y_BTHK = context.cache.attend(qkv, x_BTD, self.head_dim, context)
             return self.out(y_BTHK.flatten(-2), residual_BTD)[0]
         shape = (*x_BTD.shape[:2], -1, self.head_dim)
-        q, k, v = (y.view(shape) for y in self.qkv(x_BTD))
+        q, k, v = (y.view(shape) for y in qkv(x_BTD))
         q = tap("q", rotate(q, context.rotary))
         k = tap("k", rotate(k, context.rotary))
         y_BTHK = context.mask.attend(q, k, v)
         return self.out(y_BTHK.flatten(-2), residual_BTD)[0]
+
+    def normed_qkv(self, x_BTD: Tensor) -> tuple[Tensor, ...]:
+        """What `qkv` returns, (B, T, D) each, its q and k normalised."""
+        q, k, v = self.qkv(x_BTD)
+        shape = (*q.shape[:2], -1, self.head_dim)
+        return self.q_norm(q.view(shape)).flatten(-2), self.k_norm(k.view(shape)).flatten(-2), v

@@ -54,7 +54,8 @@ class Block(nn.Module):
         super().__init__()
         d_model = config.d_model
         self.attention_norm = RMSNorm(d_model, config.norm_eps)
-        self.attention = Attention(d_model, config.n_heads, layers.projections)
+        qk_eps = config.norm_eps if config.qk_norm else None
+        self.attention = Attention(d_model, config.n_heads, layers.projections, qk_eps)
         self.mlp_norm = RMSNorm(d_model, config.norm_eps)
         self.mlp = layers.mlp(d_model, config.inner)
 

@@ -11,13 +11,14 @@ from cola_train.config.widths import RankWidth
 from cola_train.methods import launches
 from cola_train.methods.bottleneck.launches import AutoEncoderBlock, Silus
 from cola_train.methods.costs import (
-    NORMS_FP32,
     BlockCost,
     CacheCost,
     attention_backward_flops,
     attention_flops,
     attention_fp32,
     norm_weights,
+    norms_fp32,
+    unnormed,
 )
 from cola_train.methods.options import Run
 from cola_train.methods.rank import RankOptions
@@ -114,10 +115,11 @@ class BottleneckOptions(RankOptions):
             of_triton = 5 * F + 8 * d + seven + both
         elif policy == "none":
             again = 0
-            saved = kept + 6 * d + 3 * F  # both norms' outputs, q, k, v, attention's output
+            # both norms' outputs, q, k, v, attention's output
+            saved = kept + 6 * d + 3 * F + unnormed(model)
             if self.silus(model).rank_r:  # torch's ops keep the SiLU too, Triton's make it anew
                 saved += seven if not fused else 0 if middle else both
-            saved_fp32 = NORMS_FP32 + attention_fp32(model)
+            saved_fp32 = norms_fp32(model) + attention_fp32(model)
             of_torch = 2 * F + d
             of_triton = 2 * F + d + both
         else:
@@ -145,6 +147,8 @@ class BottleneckOptions(RankOptions):
         """Values are B_v s_v of rank-r vectors s_v = s(z_v): `absorbed` keeps keys and s_v, to
         which all heads attend, and multiplies by B_v afterwards. `latent` keeps s_k too in place
         of keys, which positions turn, so that each new token rebuilds them all."""
+        if model.qk_norm:
+            return super().caches(model)
         d, ranks = model.d_model, self.ranks_of(model)
         k, v = int(ranks["k"]), int(ranks["v"])
         scores, values = 2 * d, 2 * model.n_heads * v

@@ -7,7 +7,7 @@ from typing import Any
 from cola_train.config.fields import PathText, PositiveFloat
 from cola_train.config.groups import ModelConfig
 from cola_train.methods import launches
-from cola_train.methods.costs import BlockCost, Weight, all_or_input
+from cola_train.methods.costs import BlockCost, Weight, all_or_input, unnormed
 from cola_train.methods.full.options import FullOptions
 from cola_train.methods.lora.launches import LoraBlock
 from cola_train.methods.options import MethodOptions
@@ -56,7 +56,7 @@ class LoraOptions(RankOptions):
             not_again=2 * d * f,
             # x, norm(x), v, rotated q and k, attention's output twice (x + attention), its norm;
             # gate and up, and their gated product; the seven rank-r vectors
-            saved=8 * d + 3 * F + 7 * R,
+            saved=8 * d + 3 * F + unnormed(model) + 7 * R,
             workspace=(2 * (F + d), 5 * F + 10 * d + 7 * R),
         )  # fmt: skip
 

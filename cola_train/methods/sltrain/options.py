@@ -8,7 +8,7 @@ from typing import Any
 from cola_train.config.fields import PositiveFloat, PositiveFraction
 from cola_train.config.groups import ModelConfig
 from cola_train.methods import launches
-from cola_train.methods.costs import BlockCost, PassFlops, Weight, all_or_input
+from cola_train.methods.costs import BlockCost, PassFlops, Weight, all_or_input, unnormed
 from cola_train.methods.full.options import FullOptions
 from cola_train.methods.options import MethodOptions, Run
 from cola_train.methods.rank import RankOptions
@@ -95,7 +95,7 @@ class SltrainOptions(RankOptions):
             not_again=0,
             # x, norm(x), v, rotated q and k, attention's output twice (x + attention), its norm;
             # gate and up, and their gated product
-            saved=8 * d + 3 * F,
+            saved=8 * d + 3 * F + unnormed(model),
             workspace=(2 * F + d, 5 * F + 9 * d),
         )  # fmt: skip
         build = 2 * r * dense  # W, of B A
