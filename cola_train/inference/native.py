@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from cola_train.data.options import default_cache_dir
@@ -22,6 +23,7 @@ from cola_train.errors import UserError
 from cola_train.files import temporary_name
 from cola_train.inference.caches import KeyValueCache, KeyValues, blocks_of
 from cola_train.inference.prepare import JoinedAutoEncoderMLP, JoinedAutoEncoders, JoinedLinears
+from cola_train.model.linear import activation_of
 from cola_train.model.llama import Llama
 from cola_train.model.mlp import MLP
 
@@ -139,7 +141,9 @@ def unavailable(model: Llama) -> str | None:
 def known(module: Any) -> bool:
     if isinstance(module, MLP):
         return known(module.gate_up) and known(module.down)
-    return isinstance(module, JoinedLinears | JoinedAutoEncoders | JoinedAutoEncoderMLP)
+    if not isinstance(module, JoinedLinears | JoinedAutoEncoders | JoinedAutoEncoderMLP):
+        return False
+    return activation_of(module.ops) is F.silu
 
 
 def cpu_flags() -> set[str]:

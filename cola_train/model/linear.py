@@ -49,6 +49,16 @@ class Ops(Protocol):
     ) -> Tensor: ...
 
 
+Activation = Callable[[Tensor], Tensor]
+
+
+def activation_of(ops: Ops) -> Activation:
+    """What `ops` put on rank-r vectors where `activation` is true: SiLU, unless they wrap others to
+    put something else there, their `sigma`."""
+    sigma: Activation = getattr(ops, "sigma", F.silu)
+    return sigma
+
+
 class Linears(PaddedModule):
     """Full-rank linears without bias that share their input: y_i = W_i x."""
 
@@ -93,14 +103,14 @@ class AutoEncoders(PaddedModule):
     ) -> None:
         """Parameters `<name>_A` (r, d_in) and `<name>_B` (d_out, r) for each projection.
 
-        `ranks` has the r of each projection, and maybe of others. `activation` puts SiLU on the
-        rank-r vectors; without it the layer is plain low rank.
+        `ranks` has the r of each projection, and maybe of others. `activation` puts SiLU, or what
+        `ops` have in its place, on the rank-r vectors; without it the layer is plain low rank.
         """
         super().__init__()
         self.d_in, self.d_outs = d_in, dict(d_outs)
         self.ranks = {name: ranks[name] for name in d_outs}
         self.activation, self.ops = activation, ops
-        self.joined = Joined(self.ranks, activation)
+        self.joined = Joined(self.ranks, activation and activation_of(ops) is F.silu)
         for name, d_out in d_outs.items():
             self.add_weight(f"{name}_A", ranks[name], d_in)
             self.add_weight(f"{name}_B", d_out, ranks[name])
@@ -117,7 +127,7 @@ class AutoEncoders(PaddedModule):
         """(..., d_in) -> one s(A_i x), (..., r_i), for each projection, in order: what a cache may
         keep in place of what `expand` makes of it."""
         z = self.ops.down(x, self.encoders())
-        s = F.silu(z) if self.activation else z
+        s = activation_of(self.ops)(z) if self.activation else z
         return s.split(self.widths(), dim=-1)
 
     def widths(self) -> list[int]:

@@ -6,10 +6,11 @@ and r as they are stored.
 
 from collections.abc import Mapping
 
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cola_train.model.init import Fill, normal
-from cola_train.model.linear import Ops, Projections, auto_encoder_std
+from cola_train.model.linear import Ops, Projections, activation_of, auto_encoder_std
 from cola_train.model.padding import PaddedModule
 from cola_train.model.tap import Joined, tap
 
@@ -46,14 +47,16 @@ class AutoEncoderMLP(PaddedModule):
         gate_silu: bool,
         ops: Ops,
     ) -> None:
-        """`ranks` has those of gate, up and down. `activation` puts SiLU on the rank-r vectors,
+        """`ranks` has those of gate, up and down. `activation` puts SiLU on the rank-r vectors
+        (`activation_of`),
         `gate_silu` on the gate."""
         super().__init__()
         self.d_model, self.d_ff = d_model, d_ff
         self.ranks = {name: ranks[name] for name in ("gate", "up", "down")}
         self.activation, self.gate_silu, self.ops = activation, gate_silu, ops
-        self.joined = Joined({name: ranks[name] for name in ("gate", "up")}, activation)
-        self.inner = Joined({"down": ranks["down"]}, activation)
+        silu = activation and activation_of(ops) is F.silu
+        self.joined = Joined({name: ranks[name] for name in ("gate", "up")}, silu)
+        self.inner = Joined({"down": ranks["down"]}, silu)
         self.gate_A = self.add_weight("gate_A", ranks["gate"], d_model)
         self.gate_B = self.add_weight("gate_B", d_ff, ranks["gate"])
         self.up_A = self.add_weight("up_A", ranks["up"], d_model)

@@ -5,10 +5,9 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from cola_train.model.linear import Ops
+from cola_train.model.linear import Ops, activation_of
 from cola_train.spectra.recorder import Key, Linear, Place, Recorder
 
 LAYER = re.compile(r"layers\.(\d+)\.")
@@ -51,7 +50,7 @@ class WatchedOps:
         for B, z_i, y in zip(weights, zs, ys, strict=True):
             name = self.names[id(B)]
             self.see(name, "z", z_i)
-            self.see(name, "s", F.silu(z_i) if activation else z_i)
+            self.see(name, "s", activation_of(self.ops)(z_i) if activation else z_i)
             self.see(name, "output", y)
         return added(ys, residual)
 

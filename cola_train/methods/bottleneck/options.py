@@ -42,6 +42,12 @@ class BottleneckOptions(RankOptions):
     def silus(self, model: ModelConfig) -> Silus:
         """Where a model has them."""
 
+    @property
+    def own_sigma(self) -> bool:
+        """Whether what is on rank-r vectors is no SiLU: then no kernel has it, and its output is
+        kept."""
+        return False
+
     def rank_of(self, model: ModelConfig, projection: str) -> RankWidth:
         if projection in self.ranks:
             return RankWidth(self.ranks[projection])
@@ -118,7 +124,8 @@ class BottleneckOptions(RankOptions):
             # both norms' outputs, q, k, v, attention's output
             saved = kept + 6 * d + 3 * F + unnormed(model)
             if self.silus(model).rank_r:  # torch's ops keep the SiLU too, Triton's make it anew
-                saved += seven if not fused else 0 if middle else both
+                made_anew = fused and not self.own_sigma
+                saved += (0 if middle else both) if made_anew else seven
             saved_fp32 = norms_fp32(model) + attention_fp32(model)
             of_torch = 2 * F + d
             of_triton = 2 * F + d + both

@@ -1,10 +1,11 @@
-"""CoLA's options: where SiLU stands."""
+"""CoLA's options: where SiLU stands, or what does in its place."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, cast, get_args
 
 from cola_train.config.groups import PROJECTIONS, ModelConfig
+from cola_train.errors import UserError
 from cola_train.methods.bottleneck.launches import Silus
 from cola_train.methods.bottleneck.options import BottleneckOptions
 from cola_train.methods.options import Run
@@ -20,6 +21,14 @@ class ColaOptions(BottleneckOptions):
     # low_rank: SiLU on the rank-r vectors only; full_rank: on SwiGLU's gate only (plain low-rank
     # layers); both. null: model.activation
     activation: Placement | None = None
+    # what is on the rank-r vectors: silu, relu2 (ReLU squared), gelu; SwiGLU's gate keeps SiLU
+    sigma: Literal["silu", "relu2", "gelu"] = "silu"
+
+    implementation = "cola_train.methods.cola.layers:Cola"
+
+    @property
+    def own_sigma(self) -> bool:
+        return self.sigma != "silu"
 
     def placement(self, model: ModelConfig) -> Placement:
         return self.activation or cast(Placement, model.activation)
@@ -30,6 +39,14 @@ class ColaOptions(BottleneckOptions):
 
     def identity(self, model: ModelConfig) -> dict[str, Any]:
         return {**super().identity(model), "activation": self.placement(model)}
+
+    def exported(self, model: ModelConfig) -> dict[str, Any]:
+        """Raises UserError for what no exported model has."""
+        if self.own_sigma:
+            raise UserError(
+                f"method.sigma: a model with {self.sigma} cannot be exported: those have SiLU alone"
+            )
+        return super().exported(model)
 
     @classmethod
     def of_exported(cls, fields: Mapping[str, Any]) -> dict[str, Any]:
@@ -47,6 +64,11 @@ class ColaOptions(BottleneckOptions):
         if self.placement(run.model) not in get_args(Placement):
             choices = ", ".join(get_args(Placement))
             yield f"model.activation: must be one of {choices}, got {run.model.activation!r}"
+        elif self.own_sigma and not self.silus(run.model).rank_r:
+            yield (
+                f"method.sigma: {self.sigma} has no effect where the rank-r vectors have no "
+                "function; use method.activation=low_rank or both, or leave it out"
+            )
         yield from super().problems(run, topology)
 
 
