@@ -8,13 +8,14 @@ stored with zeros (model/padding.py): inputs and outputs are as wide as that.
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from cola_train.model.init import Fill, normal
+from cola_train.model.init import Fill, expanding, normal
 from cola_train.model.padding import PaddedModule
 from cola_train.model.tap import Joined, tap
 
@@ -87,6 +88,23 @@ class Linears(PaddedModule):
         return f"d_in={self.d_in}, d_outs={self.d_outs}"
 
 
+@dataclass(frozen=True)
+class Begin:
+    """How the factors of auto-encoders begin: their std is `auto_encoder_std` times `scale`, and
+    with `dlr` that much of DLR's expansion is added to B (`init.expanding`)."""
+
+    scale: float = 1.0
+    dlr: float | None = None
+
+    def fill(self, name: str, rank: int, d_in: int, d_out: int) -> Fill:
+        """Of the parameter `name`, which ends in _A or _B."""
+        fill = normal(self.scale * auto_encoder_std(rank, d_in, d_out))
+        return expanding(fill, self.dlr) if self.dlr is not None and name.endswith("_B") else fill
+
+
+USUAL = Begin()
+
+
 class AutoEncoders(PaddedModule):
     """CoLA's auto-encoders that share their input: y_i = B_i s(A_i x), s = SiLU or identity.
 
@@ -100,6 +118,7 @@ class AutoEncoders(PaddedModule):
         ranks: Mapping[str, int],
         activation: bool,
         ops: Ops,
+        begin: Begin = USUAL,
     ) -> None:
         """Parameters `<name>_A` (r, d_in) and `<name>_B` (d_out, r) for each projection.
 
@@ -109,7 +128,7 @@ class AutoEncoders(PaddedModule):
         super().__init__()
         self.d_in, self.d_outs = d_in, dict(d_outs)
         self.ranks = {name: ranks[name] for name in d_outs}
-        self.activation, self.ops = activation, ops
+        self.activation, self.ops, self.begin = activation, ops, begin
         self.joined = Joined(self.ranks, activation and activation_of(ops) is F.silu)
         for name, d_out in d_outs.items():
             self.add_weight(f"{name}_A", ranks[name], d_in)
@@ -157,7 +176,7 @@ class AutoEncoders(PaddedModule):
     def init(self, name: str) -> Fill:
         projection = name.removesuffix("_A").removesuffix("_B")
         rank, d_out = self.ranks[projection], self.d_outs[projection]
-        return normal(auto_encoder_std(rank, self.d_in, d_out))
+        return self.begin.fill(name, rank, self.d_in, d_out)
 
     def extra_repr(self) -> str:
         return (

@@ -9,8 +9,8 @@ from collections.abc import Mapping
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from cola_train.model.init import Fill, normal
-from cola_train.model.linear import Ops, Projections, activation_of, auto_encoder_std
+from cola_train.model.init import Fill
+from cola_train.model.linear import USUAL, Begin, Ops, Projections, activation_of
 from cola_train.model.padding import PaddedModule
 from cola_train.model.tap import Joined, tap
 
@@ -46,6 +46,7 @@ class AutoEncoderMLP(PaddedModule):
         activation: bool,
         gate_silu: bool,
         ops: Ops,
+        begin: Begin = USUAL,
     ) -> None:
         """`ranks` has those of gate, up and down. `activation` puts SiLU on the rank-r vectors
         (`activation_of`),
@@ -54,6 +55,7 @@ class AutoEncoderMLP(PaddedModule):
         self.d_model, self.d_ff = d_model, d_ff
         self.ranks = {name: ranks[name] for name in ("gate", "up", "down")}
         self.activation, self.gate_silu, self.ops = activation, gate_silu, ops
+        self.begin = begin
         silu = activation and activation_of(ops) is F.silu
         self.joined = Joined({name: ranks[name] for name in ("gate", "up")}, silu)
         self.inner = Joined({"down": ranks["down"]}, silu)
@@ -79,7 +81,8 @@ class AutoEncoderMLP(PaddedModule):
     def init(self, name: str) -> Fill:
         # all three projections join the same two widths
         rank = self.ranks[name.removesuffix("_A").removesuffix("_B")]
-        return normal(auto_encoder_std(rank, self.d_model, self.d_ff))
+        d_in, d_out = self.d_model, self.d_ff
+        return self.begin.fill(name, rank, d_in, d_out)
 
     def extra_repr(self) -> str:
         return (

@@ -9,6 +9,8 @@ from benchmarks.count import count_block
 from cola_train import costs
 from cola_train.errors import UserError
 from cola_train.inference.caches import make_cache
+from cola_train.methods.low_rank.layers import expansion
+from cola_train.model.padding import paddings, remove_padding
 
 SIGMAS = {
     "relu2": lambda z: z.clamp(min=0) ** 2,
@@ -63,3 +65,25 @@ def test_sigma_is_refused_where_it_cannot_be():
     config = config_of(sigma="relu2")
     with pytest.raises(UserError, match=r"method\.sigma: a model with relu2 cannot be exported"):
         config.method.exported(config.model)
+
+
+def test_factors_begin_as_asked():
+    """Twice as large, B with what DLR adds to B z, whatever is stored beyond a rank of 5."""
+    plain, begun = (
+        real_model(config_of(rank=5, **of)) for of in ({}, {"init_scale": 2.0, "dlr_init": 0.7})
+    )
+    remove_padding(plain)
+    pads = paddings(begun)
+    factors = [name for name in pads if name[-2:] in ("_A", "_B")]
+    assert len(factors) == 2 * 2 * 7
+    for name in factors:
+        expected = 2 * plain.get_parameter(name)
+        if name.endswith("_B"):
+            expected = expected + expansion(torch.eye(5), len(expected), 0.7).t()
+        stored = begun.get_parameter(name)
+        torch.testing.assert_close(stored, pads[name].pad(expected), rtol=0, atol=1e-6)
+
+
+def test_a_beginning_is_no_part_of_what_a_checkpoint_must_agree_in():
+    of = [config_of(), config_of(dlr_init=0.5, init_scale=0.5)]
+    assert of[0].method.identity(of[0].model) == of[1].method.identity(of[1].model)

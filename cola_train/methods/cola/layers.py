@@ -5,12 +5,13 @@ from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from cola_train.config.schema import Config
 from cola_train.methods.bottleneck.layers import Bottlenecks
 from cola_train.methods.cola.options import ColaOptions
-from cola_train.model.linear import Activation, Ops
+from cola_train.model.linear import Activation, AutoEncoders, Begin, Ops
+from cola_train.model.mlp import AutoEncoderMLP
 
 
 class Cola(Bottlenecks):
@@ -19,6 +20,13 @@ class Cola(Bottlenecks):
         assert isinstance(config.method, ColaOptions)
         if config.method.own_sigma:
             self.ops = SigmaOps(self.ops, SIGMAS[config.method.sigma])
+        self.begin = Begin(config.method.init_scale, config.method.dlr_init)
+
+    def projections(self, d_in: int, d_outs: dict[str, int]) -> nn.Module:
+        return AutoEncoders(d_in, d_outs, self.ranks, self.silus.rank_r, self.ops, self.begin)
+
+    def mlp(self, d_model: int, d_ff: int) -> nn.Module:
+        return AutoEncoderMLP(d_model, d_ff, self.ranks, *self.silus, self.ops, self.begin)
 
 
 def relu2(z: Tensor) -> Tensor:

@@ -4,6 +4,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, cast, get_args
 
+from cola_train.config.fields import PositiveFloat
 from cola_train.config.groups import PROJECTIONS, ModelConfig
 from cola_train.errors import UserError
 from cola_train.methods.bottleneck.launches import Silus
@@ -23,6 +24,10 @@ class ColaOptions(BottleneckOptions):
     activation: Placement | None = None
     # what is on the rank-r vectors: silu, relu2 (ReLU squared), gelu; SwiGLU's gate keeps SiLU
     sigma: Literal["silu", "relu2", "gelu"] = "silu"
+    # alpha: B begins as it does, plus alpha / sqrt(K) times copies of the identity, K of them as
+    # many as make up the width (DLR, arXiv 2606.28932); null: none
+    dlr_init: PositiveFloat | None = None
+    init_scale: PositiveFloat = 1.0  # times the std with which A and B begin
 
     implementation = "cola_train.methods.cola.layers:Cola"
 
@@ -38,7 +43,9 @@ class ColaOptions(BottleneckOptions):
         return Silus(placement != "full_rank", placement != "low_rank")
 
     def identity(self, model: ModelConfig) -> dict[str, Any]:
-        return {**super().identity(model), "activation": self.placement(model)}
+        beginnings = ("dlr_init", "init_scale")
+        found = {k: v for k, v in super().identity(model).items() if k not in beginnings}
+        return {**found, "activation": self.placement(model)}
 
     def exported(self, model: ModelConfig) -> dict[str, Any]:
         """Raises UserError for what no exported model has."""
