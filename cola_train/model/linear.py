@@ -139,13 +139,17 @@ class AutoEncoders(PaddedModule):
 
         `residual`, (..., d_out), is added to the output of a single projection.
         """
-        z = tap("z", self.ops.down(x, self.encoders()), self.joined)
+        z = tap("z", self.latents(x), self.joined)
         return self.ops.up(z, self.decoders(), residual, self.activation)
+
+    def latents(self, x: Tensor) -> Tensor:
+        """z: (..., d_in) -> (..., sum of r_i), before the activation."""
+        return self.ops.down(x, self.encoders())
 
     def bottlenecks(self, x: Tensor) -> tuple[Tensor, ...]:
         """(..., d_in) -> one s(A_i x), (..., r_i), for each projection, in order: what a cache may
         keep in place of what `expand` makes of it."""
-        z = self.ops.down(x, self.encoders())
+        z = self.latents(x)
         s = activation_of(self.ops)(z) if self.activation else z
         return s.split(self.widths(), dim=-1)
 

@@ -74,7 +74,8 @@ def added(ys: tuple[Tensor, ...], residual: Tensor | None) -> tuple[Tensor, ...]
 def modules(model: nn.Module) -> Iterator[tuple[int, nn.Module, dict[str, Tensor]]]:
     """Those of the blocks that own weights of projections: block, module, its weights by name."""
     for name, module in model.named_modules():
-        weights = dict(module.named_parameters(recurse=False))
+        own = module.named_parameters(recurse=False)
+        weights = {of: weight for of, weight in own if weight.dim() == 2}
         if (match := LAYER.match(name)) and weights and hasattr(module, "ops"):
             yield int(match[1]), module, weights
 

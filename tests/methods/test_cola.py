@@ -1,5 +1,7 @@
 """Variants of CoLA's auto-encoders: other functions than SiLU."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -9,6 +11,7 @@ from benchmarks.count import count_block
 from cola_train import costs
 from cola_train.errors import UserError
 from cola_train.inference.caches import make_cache
+from cola_train.inference.prepare import prepare
 from cola_train.methods.low_rank.layers import expansion
 from cola_train.model.padding import paddings, remove_padding
 
@@ -63,7 +66,7 @@ def test_sigma_is_refused_where_it_cannot_be():
     (problem,) = refusal(method={"name": "cola", "sigma": "gelu", "activation": "full_rank"})
     assert problem.startswith("method.sigma: gelu has no effect")
     config = config_of(sigma="relu2")
-    with pytest.raises(UserError, match=r"method\.sigma: a model with relu2 cannot be exported"):
+    with pytest.raises(UserError, match=r"method\.sigma: a model that has it cannot be exported"):
         config.method.exported(config.model)
 
 
@@ -87,3 +90,63 @@ def test_factors_begin_as_asked():
 def test_a_beginning_is_no_part_of_what_a_checkpoint_must_agree_in():
     of = [config_of(), config_of(dlr_init=0.5, init_scale=0.5)]
     assert of[0].method.identity(of[0].model) == of[1].method.identity(of[1].model)
+
+
+def lax_config(begin, **groups):
+    method = {"name": "cola", "rank": 5, "lax": begin}
+    return values_config(method=method, model={"n_layers": 3}, **groups)
+
+
+def test_lax_adds_the_bottleneck_of_the_block_before():
+    """That is A x as it is there, without what was added to it."""
+    model = real_model(lax_config(0.3))
+    inputs, outputs, before = [], [], None
+    for number, block in enumerate(model.layers):
+        with torch.no_grad():
+            block.attention.qkv.gates.copy_(torch.tensor([0.5, -1.0, 2.0]) * (number + 1))
+        block.attention.qkv.register_forward_hook(lambda _, args, y: inputs.append(args[0]))
+        block.attention.qkv.register_forward_hook(lambda _, args, y: outputs.append(y))
+    model(micro_batches(0)[0].inputs)
+    for block, x, ys in zip(model.layers, inputs, outputs, strict=True):
+        qkv = block.attention.qkv
+        own = [x @ getattr(qkv, f"{name}_A").t() for name in "qkv"]
+        for i, (name, y) in enumerate(zip("qkv", ys, strict=True)):
+            z = own[i] if before is None else own[i] + qkv.gates[i] * before[i]
+            expected = F.silu(z) @ getattr(qkv, f"{name}_B").t()
+            torch.testing.assert_close(y, expected, rtol=0, atol=1e-5)
+        before = own
+
+
+def test_lax_begins_as_cola_and_trains_all_gates_but_the_first_blocks():
+    config = lax_config(0.0)
+    model = real_model(config)
+    plain = real_model(replace(config, method=replace(config.method, lax=None)))
+    batch = micro_batches(0)[0]
+    loss, other = (of(batch.inputs, batch.targets) for of in (model, plain))
+    assert loss.item() == other.item()
+    loss.backward()
+    gates = {name: of.grad for name, of in model.named_parameters() if name.endswith("gates")}
+    assert len(gates) == 3 * 3
+    for name, gradient in gates.items():
+        expected = gradient == 0 if name.startswith("layers.0.") else gradient != 0
+        assert bool(expected.all()), name
+    held = sum(weight.numel() for weight in model.parameters())
+    assert held == sum(weight.stored.elements for weight in costs.weights(config))
+    assert count_block(config).saved_bytes == costs.block_cost(config).saved_bytes(4)
+
+
+@torch.no_grad()
+def test_lax_generates_what_it_computes():
+    model, tokens = real_model(lax_config(0.5)), micro_batches(0)[0].inputs
+    expected = model(tokens)
+    for kind in ("kv", "absorbed"):
+        prepared = prepare(real_model(lax_config(0.5)), torch.float32)
+        cache = make_cache(kind, prepared, *tokens.shape)
+        parts = [prepared(part, cache=cache) for part in tokens.split([20, 1, 11], dim=1)]
+        torch.testing.assert_close(torch.cat(parts, dim=1), expected, rtol=0, atol=1e-4)
+
+
+def test_lax_is_refused_where_blocks_are_taken_by_themselves():
+    method = {"name": "cola", "lax": 0.0}
+    (problem,) = refusal(method=method, recompute={"name": "cola_m"})
+    assert problem.startswith("method.lax: recompute=cola_m would take blocks")

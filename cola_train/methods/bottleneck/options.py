@@ -48,6 +48,11 @@ class BottleneckOptions(RankOptions):
         kept."""
         return False
 
+    @property
+    def beside(self) -> list[str]:
+        """Options by which a model is not of the type `model_type` alone."""
+        return ["method.sigma"] if self.own_sigma else []
+
     def rank_of(self, model: ModelConfig, projection: str) -> RankWidth:
         if projection in self.ranks:
             return RankWidth(self.ranks[projection])

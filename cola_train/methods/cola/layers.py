@@ -8,7 +8,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cola_train.config.schema import Config
+from cola_train.errors import UserError
 from cola_train.methods.bottleneck.layers import Bottlenecks
+from cola_train.methods.cola.crossing import CrossingAutoEncoders, CrossingMLP, Crossings
 from cola_train.methods.cola.options import ColaOptions
 from cola_train.model.linear import Activation, AutoEncoders, Begin, Ops
 from cola_train.model.mlp import AutoEncoderMLP
@@ -21,12 +23,23 @@ class Cola(Bottlenecks):
         if config.method.own_sigma:
             self.ops = SigmaOps(self.ops, SIGMAS[config.method.sigma])
         self.begin = Begin(config.method.init_scale, config.method.dlr_init)
+        self.crossings = None
+        if config.method.lax is not None:
+            if self.kernels == "triton":
+                raise UserError("method.lax: has no Triton kernels; use kernels=torch")
+            self.crossings = Crossings(config.method.lax, config.model.n_layers)
 
     def projections(self, d_in: int, d_outs: dict[str, int]) -> nn.Module:
-        return AutoEncoders(d_in, d_outs, self.ranks, self.silus.rank_r, self.ops, self.begin)
+        values = (d_in, d_outs, self.ranks, self.silus.rank_r, self.ops, self.begin)
+        if self.crossings is None:
+            return AutoEncoders(*values)
+        return CrossingAutoEncoders(*values, self.crossings.next(tuple(d_outs)))
 
     def mlp(self, d_model: int, d_ff: int) -> nn.Module:
-        return AutoEncoderMLP(d_model, d_ff, self.ranks, *self.silus, self.ops, self.begin)
+        values = (d_model, d_ff, self.ranks, *self.silus, self.ops, self.begin)
+        if self.crossings is None:
+            return AutoEncoderMLP(*values)
+        return CrossingMLP(*values, self.crossings.next(("gate", "up", "down")))
 
 
 def relu2(z: Tensor) -> Tensor:

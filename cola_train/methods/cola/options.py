@@ -1,14 +1,15 @@
 """CoLA's options: where SiLU stands, or what does in its place."""
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, cast, get_args
 
-from cola_train.config.fields import PositiveFloat
+from cola_train.config.fields import NaturalFloat, PositiveFloat
 from cola_train.config.groups import PROJECTIONS, ModelConfig
 from cola_train.errors import UserError
-from cola_train.methods.bottleneck.launches import Silus
+from cola_train.methods.bottleneck.launches import DOWN, GATE_UP, OUT, QKV, Silus
 from cola_train.methods.bottleneck.options import BottleneckOptions
+from cola_train.methods.costs import BlockCost, Weight
 from cola_train.methods.options import Run
 from cola_train.parallel.topology import Topology
 
@@ -28,12 +29,19 @@ class ColaOptions(BottleneckOptions):
     # many as make up the width (DLR, arXiv 2606.28932); null: none
     dlr_init: PositiveFloat | None = None
     init_scale: PositiveFloat = 1.0  # times the std with which A and B begin
+    # with what number gates begin, one for each projection and block, by which its z = A x of the
+    # block before is added to this one's before the function (LaX, arXiv 2505.21732); null: none
+    lax: NaturalFloat | None = None
 
     implementation = "cola_train.methods.cola.layers:Cola"
 
     @property
     def own_sigma(self) -> bool:
         return self.sigma != "silu"
+
+    @property
+    def beside(self) -> list[str]:
+        return super().beside + (["method.lax"] if self.lax is not None else [])
 
     def placement(self, model: ModelConfig) -> Placement:
         return self.activation or cast(Placement, model.activation)
@@ -45,14 +53,22 @@ class ColaOptions(BottleneckOptions):
     def identity(self, model: ModelConfig) -> dict[str, Any]:
         beginnings = ("dlr_init", "init_scale")
         found = {k: v for k, v in super().identity(model).items() if k not in beginnings}
-        return {**found, "activation": self.placement(model)}
+        return {**found, "activation": self.placement(model), "lax": self.lax is not None}
+
+    def block_cost(self, model: ModelConfig, length: int, policy: str, fused: bool) -> BlockCost:
+        """With gates each z is kept twice, before and after it is added to. Those of the first
+        block have no effect: all blocks are alike."""
+        cost = super().block_cost(model, length, policy, fused)
+        if self.lax is None:
+            return cost
+        gates = tuple(Weight((len(names),)) for names in (QKV, OUT, (*GATE_UP, *DOWN)))
+        seven = sum(rank.stored for rank in self.ranks_of(model).values())
+        return replace(cost, weights=cost.weights + gates, saved=cost.saved + seven)
 
     def exported(self, model: ModelConfig) -> dict[str, Any]:
         """Raises UserError for what no exported model has."""
-        if self.own_sigma:
-            raise UserError(
-                f"method.sigma: a model with {self.sigma} cannot be exported: those have SiLU alone"
-            )
+        if self.beside:
+            raise UserError(f"{self.beside[0]}: a model that has it cannot be exported")
         return super().exported(model)
 
     @classmethod
@@ -76,6 +92,14 @@ class ColaOptions(BottleneckOptions):
                 f"method.sigma: {self.sigma} has no effect where the rank-r vectors have no "
                 "function; use method.activation=low_rank or both, or leave it out"
             )
+        if self.lax is not None:
+            if run.recompute.name != "none":
+                yield (
+                    f"method.lax: recompute={run.recompute.name} would take blocks by themselves; "
+                    "use recompute=none"
+                )
+            if topology.world > 1:
+                yield "method.lax: is for one process; leave it out"
         yield from super().problems(run, topology)
 
 
