@@ -19,7 +19,7 @@ from cola_train.planning.run import Run
 from cola_train.run.metrics import METRICS, Line, read_metrics
 from cola_train.run.recorded import FACTS, read_recorded, recorded_config
 
-PAPERS_BATCH = 512  # sequences of a batch of the papers' evaluation
+PAPERS_TOKENS, PAPERS_BATCH = 10_000_000, 512  # of their evaluation, and sequences of its batch
 GROUPS = ("model", "method", "optim", "train", "recompute", "engine", "data", "kernels", "seed")
 NOT_SETTINGS = ("data.cache_dir", "data.workers", "data.verify", "model.name", "train.steps")
 
@@ -56,7 +56,7 @@ def done_line(member: Member, folder: Path) -> dict[str, Any]:
         "val_loss": last["val_loss"],
         "val_tokens": last["val_tokens"],
         "bits_per_byte": last.get("val_bits_per_byte"),
-        "biased_batches": biased_batches(config, last["val_tokens"]),
+        "biased_batches": biased_batches(config),
         "curve": [
             [line["step"], *clock.at(line["step"]), line["val_loss"]] for line in validations
         ],
@@ -91,10 +91,10 @@ class Clock:
         return self.marks[index - 1] if index else (0, 0.0)
 
 
-def biased_batches(config: Config, tokens: int) -> int:
-    """N, with which the papers' evaluation would print exp(loss N / (N + 1)) in place of exp(loss):
-    the batches of its 512 sequences that `tokens` make up (docs/methods.md)."""
-    return max(1, round(tokens / (PAPERS_BATCH * config.train.sequence_length)))
+def biased_batches(config: Config) -> int:
+    """N of the papers' evaluation, which would print exp(loss N / (N + 1)) in place of exp(loss):
+    its batches are counted from 1 (docs/methods.md)."""
+    return max(1, PAPERS_TOKENS // (PAPERS_BATCH * config.train.sequence_length))
 
 
 def planned_memory(config: Config, facts: Mapping[str, Any]) -> dict[str, int]:
