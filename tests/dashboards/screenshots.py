@@ -1,6 +1,6 @@
 """docs/img/dashboard_*.png: the page of the runs that sample_runs.py makes up.
 
-python tests/dashboards/screenshots.py
+PYTHONPATH=tests python tests/dashboards/screenshots.py
 """
 
 import tempfile
