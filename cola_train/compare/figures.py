@@ -110,15 +110,16 @@ def _compute(arms: Sequence[Arm], bottom: float) -> str:
     taken = [Box(px - half, py - 6, px + half, py + 6) for px, py, half, _ in groups]
     for px, py, half, members in groups:
         labels = [f"{_name(arm)} {arm['perplexity']:.1f}" for arm in members]
-        width, height = 14 + max(map(width_of, labels)), LINE * len(labels)
+        beside = 14.0 if len(members) > 1 else 0.0  # of a label, for the mark that it is of
+        width, height = beside + max(map(width_of, labels)), LINE * len(labels)
         box = svg.free_place((px, py), half, (width, height), taken, Box(62, 26, 550, bottom - 2))
         taken.append(box)
         nearest = min(max(px, box.left), box.right), min(max(py, box.top), box.bottom)
         parts.append(svg.line(px, py, *nearest, class_="leader"))
         for i, (arm, label) in enumerate(zip(members, labels, strict=True)):
             at = box.top + LINE * (i + 0.5)
-            label = text(box.left + 14, at, label)
-            if len(members) > 1:
+            label = text(box.left + beside, at, label)
+            if beside:
                 label = _marker(arm, box.left + 6, at, 3.5) + label
             parts.append(_group(arm, _marker(arm, px - half + 5.5 + 11 * i, py, 5), label))
     return "".join(parts)
@@ -187,7 +188,7 @@ def rates(summary: Summary) -> str | None:
 def _rate_panel(arm: Arm, x: Scale, y: Scale, lrs: Sequence[float], most: float) -> str:
     left = x.start - 40
     parts = [svg.axes(x, y, ("", ""), (lrs if len(lrs) <= 5 else x.ticks(3), y.ticks(5)))]
-    parts.append(text(left, y.end - 34, cut_name(arm, 32), class_="name"))
+    parts.append(text(left, y.end - 34, cut_name(arm, 27), class_="name"))
     if arm["lr"] is not None:
         words, edge = f"best: {arm['lr']:g}", arm["lr_edge"]
         parts.append(text(left, y.end - 18, f"{words}, {edge}" if edge else words,
