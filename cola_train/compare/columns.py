@@ -64,7 +64,7 @@ def costs() -> list[Column]:
         _short("training FLOPs a token", "flops_per_token"),
         _short("tokens a second", "tokens_per_second"),
         *(_part(part) for part in MEMORY),
-        _short("planned memory", "planned_memory", "B"),
+        _short("parts together", "planned_memory", "B"),
         _short("measured peak", "peak_memory", "B"),
     ]
 

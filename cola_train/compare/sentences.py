@@ -138,8 +138,9 @@ def meanings(summary: Summary) -> Iterator[tuple[str, str]]:
     )
     yield (
         "memory",
-        "planned for one process, in powers of 1000. The measured peak is of the whole process; on "
-        "a CPU the program and its libraries are part of it.",
+        "planned for one process, each part at its largest, in powers of 1000. The "
+        "measured peak is of the whole process; on a CPU the program and its libraries are part of "
+        "it.",
     )
 
 
@@ -148,5 +149,8 @@ def origin(summary: Summary) -> Iterator[str]:
     dates = summary["dates"]
     if dates:
         yield "Measured " + (dates[0] if len(dates) == 1 else f"{dates[0]} to {dates[-1]}") + "."
-        yield f"Machine: {'; '.join(summary['machines'])}."
+        if summary["machines"]:
+            yield f"Machine: {'; '.join(summary['machines'])}."
         yield f"Versions: {'; '.join(summary['versions'])}."
+        if summary["commits"]:
+            yield f"Commit: {', '.join(summary['commits'])}."

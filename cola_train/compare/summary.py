@@ -40,8 +40,13 @@ def summary(plan: Mapping[str, Any], lines: Sequence[Line]) -> dict[str, Any]:
         "dates": sorted({line["date"] for line in last.values()}),
         "machines": sorted({_machine(line) for line in last.values() if line["state"] == "done"}),
         "versions": sorted(
-            {", ".join(f"{k} {v}" for k, v in line["versions"].items()) for line in last.values()}
+            {
+                ", ".join(f"{k} {v}" for k, v in line["versions"].items() if v)
+                for line in last.values()
+            }
+            - {""}
         ),
+        "commits": sorted({line["commit"] for line in last.values() if line.get("commit")}),
     }
 
 
@@ -108,9 +113,9 @@ def _quality(finals: Sequence[Line]) -> dict[str, Any]:
     batches = found["biased_batches"] = finals[0]["biased_batches"]
     if batches:
         found["biased_perplexity"] = math.exp(loss * batches / (batches + 1))
-    tokens, its_bytes = finals[0]["val_tokens"], finals[0]["val_bytes"]
-    if its_bytes:
-        found["bits_per_byte"] = loss / math.log(2) * tokens / its_bytes
+    bits = [line["bits_per_byte"] for line in finals]
+    if None not in bits:
+        found["bits_per_byte"] = statistics.fmean(bits)
     return found
 
 
@@ -126,7 +131,7 @@ def _costs(lines: Sequence[Line]) -> dict[str, Any]:
     names = ("flops_per_token", "parameters", "trained_parameters")
     first = lines[0] if lines else {}
     memory = first.get("memory")
-    peaks = [line["peak_memory_bytes"] for line in lines if line["peak_memory_bytes"] is not None]
+    peaks = [line["peak_memory_bytes"] for line in lines if line["peak_memory_bytes"]]
     return {
         **{name: first.get(name) for name in names},
         "tokens_per_second": (
@@ -258,6 +263,10 @@ def _differing(settings: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str,
         if len(values) < len(known) or any(value != first for value in values.values()):
             found[name] = values
     return found
+
+
+def _versions(line: Line) -> str:
+    return ", ".join(f"{name} {version}" for name, version in line["versions"].items() if version)
 
 
 def _machine(line: Line) -> str:

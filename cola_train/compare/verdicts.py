@@ -17,7 +17,7 @@ def against(
 
     own, base: validation loss by seed. Differences are of losses, paired by seed (the same batches
     in the same order), and are told as percent of perplexity: 100 (exp(difference) - 1), negative
-    where the arm is better. verdict: "baseline", "none" (no seed of both), "one seed", or one of
+    where the arm is better. verdict: "baseline", "no seed" (of both), "one seed", or one of
     `TESTED`, by the t interval at 95 %.
     """
     seeds = sorted(own.keys() & base.keys())
@@ -25,7 +25,7 @@ def against(
     if name == baseline:
         return {"verdict": "baseline", **none, "words": "the baseline"}
     if not seeds:
-        return {"verdict": "none", **none, "words": f"no seed that {baseline} has too"}
+        return {"verdict": "no seed", **none, "words": f"no seed that {baseline} has too"}
     found = mean_interval([own[seed] - base[seed] for seed in seeds])
     percent = 100 * math.expm1(found.mean)
     if len(seeds) == 1:

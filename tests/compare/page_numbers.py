@@ -105,8 +105,8 @@ def check_results(
     check(row["validation perplexity"], np.exp(loss), *(100 * (np.exp(s) - 1) for s in spread))
     check(row["validation loss"], loss, *spread)
     check(row["biased perplexity, as papers print it"], np.exp(loss * n / (n + 1)))
-    bits = losses.mean() * first["val_tokens"] / math.log(2)
-    check(row["bits per byte"], bits / first["val_bytes"] if first["val_bytes"] else None)
+    bits = [line["bits_per_byte"] for line in own]
+    check(row["bits per byte"], None if None in bits else np.mean(bits))
     for heading, key in (("tokens", "tokens"), ("training FLOPs", "flops"), ("seconds", "seconds")):
         check(row[heading], np.mean([line[key] for line in own]))
     if plan["lr"]:
@@ -145,5 +145,5 @@ def check_costs(
     check(row["tokens a second"], np.median([line["tokens_per_second"] for line in own]))
     for part, size in first["memory"].items():
         check(row[f"{part}, planned"], size)
-    check(row["planned memory"], sum(first["memory"].values()))
+    check(row["parts together"], sum(first["memory"].values()))
     check(row["measured peak"], max(line["peak_memory_bytes"] for line in own))

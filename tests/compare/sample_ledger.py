@@ -58,7 +58,7 @@ def line(plan: dict[str, Any], arm: str, phase: str, seed: int, lr: float | None
         "flops_per_token": flops_per_token,
         "val_loss": loss(steps),
         "val_tokens": 131072,
-        "val_bytes": 400000,
+        "bits_per_byte": loss(steps) / math.log(2) * 131072 / 400000,
         "biased_batches": 76,
         "curve": [[s, s * BATCH, s * BATCH / speed, loss(s)] for s in at],
         "seconds": steps * BATCH / speed,
@@ -84,6 +84,7 @@ def line(plan: dict[str, Any], arm: str, phase: str, seed: int, lr: float | None
         "machine": "2 x AMD EPYC",
         "threads": 1,
         "versions": {"cola_train": "0.1", "torch": "2.13.0"},
+        "commit": "0123456789ab",
         "date": "2026-11-26",
     }
 
@@ -91,7 +92,8 @@ def line(plan: dict[str, Any], arm: str, phase: str, seed: int, lr: float | None
 def failed(of: dict[str, Any], why: str) -> dict[str, Any]:
     """The line of the same member, had it failed."""
     kept = (
-        "member", "key", "arm", "phase", "lr", "seed", "words", "machine", "versions", "date"
+        "member", "key", "arm", "phase", "lr", "seed", "words", "machine", "versions", "date",
+        "commit",
     )  # fmt: skip
     return {**{name: of[name] for name in kept}, "state": "failed", "why": why}
 
