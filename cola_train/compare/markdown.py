@@ -36,8 +36,7 @@ def _lines(summary: Summary) -> Iterator[str]:
     yield from (f"- **{name}**: {words}" for name, words in sentences.meanings(summary))
     yield ""
     yield " ".join(sentences.origin(summary))
-    made = f"Made by `{sentences.COMMAND}` in this folder"
-    yield f"{made}, from `comparison.yaml` and `ledger.jsonl`."
+    yield " ".join(sentences.again())
 
 
 def _of_arms(summary: Summary, columns: Sequence[Column]) -> tuple[list[str], list[list[str]]]:

@@ -161,11 +161,17 @@ def _settings(summary: Summary) -> str:
 def _footer(summary: Summary) -> str:
     origin = " ".join(sentences.origin(summary))
     plan = yaml.safe_dump(summary["plan"], sort_keys=False, default_flow_style=None, width=100)
+    again = "".join(f"<p>{_coded(each)}</p>" for each in sentences.again())
     return (
-        f"<footer><p>{escape(origin)}</p><p>Made from comparison.yaml and ledger.jsonl by "
-        f"<code>{sentences.COMMAND}</code>, in the folder of this page. The same command beside "
-        f"this comparison.yaml alone runs it all again:</p><pre>{escape(plan)}</pre></footer>"
+        f"<footer><p>{escape(origin)}</p>{again}<p>comparison.yaml:</p>"
+        f"<pre>{escape(plan)}</pre></footer>"
     )
+
+
+def _coded(sentence: str) -> str:
+    """What stands between backticks as code."""
+    parts = escape(sentence).split("`")
+    return "".join(f"<code>{part}</code>" if i % 2 else part for i, part in enumerate(parts))
 
 
 def _asset(name: str) -> str:

@@ -7,7 +7,6 @@ from cola_train.compare.verdicts import BETTER, UNTOLD, WORSE, lower
 
 Summary = Mapping[str, Any]
 EDGE = "edge"  # learning rates at the grid's end
-COMMAND = "cola-compare folder=."  # where the report lies
 
 
 def title(summary: Summary) -> str:
@@ -154,3 +153,15 @@ def origin(summary: Summary) -> Iterator[str]:
         yield f"Versions: {'; '.join(summary['versions'])}."
         if summary["commits"]:
             yield f"Commit: {', '.join(summary['commits'])}."
+
+
+def again() -> Iterator[str]:
+    """How to make the report again, and the runs; commands stand between backticks."""
+    yield (
+        "In the folder of this file, `cola-compare folder=. report=true` makes it again from "
+        "comparison.yaml and ledger.jsonl."
+    )
+    yield (
+        "`cola-compare folder=.` runs what the ledger does not have: everything, beside a "
+        "comparison.yaml alone."
+    )

@@ -39,13 +39,7 @@ def summary(plan: Mapping[str, Any], lines: Sequence[Line]) -> dict[str, Any]:
         "settings": _differing(settings),
         "dates": sorted({line["date"] for line in last.values()}),
         "machines": sorted({_machine(line) for line in last.values() if line["state"] == "done"}),
-        "versions": sorted(
-            {
-                ", ".join(f"{k} {v}" for k, v in line["versions"].items() if v)
-                for line in last.values()
-            }
-            - {""}
-        ),
+        "versions": sorted({_versions(line) for line in last.values()} - {""}),
         "commits": sorted({line["commit"] for line in last.values() if line.get("commit")}),
     }
 
