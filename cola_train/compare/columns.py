@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from cola_train.compare.summary import MEMORY
+from cola_train.compare.verdicts import lower
 
 Arm = Mapping[str, Any]  # of a summary
 UNKNOWN = "-"
@@ -26,7 +27,15 @@ class Column:
 
 def results(summary: Mapping[str, Any]) -> list[Column]:
     """How well each arm did, and what it took."""
-    baseline = summary["plan"]["baseline"]
+    baseline, share = summary["plan"]["baseline"], summary["plan"]["lr_share"]
+    short_runs = [
+        Column(
+            f"perplexity after {100 * share:g} % of a run, one seed",
+            lambda arm: arm["short_perplexity"],
+            _short_runs,
+            words=True,
+        )
+    ]
     return [
         Column("arm", lambda arm: arm["number"], lambda arm: arm["name"]),
         Column("validation perplexity", lambda arm: arm["perplexity"], _perplexity),
@@ -48,6 +57,7 @@ def results(summary: Mapping[str, Any]) -> list[Column]:
             lambda arm: arm["bits_per_byte"],
             lambda arm: f"{arm['bits_per_byte']:.4f}",
         ),
+        *(short_runs if summary["plan"]["lr"] else []),
         Column("learning rate", lambda arm: arm["lr"], _rate, words=True),
         _short("tokens", "tokens"),
         _short("training FLOPs", "flops"),
@@ -120,6 +130,12 @@ def _perplexity(arm: Arm) -> str:
 def _loss(arm: Arm) -> str:
     spread = arm["loss_spread"]
     return f"{arm['loss']:.4f}" + ("" if spread is None else f" ± {spread:.4f}")
+
+
+def _short_runs(arm: Arm) -> str:
+    percent = arm["short_percent"]
+    beside = "" if percent is None else f" ({lower(percent)})"
+    return f"{arm['short_perplexity']:.2f}{beside}"
 
 
 def _rate(arm: Arm) -> str:

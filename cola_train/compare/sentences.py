@@ -128,6 +128,13 @@ def meanings(summary: Summary) -> Iterator[tuple[str, str]]:
         "share, which divides the loss of N batches by N + 1. It is too low, and is here only to "
         "be set beside their tables.",
     )
+    if summary["plan"]["lr"]:
+        yield (
+            "perplexity after the first part of a run, one seed",
+            "of the short runs that learning rates were chosen by, at the best of them; in "
+            "parentheses against the baseline's. It is of one seed, and the best of several: it "
+            "helps to choose, and shows nothing.",
+        )
     yield "bits per byte", "loss in bits by bytes of text, which does not depend on the tokenizer."
     yield (
         "tokens, training FLOPs, seconds",

@@ -20,13 +20,14 @@ def summary(plan: Mapping[str, Any], lines: Sequence[Line]) -> dict[str, Any]:
     """Everything that a report shows.
 
     plan: as comparison.yaml has it. lines: the ledger's, those of members that the plan has; of
-    several lines of a member the last one counts. Arms that are measured come first, the lowest
-    loss at the top; `number` is an arm's place in the plan. What is not known is None.
+    several lines of a member the last one counts. Arms with whole runs come first, then those with
+    short ones, the lowest loss at the top of each; `number` is an arm's place in the
+    plan. What is not known is None.
     """
     last = {line["member"]: line for line in lines if line["arm"] in plan["arms"]}
     runs = {arm: [line for line in last.values() if line["arm"] == arm] for arm in plan["arms"]}
     arms = [_arm(plan, name, number, runs) for number, name in enumerate(plan["arms"])]
-    arms.sort(key=lambda arm: math.inf if arm["loss"] is None else arm["loss"])
+    arms.sort(key=lambda arm: (_or_last(arm["loss"]), _or_last(arm["short_perplexity"])))
     settings = {arm["name"]: arm.pop("settings") for arm in arms}
     return {
         "plan": dict(plan),
@@ -69,6 +70,11 @@ def _arm(
         ],
         **rates,
         "short_perplexity": None if short is None else math.exp(short),
+        "short_percent": (
+            None
+            if short is None or base_short is None or name == plan["baseline"]
+            else 100 * math.expm1(short - base_short)
+        ),
         **_quality(finals),
         "against": against,
         **_whole(finals),
@@ -213,9 +219,7 @@ def _state(
     if grid and short is None:
         return "failed", "failed at every learning rate"
     if short is not None and _dropped(plan, name, short, base_short):
-        assert base_short is not None
-        base = f"{plan['baseline']}'s was {math.exp(base_short):.2f}"
-        return "dropped", f"dropped at the short horizon: perplexity {math.exp(short):.2f}, {base}"
+        return "dropped", "dropped after the short runs"
     return "waiting", f"0 of {seeds} seeds so far"
 
 
@@ -234,6 +238,11 @@ def _dropped(plan: Mapping[str, Any], name: str, short: float, base_short: float
     if plan["drop"] is None or name == plan["baseline"] or base_short is None:
         return False
     return bool(short > base_short - plan["drop"])
+
+
+def _or_last(value: float | None) -> float:
+    """To sort by, upwards."""
+    return math.inf if value is None else value
 
 
 def _mean(values: Sequence[float]) -> float | None:

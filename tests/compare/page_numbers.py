@@ -74,6 +74,7 @@ def check_page(page: str, plan: Mapping[str, Any], lines: Sequence[Mapping[str, 
     last = {line["member"]: line for line in lines if line["arm"] in plan["arms"]}
     done = [line for line in last.values() if line["state"] == "done"]
     results, costs = Tables(page).tables[:2]
+    check_short_runs(results, plan, done)
     assert {row[0][0] for row in results[1:]} == set(plan["arms"])
     finals = {
         arm: {line["seed"]: line for line in done if (line["arm"], line["phase"]) == (arm, "final")}
@@ -89,6 +90,32 @@ def check_page(page: str, plan: Mapping[str, Any], lines: Sequence[Mapping[str, 
             if finals[name]:
                 checked(dict(zip(heading, row, strict=True)), name, finals, plan)
     return len(order)
+
+
+def check_short_runs(
+    results: Sequence[Sequence[tuple[str, str | None]]],
+    plan: Mapping[str, Any],
+    done: Sequence[Mapping[str, Any]],
+) -> None:
+    """Of each arm whose short runs have all ended."""
+    best = {
+        arm: min(
+            (of["val_loss"] for of in done if (of["arm"], of["phase"]) == (arm, "lr")),
+            default=None,
+        )
+        for arm in plan["arms"]
+    }
+    share = 100 * plan["lr_share"]
+    heading = f"perplexity after {share:g} % of a run, one seed"
+    at = next((i for i, (text, _) in enumerate(results[0]) if text == heading), None)
+    assert (at is None) == (not plan["lr"])
+    for row in results[1:] if at is not None else ():
+        name, (text, value) = row[0][0], row[at]
+        own, base = best[name], best[plan["baseline"]]
+        if value and own is not None:
+            percents = [abs(100 * math.expm1(own - base))] if "(" in text and base else []
+            check((text, value), math.exp(own), *percents)
+            assert not percents or ("lower" in text) == (own <= (base or 0))
 
 
 def check_results(
