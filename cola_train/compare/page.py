@@ -90,7 +90,7 @@ def _table(summary: Summary, columns: Sequence[Column]) -> str:
         for i, column in enumerate(columns):
             value = column.value(arm)
             data = f'data-value="{"" if value is None else escape(str(value))}"'
-            text = escape(column.cell(arm))
+            text = escape(column.cell(arm)).replace(" %", "&nbsp;%")
             if i == 0:
                 cells.append(f'<th scope="row" {data}>{figures.swatch(arm)}{text}</th>')
             else:
