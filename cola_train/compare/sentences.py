@@ -68,8 +68,8 @@ def findings(summary: Summary) -> Iterator[tuple[str, str]]:
     """(verdict, sentence) for each verdict that some arm has, best news first; and `EDGE`."""
     base = summary["plan"]["baseline"]
     intros = {
-        BETTER: f"Better than {base}, beyond the spread of seeds",
-        WORSE: f"Worse than {base}, beyond the spread of seeds",
+        BETTER: f"Better than {base}, by the 95 % interval over seeds",
+        WORSE: f"Worse than {base}, by the 95 % interval over seeds",
         UNTOLD: f"Not told apart from {base} by these seeds, which does not mean equal",
         "one seed": f"With one seed, so nothing is known of the difference to {base}",
     }
@@ -85,13 +85,8 @@ def findings(summary: Summary) -> Iterator[tuple[str, str]]:
             yield verdict, f"{intro}: {', '.join(named)}."
     edge = [arm["name"] for arm in summary["arms"] if arm["lr_edge"]]
     if edge:
-        yield (
-            EDGE,
-            (
-                "Chosen at the end of the grid, so that a better learning rate may lie beyond it: "
-                f"{', '.join(edge)}."
-            ),
-        )
+        words = "Chosen at the end of the grid, so that a better learning rate may lie beyond it"
+        yield EDGE, f"{words}: {', '.join(edge)}."
 
 
 def failures(summary: Summary) -> Iterator[str]:
@@ -103,7 +98,7 @@ def failures(summary: Summary) -> Iterator[str]:
 def meanings(summary: Summary) -> Iterator[tuple[str, str]]:
     """What each figure is, by the words of the tables' headings."""
     batches = {arm["biased_batches"] for arm in summary["arms"]} - {None}
-    n = f", N = {batches.pop():,}" if len(batches) == 1 else ""
+    n = f", here N = {batches.pop():,}" if len(batches) == 1 else ""
     tests = summary["comparisons"]
     yield (
         "validation perplexity",
@@ -125,15 +120,15 @@ def meanings(summary: Summary) -> Iterator[tuple[str, str]]:
     yield (
         "biased perplexity",
         f"exp(loss · N / (N + 1)){n}: what the evaluation prints that GaLore, SLTrain and CoLA "
-        "share, which divides the loss of N batches by N + 1. It is too low, and is here only to "
-        "be set beside their tables.",
+        "share, which divides the loss of N batches by N + 1. It is too low, the more "
+        "so the smaller N (theirs is 76 or so), and is here only to be set beside their tables.",
     )
     if summary["plan"]["lr"]:
         yield (
             "perplexity after the first part of a run, one seed",
             "of the short runs that learning rates were chosen by, at the best of them; in "
             "parentheses against the baseline's. It is of one seed, and the best of several: it "
-            "helps to choose, and shows nothing.",
+            "helps to choose, and proves nothing.",
         )
     yield "bits per byte", "loss in bits by bytes of text, which does not depend on the tokenizer."
     yield (
