@@ -28,6 +28,7 @@ class GroupOptions:
 
     weight_decay: NaturalFloat | None = None  # null: optim's
     lr: PositiveFloat | None = None  # the peak; null: optim's
+    lr_ratio: PositiveFloat | None = None  # of the peak to optim's, in place of lr
 
 
 @dataclass(frozen=True)
@@ -43,8 +44,8 @@ class OptimOptions(ABC):
     decay_steps: PositiveInt | None = None  # the last ones, of wsd; null: a fifth of train.steps
     final_lr_ratio: Fraction = 0.1  # the last rate / lr; constant has none
     clip: PositiveFloat | None = 0.5  # of the global gradient norm; null: none
-    # weight_decay, lr (its peak) or both for parameters by shell-style patterns of their names, of
-    # which the first to match counts: {*norm*:{weight_decay:0},embedding*:{lr:1e-3}}
+    # weight_decay, and lr (its peak) or lr_ratio (of this lr), for parameters by shell-style
+    # patterns of their names: the first to match counts; {*norm*:{weight_decay:0},*_A:{lr_ratio:2}}
     groups: dict[str, GroupOptions] = field(default_factory=dict)
 
     # "module:function" of (groups, options) -> torch Optimizer; see `groups.parameter_groups`
@@ -95,8 +96,13 @@ class OptimOptions(ABC):
         for pattern, group in self.groups.items():
             if group == GroupOptions():
                 yield (
-                    f"optim.groups: `{pattern}` changes nothing; give it weight_decay or lr, as in "
-                    f"{{{pattern}:{{weight_decay:0}}}}"
+                    f"optim.groups: `{pattern}` changes nothing; give it weight_decay, lr or "
+                    f"lr_ratio, as in {{{pattern}:{{weight_decay:0}}}}"
+                )
+            if group.lr is not None and group.lr_ratio is not None:
+                yield (
+                    f"optim.groups: `{pattern}` has lr and lr_ratio, two words for one rate; give "
+                    "one of them"
                 )
         if self.decay_steps is not None and self.schedule != "wsd":
             yield (

@@ -38,6 +38,8 @@ def parameter_groups(model: nn.Module, options: OptimOptions) -> Groups:
                 own["weight_decay"] = group.weight_decay
             if group.lr is not None:
                 own["lr_scale"] = group.lr / options.lr
+            if group.lr_ratio is not None:
+                own["lr_scale"] = group.lr_ratio
         if params:
             shapes = [own_shape(model, *named) for named in params]
             groups.append({"params": params, "shapes": shapes, **own})

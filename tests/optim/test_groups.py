@@ -38,6 +38,8 @@ def test_the_first_pattern_counts_and_each_parameter_is_in_one_group():
     assert every == sorted(name for name, _ in meta_model(make_config()).named_parameters())
     assert [own(group) for group in groups_of("{}")] == [{}]
     assert len(groups_of("{*:{weight_decay:0}}")) == 1  # no group of none
+    (_, scaled) = groups_of("{*_A:{lr_ratio:3}}")  # whatever optim.lr is
+    assert own(scaled) == {"lr_scale": 3.0}
 
 
 def test_a_rate_of_its_own_is_that_under_muon_too():
@@ -55,9 +57,10 @@ def test_a_rate_of_its_own_is_that_under_muon_too():
     [
         ("{norm:{weight_decay:0}}", r"`norm` matches no trained parameter; one is `norm.weight`"),
         ("{*:{lr:1},*norm*:{lr:2}}", r"`\*norm\*` what it matches is matched by \* before it"),
-        ("{*:{}}", r"`\*` changes nothing; give it weight_decay or lr"),
+        ("{*:{}}", r"`\*` changes nothing; give it weight_decay, lr or lr_ratio"),
         ("{*norm*:{weight_decy:0}}", r"did you mean `optim.groups.\*norm\*.weight_decay`"),
         ("{*:{lr:-1}}", r"optim.groups.\*.lr: must be more than 0"),
+        ("{*:{lr:1e-3,lr_ratio:2}}", r"`\*` has lr and lr_ratio, two words"),
         ("{*:3}", r"optim.groups.\*: a group of options is expected, got 3"),
         ("7", r"optim.groups: must be a group, like"),
         ("{1:{lr:1}}", r"`1` matches no trained parameter"),
