@@ -89,6 +89,8 @@ def run(
     tracker.say(headline(config, device, resumed))
     if state.step >= last_step:
         tracker.say(f"step {state.step} was the last one: nothing is trained, only evaluated")
+    else:
+        catch_up(config, evaluations, state, tracker)
 
     # The loop.
     speed, health = Speed(config, device), Health(config, state, tracker)
@@ -234,6 +236,15 @@ def validate(evaluations: Evaluations, state: RunState, tracker: Tracker) -> Val
         fault = f"the validation loss after step {state.step} is {validation.loss}"
         raise diverged(fault, state)
     return validation
+
+
+def catch_up(config: Config, evaluations: Evaluations, state: RunState, tracker: Tracker) -> None:
+    """What was due after the step that this run goes on from: a signal does not wait for it."""
+    validated, tested = tracker.evaluated(state.step)
+    if due(state.step, config.evaluation.every) and not validated:
+        validate(evaluations, state, tracker)
+    if due(state.step, config.evaluation.tasks_every) and not tested:
+        evaluations.run_tasks(state, tracker)
 
 
 def step_metrics(

@@ -74,9 +74,22 @@ class Tracker:
             raise UserError(f"{self.path}: cannot be written: {error.strerror}") from error
         self.validated = {line["step"] for line in kept if "val_loss" in line}
         self.tested = {line["step"] for line in kept if any(k.startswith("task/") for k in line)}
+        self.has_lines = bool(kept)
         # of the next training line: which start of the run went on there, if not the first
         attempt = self.owner.claim["attempt"]
         self.start = {"attempt": attempt} if attempt > 1 else {}
+
+    def evaluated(self, step: int) -> tuple[bool, bool]:
+        """Whether there are lines of a validation and of tasks after `step`; true, if there are no
+        lines at all: it was done by another run, or there was none. On every process."""
+
+        def known() -> tuple[bool, bool]:
+            return (
+                not self.has_lines or step in self.validated,
+                not self.has_lines or step in self.tested,
+            )
+
+        return distributed.from_main(known)
 
     def training(self, metrics: dict[str, Any]) -> None:
         """Log one training line (the contract's fields, see docs/architecture.md)."""

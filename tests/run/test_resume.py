@@ -37,6 +37,7 @@ def test_sharding_strategies_agree(tiny, tmp_path, sharding, processes):
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
 def test_signal_saves_and_exits_75(tiny, tmp_path, capsys, number):
     common = [*tiny, "train.steps=400", "checkpoint.every=0", f"run_dir={tmp_path / 'run'}"]
+    common.append("evaluation.every=1")  # also after the last step before the signal
     process = launch(common)
     wait_for_step(tmp_path / "run", 3, process)
     process.send_signal(number)
@@ -50,6 +51,8 @@ def test_signal_saves_and_exits_75(tiny, tmp_path, capsys, number):
     lines = read_metrics(tmp_path / "run" / "metrics.jsonl")
     starts = {line["step"]: line["attempt"] for line in lines if "attempt" in line}
     assert starts == {stopped + 1: 2}
+    validated = [line["step"] for line in lines if "val_loss" in line]
+    assert validated == list(range(1, stopped + 3))
 
 
 def test_damaged_checkpoint_is_passed_over(tiny, tmp_path, capsys):
