@@ -2,12 +2,14 @@
 
 import random
 import re
-from collections.abc import Callable, Generator
+import sys
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 
 import pytest
 import torch
 from helpers import REPOSITORY, make_config
+from slurm_cluster import Cluster
 
 from cola_train.config.schema import Config
 
@@ -50,6 +52,21 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 @pytest.fixture
 def config_of() -> Callable[..., Config]:
     return make_config
+
+
+@pytest.fixture(scope="session")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    """Two nodes of one processor a process, for what is skipped where `unavailable()`."""
+    cluster = Cluster(tmp_path_factory.mktemp("slurm"))
+    cluster.environment |= {
+        "PYTHON": sys.executable,
+        "GPUS_PER_NODE": "0",
+        "CPUS_PER_PROCESS": "1",
+        "TIME": "10",
+        "SWEEP_LOGS": str(tmp_path_factory.mktemp("sweeps")),
+    }
+    yield cluster
+    cluster.stop()
 
 
 @pytest.fixture(scope="session")

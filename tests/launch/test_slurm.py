@@ -4,8 +4,7 @@ import functools
 import os
 import re
 import signal
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,7 @@ from helpers import (
     wait_for_step,
     wait_until,
 )
-from slurm_cluster import Cluster, unavailable
+from slurm_cluster import unavailable
 
 STEPS = 4000  # of the schedule; each test ends earlier, at its `train.stop_after`
 
@@ -27,20 +26,6 @@ pytestmark = [
     pytest.mark.skipif(unavailable() is not None, reason=str(unavailable())),
     pytest.mark.slow,
 ]
-
-
-@pytest.fixture(scope="session")
-def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    cluster = Cluster(tmp_path_factory.mktemp("slurm"))
-    cluster.environment |= {
-        "PYTHON": sys.executable,
-        "GPUS_PER_NODE": "0",
-        "CPUS_PER_PROCESS": "1",
-        "TIME": "10",
-        "SWEEP_LOGS": str(tmp_path_factory.mktemp("sweeps")),
-    }
-    yield cluster
-    cluster.stop()
 
 
 @pytest.fixture(scope="session")
