@@ -9,8 +9,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any
 
-from cola_train.commands.cli import compose, run_composed
+from cola_train.commands.cli import compose, parse_flags, run_composed
 from cola_train.commands.overrides import check_overrides
+from cola_train.compare.journal import Journal
 from cola_train.compare.ledger import locked
 from cola_train.compare.members import Members
 from cola_train.compare.plan import (
@@ -24,7 +25,8 @@ from cola_train.compare.plan import (
     write_plan,
 )
 from cola_train.compare.report import write_report
-from cola_train.compare.running import Journal, Local
+from cola_train.compare.running import Local
+from cola_train.compare.slurm import Slurm, read_arrays
 from cola_train.config.checks import CHECKS, OF_THE_CONFIG, load
 from cola_train.config.fields import (
     OneOrMore,
@@ -36,7 +38,7 @@ from cola_train.config.fields import (
     build,
 )
 from cola_train.config.schema import Config
-from cola_train.errors import EXIT_DONE, EXIT_FAULT, UserError
+from cola_train.errors import EXIT_DONE, EXIT_FAULT, EXIT_USER_ERROR, TrainingError, UserError
 from cola_train.methods import METHODS
 
 GRID = (5e-4, 1e-3, 2e-3, 4e-3, 8e-3, 1.6e-2)  # lr=grid
@@ -60,7 +62,8 @@ class CompareOptions:
     lr_share: PositiveFraction | None = None  # of a whole run, to try a rate; null: a fifth
     # nats by which a best short run must be below the baseline's to have whole ones; null: any
     drop: Annotated[float, Range(-1e3, 1e3)] | None = None
-    jobs: Workers = 1  # runs at a time on this machine; `-j N` too
+    # runs at a time; `-j N` too; null: one on this machine, on a cluster what it has room for
+    jobs: Workers | None = None
     slurm: bool = False  # submit job arrays (launch/cluster.sh), and wait for them
     retry: bool = False  # run again what has failed
     report: bool = False  # make the report of what there is, and run nothing
@@ -74,6 +77,9 @@ def main() -> None:
     signal.signal(signal.SIGPIPE, signal.SIG_DFL)
     arguments = re.sub(r"(^|\0)-j[\0=]?(\d+)(?=\0|$)", r"\1jobs=\2", "\0".join(sys.argv[1:]))
     sys.argv[1:] = arguments.split("\0") if arguments else []
+    if {"-m", "--multirun"} & set(sys.argv):
+        print("error: --multirun: a comparison has lists, methods=[ONE,ANOTHER]", file=sys.stderr)
+        sys.exit(EXIT_USER_ERROR)
     run_composed(compare, command="cola-compare", own=CompareOptions)
 
 
@@ -82,31 +88,72 @@ def compare(values: Mapping[str, Any], problems: list[str]) -> int:
 
     Raises:
         UserError: the plan is wrong, an arm cannot run, or another process works on it.
+        TrainingError: its folder cannot be written any more.
     """
     options = build(CompareOptions, {k: v for k, v in values.items() if k in OWN}, "", problems)
     if problems:
         raise UserError(*problems)
     folder = Path(options.folder)
-    typed = [word for word in sys.argv[1:] if not word.startswith("-") and not is_own(word)]
+    typed = [word for word in parse_flags(sys.argv[1:])["overrides"] if not is_own(word)]
     before = read_plan(folder)
     plan = planned(options, before, typed)
     checks = OF_THE_CONFIG if options.slurm or options.report else CHECKS
     members = Members(plan, lambda words: composed(words, checks))
-    with locked(folder):
-        if plan != before:
-            write_plan(folder, plan)
-        journal = Journal(folder, members, options.retry)
-        code = EXIT_DONE
-        try:
-            if not options.report:
-                code = Local(folder, options.jobs).run(journal)
-        finally:
+    try:
+        if options.report:
+            refuse_to_change(options, before, plan)
+            journal = Journal(folder, members, retry=False)
             write_report(folder, plain(plan), journal.current())
+            code = EXIT_DONE
+        else:
+            runner = runner_of(options)
+            with locked(folder):
+                if plan != before:
+                    write_plan(folder, plan)
+                journal = Journal(folder, members, options.retry)
+                try:
+                    code = runner.run(journal)
+                finally:
+                    write_report(folder, plain(plan), journal.current())
+    except OSError as error:
+        raise TrainingError(
+            f"{error.filename or folder}: cannot be written: {error.strerror}; nothing that has "
+            "run is lost: make room, and the same command goes on"
+        ) from error
     failed = [line["member"] for line in journal.current() if line["state"] != "done"]
     if failed:
         print(f"failed: {', '.join(failed)}; retry=true runs them again", file=sys.stderr)
     print(folder / "report.html")
     return code or (EXIT_FAULT if failed else EXIT_DONE)
+
+
+def runner_of(options: CompareOptions) -> Local | Slurm:
+    """Raises UserError: there is no SLURM, or it has runs of this comparison, and is not asked."""
+    folder = Path(options.folder)
+    if options.slurm:
+        return Slurm(folder, options.jobs)
+    if arrays := read_arrays(folder):
+        jobs = ", ".join(array.job or array.name for array in arrays)
+        raise UserError(
+            f"slurm: the jobs {jobs} have runs of {folder}; give slurm=true to go on with them. If "
+            f"nothing of them is left in the queue, remove {folder}/slurm"
+        )
+    return Local(folder, options.jobs or 1)
+
+
+def refuse_to_change(options: CompareOptions, before: Plan | None, plan: Plan) -> None:
+    """Raises UserError if report=true is given what it would not do."""
+    problems = [
+        f"{name}: has no effect with report=true, which runs nothing; leave one of them out"
+        for name in ("jobs", "slurm", "retry")
+        if getattr(options, name)
+    ]
+    if before is None:
+        problems.append(f"report: {options.folder} has no {PLAN}; there is nothing to report")
+    elif plan != before:
+        problems.append(f"report: it changes no plan; {options.folder}/{PLAN} has another")
+    if problems:
+        raise UserError(*problems)
 
 
 def is_own(word: str) -> bool:
@@ -125,6 +172,9 @@ def planned(options: CompareOptions, before: Plan | None, typed: list[str]) -> P
     Raises:
         UserError: something is missing, or what has run would be void.
     """
+    twice = [name for name in options.methods if name in options.arms]
+    if twice:
+        raise UserError(f"arms: {', '.join(twice)} is in methods too; give it another name")
     arms = {name: [f"method={name}"] for name in options.methods} | options.arms
     said: dict[str, Any] = {
         "baseline": options.baseline,

@@ -8,7 +8,7 @@ import json
 import os
 import sys
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -70,13 +70,22 @@ def _ends_a_line(path: Path) -> bool:
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Raises UserError if another process works on the comparison."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / LOCK).open("w") as file:
+    """Makes the folder, and keeps others out of it.
+
+    Raises:
+        UserError: another process works on the comparison, or the folder cannot be written.
+    """
+    with ExitStack() as stack:
         try:
+            folder.mkdir(parents=True, exist_ok=True)
+            file = stack.enter_context((folder / LOCK).open("w"))
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise UserError(
                 f"folder: another cola-compare works on {folder}; wait for it, or stop it"
+            ) from error
+        except OSError as error:
+            raise UserError(
+                f"folder: {folder} cannot be written or locked ({error.strerror}); choose another"
             ) from error
         yield

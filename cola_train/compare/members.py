@@ -62,12 +62,16 @@ class Member:
 def flops_per_step(config: Config) -> float:
     """Of an optimizer step: the model's forward and backward pass, what comes once a micro-batch,
     and the optimizer's matmuls; on one process."""
-    positions = config.batch_size * config.train.sequence_length
     blocks = costs.block_cost(config).weights * config.model.n_layers
     weights = [weight.stored for weight in blocks]
     update = config.method.update_cost(config.model, config.optim, weights).flops
     passes = config.accumulation(1) * costs.micro_batch_flops(config)
-    return costs.training_flops_per_token(config) * positions + passes + update
+    return costs.training_flops_per_token(config) * tokens_per_step(config) + passes + update
+
+
+def tokens_per_step(config: Config) -> int:
+    """That a step trains on, of a batch whose rows are full."""
+    return config.batch_size * config.train.sequence_length
 
 
 class Members:
@@ -75,9 +79,16 @@ class Members:
     short runs are done, and only then which runs follow."""
 
     def __init__(self, plan: Plan, compose: Compose) -> None:
-        """Raises UserError: an arm cannot run as it is; all problems of all arms."""
+        """Raises UserError: an arm cannot run as it is, all problems of all arms; or there are too
+        few tokens for a step."""
         self.plan = plan
         self.configs = of_all_arms(plan, compose)
+        self.step_flops = {arm: flops_per_step(config) for arm, config in self.configs.items()}
+        if plan.tokens < 0.5 * tokens_per_step(self.configs[plan.baseline]):
+            raise UserError(
+                f"tokens: {plan.tokens} are less than half a step of {plan.baseline}, which takes "
+                f"{tokens_per_step(self.configs[plan.baseline])}; give more, or a smaller batch"
+            )
 
     def known(self, lines: Mapping[str, Line]) -> list[Member]:
         """Every member whose words are known, the arms' in turn.
@@ -87,14 +98,13 @@ class Members:
         found: list[Member] = []
         if self.plan.budget == "seconds":
             found += [self._member(arm, "speed", None, 0, SPEED_STEPS) for arm in self.plan.arms]
-            if not all(done(member, lines) for member in found):
-                return found
         speeds = {m.arm: done(m, lines) for m in found}
-        steps = {arm: self._steps(arm, speeds) for arm in self.plan.arms}
-        for arm in self.plan.arms:
+        lengths = {arm: self._steps(arm, speeds) for arm in self.plan.arms}
+        steps = {arm: length for arm, length in lengths.items() if length is not None}
+        for arm in steps:
             short = max(1, round(steps[arm] * self.plan.lr_share))
             found += [self._member(arm, "lr", lr, 0, short) for lr in self.plan.lr]
-        for arm in self.plan.arms:
+        for arm in steps:
             lr = None
             if self.plan.lr:
                 tried = [m for m in found if m.phase == "lr"]
@@ -105,17 +115,22 @@ class Members:
                 found.append(self._member(arm, "final", lr, seed, steps[arm]))
         return found
 
-    def _steps(self, arm: str, speeds: Mapping[str, Line | None]) -> int:
-        """Of a whole run of the arm."""
-        config, base = self.configs[arm], self.configs[self.plan.baseline]
-        steps = self.plan.tokens / (base.batch_size * base.train.sequence_length)
+    def _steps(self, arm: str, speeds: Mapping[str, Line | None]) -> int | None:
+        """Of a whole run of the arm; None, as long as a speed that it depends on is not known.
+
+        speeds: for a budget of seconds, the lines of the runs that measured them.
+        """
         if self.plan.budget == "tokens":
-            steps = self.plan.tokens / (config.batch_size * config.train.sequence_length)
-        elif self.plan.budget == "flops":
-            steps *= flops_per_step(base) / flops_per_step(config)
-        else:
-            steps *= step_seconds(speeds[self.plan.baseline]) / step_seconds(speeds[arm])
-        return max(1, round(steps))
+            steps = self.plan.tokens / tokens_per_step(self.configs[arm])
+            return max(1, round(steps))
+        base = self.plan.baseline
+        steps = self.plan.tokens / tokens_per_step(self.configs[base])
+        if self.plan.budget == "flops":
+            return max(1, round(steps * self.step_flops[base] / self.step_flops[arm]))
+        of_base, of_arm = speeds[base], speeds[arm]
+        if of_base is None or of_arm is None:
+            return None
+        return max(1, round(steps * step_seconds(of_base) / step_seconds(of_arm)))
 
     def _member(self, arm: str, phase: Phase, lr: float | None, seed: int, steps: int) -> Member:
         whole = phase == "final"
@@ -124,7 +139,7 @@ class Members:
         given = [*self.plan.common, *self.plan.arms[arm], f"train.steps={steps}", f"seed={seed}"]
         if lr is not None:
             given.append(f"optim.lr={lr:g}")
-        flops = steps * flops_per_step(self.configs[arm])
+        flops = steps * self.step_flops[arm]
         return Member(arm, phase, lr, seed, steps, flops, tuple(given), around)
 
 
@@ -185,7 +200,6 @@ def goes_on(plan: Plan, arm: str, short: Sequence[Member], lines: Mapping[str, L
     return min(losses(own, lines))[0] <= min(losses(base, lines))[0] - plan.drop
 
 
-def step_seconds(line: Line | None) -> float:
+def step_seconds(line: Line) -> float:
     """Of a run that measured its speed: by the median, as first steps are slow."""
-    assert line is not None
     return float(line["tokens"] / line["steps"] / line["tokens_per_second"])

@@ -18,6 +18,15 @@ from cola_train.files import read_yaml, write_text
 
 PLAN = "comparison.yaml"  # in a comparison's folder
 
+# Options of a run that the comparison says itself, and what to do.
+OWNED = {
+    "train.steps": "the budget says it; give tokens=",
+    "train.stop_after": "a run goes to its end; leave it out",
+    "seed": "each run has its own; give seeds=, how many",
+    "run_name": "each run has its own; leave it out",
+    "run_dir": "each run has its own; give folder=, the comparison's",
+}
+
 Budget = Literal["tokens", "flops", "seconds"]
 Seeds = Annotated[int, Range(1, 1000)]
 
@@ -52,7 +61,16 @@ class Plan:
             for name in self.arms
             if not name or not name.replace("-", "").replace(".", "").replace("_", "").isalnum()
         ]
-        if len(set(self.lr)) < len(self.lr):
+        for place, words in {"common": self.common, **self.arms}.items():
+            names = [word.lstrip("+~").partition("=")[0] for word in words]
+            found += [f"{place}: {name}: {OWNED[name]}" for name in names if name in OWNED]
+            if "resume=never" in words:
+                found.append(f"{place}: resume=never: a run that was stopped goes on; leave it out")
+            if self.lr and "optim.lr" in names:
+                found.append(
+                    f"{place}: optim.lr: the grid of lr says it; leave it out, or give lr=own"
+                )
+        if len({f"{lr:g}" for lr in self.lr}) < len(self.lr):
             found.append(f"lr: {self.lr} has a rate twice")
         if self.drop is not None and not self.lr:
             found.append("drop: has no effect without a grid in lr, whose runs it goes by")

@@ -1,111 +1,103 @@
 """The members of a comparison, each a `cola-train` of its own, some at a time on this machine.
 
-A signal is passed on: the runs save, and the same command goes on with them. Imports no torch.
+A signal is passed on: the runs save, and the same command goes on with them. Runs that outlive a
+command that was killed are waited for by the next one. Imports no torch.
 """
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import FrameType
-from typing import Any
+from typing import Protocol
 
-from cola_train.compare.ledger import append, read_ledger
-from cola_train.compare.measured import done_line, failed_line
-from cola_train.compare.members import Member, Members, finished
-from cola_train.errors import EXIT_DONE, EXIT_STOPPED_BY_SIGNAL, UserError
+from cola_train.compare.journal import Journal, command, ending, last_words, run_folder
+from cola_train.compare.members import Member
+from cola_train.errors import EXIT_DONE, EXIT_STOPPED_BY_SIGNAL
 from cola_train.progress import say
-from cola_train.run.outlook import duration
-from cola_train.run.status import STATUS, read_record
+from cola_train.run.status import ATTEMPT, next_launch, read_record
 
-RUNS = "runs"  # in a comparison's folder
 LOG = "log.txt"  # in a run's folder: what it said
-
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+RESTARTS = 3  # of a run that stops though nobody has told this command to
 
 
-def run_folder(folder: Path, member: Member) -> Path:
-    """Its own, under any plan: a run goes on with what is in its folder."""
-    return folder / RUNS / f"{member.name}+{member.key[:6]}"
+class Process(Protocol):
+    """What is asked of a run's process; `subprocess.Popen` is one."""
+
+    def poll(self) -> int | None:
+        """Its exit code, negative for a signal; None while it runs."""
+
+    def send_signal(self, number: int) -> None: ...
 
 
-def command(folder: Path, member: Member) -> list[str]:
-    """The words of `cola-train` for it."""
-    run_dir = run_folder(folder, member)
-    return [*member.words, f"run_name={member.name}", f"run_dir={run_dir}"]
+def start(words: Sequence[str], log: Path) -> Process:
+    """`cola-train WORDS`, which adds what it says to the log."""
+    with log.open("ab") as file:
+        return subprocess.Popen(
+            [sys.executable, "-m", "cola_train", *words],
+            stdin=subprocess.DEVNULL,
+            stdout=file,
+            stderr=file,
+            start_new_session=True,  # a terminal's Ctrl-C comes by way of us
+        )
 
 
-def collect(folder: Path, member: Member) -> dict[str, Any] | None:
-    """The ledger's line of a member that has ended, by its folder; None, if it has not: it was
-    stopped, and goes on when it is started again."""
-    run_dir = run_folder(folder, member)
-    status = read_record(run_dir / STATUS)
-    if status.get("exit_code") == EXIT_STOPPED_BY_SIGNAL:
-        return None
-    if status.get("state") != "done":
-        return failed_line(member, run_dir, status.get("message") or last_words(run_dir))
+@dataclass(frozen=True)
+class Orphan:
+    """The process of a run that another command started, which was killed."""
+
+    run_dir: Path
+    pid: int
+
+    @classmethod
+    def of(cls, run_dir: Path) -> "Orphan | None":
+        """The process on this machine that the run's folder belongs to, if it lives."""
+        claim = read_record(run_dir / ATTEMPT)
+        if claim.get("host") != socket.gethostname():
+            return None
+        orphan = cls(run_dir, claim["pid"])
+        return orphan if orphan.poll() is None else None
+
+    def poll(self) -> int | None:
+        """0 for any end: its code is not ours to see."""
+        try:
+            words = Path(f"/proc/{self.pid}/cmdline").read_bytes()
+        except OSError:
+            return 0
+        return None if os.fsencode(self.run_dir.name) in words else 0  # else: another's number
+
+    def send_signal(self, number: int) -> None:
+        with suppress(ProcessLookupError):
+            os.kill(self.pid, number)
+
+
+@contextmanager
+def noted_signals(noted: list[int]) -> Iterator[None]:
+    """Signals that come are put into the list, and do nothing else."""
+    handlers = {n: signal.signal(n, lambda number, _: noted.append(number)) for n in SIGNALS}
     try:
-        return done_line(member, run_dir)
-    except UserError as error:
-        return failed_line(member, run_dir, str(error))
+        yield
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
 
 
-def last_words(run_dir: Path) -> str:
-    """The last line that a run said."""
-    try:
-        lines = (run_dir / LOG).read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError:
-        lines = []
-    said = [line for line in lines if line.strip()]
-    return said[-1].removeprefix("error: ") if said else f"it ended without a word: {run_dir}"
+@dataclass
+class Going:
+    """A member's run.
 
+    launch: the number of its start.
+    """
 
-class Journal:
-    """Which members have ended, on paper and on the terminal."""
-
-    def __init__(self, folder: Path, members: Members, retry: bool) -> None:
-        """retry: those that failed before are run again."""
-        self.folder, self.members = folder, members
-        lines = read_ledger(folder)
-        if retry:
-            lines = {name: line for name, line in lines.items() if line["state"] == "done"}
-        self.lines = lines
-        self.began, self.flops = time.monotonic(), 0.0
-
-    def open(self) -> list[Member]:
-        """The members that can run now and have not."""
-        return [m for m in self.members.known(self.lines) if not finished(m, self.lines)]
-
-    def current(self) -> list[dict[str, Any]]:
-        """The lines of members that the plan has."""
-        return [
-            self.lines[member.name]
-            for member in self.members.known(self.lines)
-            if finished(member, self.lines)
-        ]
-
-    def enter(self, member: Member, line: dict[str, Any]) -> None:
-        """Raises OSError if the ledger cannot be written."""
-        append(self.folder, line)
-        self.lines.pop(member.name, None)
-        self.lines[member.name] = line
-        self.flops += member.flops
-        what = f"failed: {line['why']}"
-        if line["state"] == "done":
-            what = f"validation loss {line['val_loss']:.4f} ({duration(line['seconds'])})"
-        say(f"{member.name}: {what}{self._left()}")
-
-    def _left(self) -> str:
-        left = self.open()
-        if not left:
-            return ""
-        seconds = (time.monotonic() - self.began) * sum(m.flops for m in left) / self.flops
-        return f"; {len(left)} more are known, {duration(seconds)}"
+    member: Member
+    process: Process
+    launch: int
 
 
 @dataclass
@@ -114,64 +106,99 @@ class Local:
 
     folder: Path
     jobs: int
-    stopping: bool = False
-    going: dict[str, tuple[Member, "subprocess.Popen[bytes]"]] = field(default_factory=dict)
+    start: Callable[[Sequence[str], Path], Process] = start
+    signals: list[int] = field(default_factory=list)  # that have come
+    going: list[Going] = field(default_factory=list)
+    stops: dict[str, int] = field(default_factory=dict)  # by member: of its own accord
 
     def run(self, journal: Journal) -> int:
-        """Until nothing is left, or a signal; returns the exit code."""
-        with self._listening():
-            while True:
-                if not self.stopping:
-                    for member in journal.open():
-                        if len(self.going) < self.jobs and member.name not in self.going:
-                            self._start(member)
-                if not self.going:
-                    break
-                for member in self._ended():
-                    line = collect(self.folder, member)
-                    if line is not None:
-                        journal.enter(member, line)
-                    elif not self.stopping:
-                        say(f"{member.name}: stopped by a signal that was its own; it goes on")
-        return EXIT_STOPPED_BY_SIGNAL if self.stopping else EXIT_DONE
+        """Until nothing is left, or a signal; returns the exit code.
 
-    def _start(self, member: Member) -> None:
+        Raises:
+            OSError: the folder cannot be written. The runs have saved and ended.
+        """
+        try:
+            with noted_signals(self.signals):
+                told = 0
+                self._fill(journal)
+                while self.going:
+                    time.sleep(0.2)
+                    if len(self.signals) > told:
+                        self._pass_on(first=told == 0)
+                        told = len(self.signals)
+                    for run in [run for run in self.going if self._has_ended(run)]:
+                        self.going.remove(run)
+                        self._enter(run, journal)
+                    self._fill(journal)
+        except BaseException:
+            self._tell(signal.SIGTERM)
+            while not all(self._has_ended(run) for run in self.going):
+                time.sleep(0.2)
+            raise
+        return EXIT_STOPPED_BY_SIGNAL if self.signals else EXIT_DONE
+
+    def _fill(self, journal: Journal) -> None:
+        """Start what there is room for."""
+        while len(self.going) < self.jobs and not self.signals:
+            names = {run.member.name for run in self.going}
+            left = [member for member in journal.open() if member.name not in names]
+            if not left:
+                return
+            if not journal.enter_done(left[0]):
+                self.going.append(self._begin(left[0]))
+
+    def _begin(self, member: Member) -> Going:
         run_dir = run_folder(self.folder, member)
+        launch = next_launch(run_dir)
+        if (orphan := Orphan.of(run_dir)) is not None:
+            say(f"{member.name}: its run is going on already, as process {orphan.pid}")
+            return Going(member, orphan, launch - 1)
         run_dir.mkdir(parents=True, exist_ok=True)
         words = command(self.folder, member)
-        if not any(word.startswith("train.threads=") for word in words):
+        if not any(word.lstrip("+").startswith("train.threads=") for word in words):
             words.append(f"train.threads={max(1, (os.cpu_count() or 1) // self.jobs)}")
-        with (run_dir / LOG).open("ab") as log:
-            process = subprocess.Popen(
-                [sys.executable, "-m", "cola_train", *words],
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                start_new_session=True,  # a terminal's Ctrl-C comes by way of us
-            )
-        self.going[member.name] = (member, process)
+        return Going(member, self.start(words, run_dir / LOG), launch)
 
-    def _ended(self) -> Iterator[Member]:
-        """Those that have, after a while."""
-        time.sleep(0.2)
-        for name, (member, process) in list(self.going.items()):
-            if process.poll() is not None:
-                del self.going[name]
-                yield member
+    def _has_ended(self, run: Going) -> bool:
+        if run.process.poll() is None:
+            return False
+        # One of an earlier command may have claimed the folder after ours, which ended by that.
+        orphan = Orphan.of(run_folder(self.folder, run.member))
+        if orphan is not None:
+            run.process = orphan
+        return orphan is None
 
-    @contextmanager
-    def _listening(self) -> Iterator[None]:
-        handlers = {number: signal.signal(number, self._signal) for number in SIGNALS}
-        try:
-            yield
-        finally:
-            for number, handler in handlers.items():
-                signal.signal(number, handler)
+    def _enter(self, run: Going, journal: Journal) -> None:
+        member, run_dir = run.member, run_folder(self.folder, run.member)
+        end = ending(run_dir, run.launch)
+        if self.signals and end in ("stopped", "died"):
+            return  # it goes on with the next command
+        self.stops[member.name] = self.stops.get(member.name, 0) + (end == "stopped")
+        if end == "stopped" and self.stops[member.name] <= RESTARTS:
+            say(f"{member.name}: stopped, and not by this command; it is started again")
+            return
+        why = {
+            "stopped": f"it stopped {RESTARTS + 1} times of its own accord; see {run_dir / LOG}",
+            "died": death(run.process.poll() or 0, run_dir / LOG),
+        }
+        journal.enter(member, end, why.get(end, ""))
 
-    def _signal(self, number: int, frame: FrameType | None) -> None:
-        again = self.stopping
-        self.stopping = True
-        if not again:
-            say(f"{signal.Signals(number).name}: the runs save, and this ends")
-        for _, process in self.going.values():
-            process.send_signal(signal.SIGKILL if again else signal.SIGTERM)
+    def _pass_on(self, first: bool) -> None:
+        if first:
+            say(f"{signal.Signals(self.signals[0]).name}: the runs save, and this ends")
+        # a Ctrl-C after that is of one who will not wait
+        again = signal.SIGINT in self.signals[1:]
+        self._tell(signal.SIGKILL if again else signal.SIGTERM)
+
+    def _tell(self, number: int) -> None:
+        for run in self.going:
+            run.process.send_signal(number)
+
+
+def death(code: int, log: Path) -> str:
+    """What is known of a run that has ended without saying how."""
+    if code == -signal.SIGKILL:
+        return f"killed (SIGKILL), as a machine does that is out of memory; see {log}"
+    if code < 0:
+        return f"ended by {signal.Signals(-code).name}; see {log}"
+    return last_words(log) or f"it ended without a word: {log}"
