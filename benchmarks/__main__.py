@@ -15,6 +15,7 @@ from cola_train.errors import EXIT_DONE, EXIT_USER_ERROR, UserError
 REGISTRY = {
     "train_step": "benchmarks.train_step",
     "methods": "benchmarks.methods",
+    "recipe": "benchmarks.recipe",
     "peers": "benchmarks.peers",
     "python_time": "benchmarks.python_time",
     "official": "benchmarks.official",
