@@ -72,7 +72,7 @@ def against(arm: dict[str, Any], base: dict[str, Any]) -> dict[str, Any]:
 
 def lines(figures: dict[str, dict[str, Any]], folders: Sequence[str]) -> Iterator[str]:
     """Markdown."""
-    yield "| |" + "".join(f" {folder}: perplexity | spread | FLOPs | memory |" for folder in folders)
+    yield "| |" + "".join(f" {name}: perplexity | spread | FLOPs | memory |" for name in folders)
     yield "|---|" + "---:|---:|---:|---:|" * len(folders)
     for name, of in figures.items():
         yield f"| {name} |" + "".join(cells(of.get(folder)) for folder in folders)
