@@ -12,7 +12,7 @@ from typing import Any
 
 from benchmarks.report import Benchmark, Report
 from cola_train.compare.ledger import read_ledger
-from cola_train.compare.plan import plain, read_plan
+from cola_train.compare.plan import of_plan, plain, read_plan
 from cola_train.compare.summary import summary
 from cola_train.errors import UserError
 
@@ -43,7 +43,7 @@ def of_folder(folder: Path) -> dict[str, dict[str, Any]]:
     plan = read_plan(folder)
     if plan is None:
         raise UserError(f"folders: {folder} has no comparison; name one that cola-compare made")
-    found = summary(plain(plan), list(read_ledger(folder).values()))
+    found = summary(plain(plan), of_plan(plan, read_ledger(folder).values()))
     arms = {arm["name"]: arm for arm in found["arms"] if arm["perplexity"] is not None}
     if plan.baseline not in arms:
         raise UserError(f"folders: {folder} has no whole run of its baseline, {plan.baseline}")

@@ -12,7 +12,7 @@ from typing import Annotated, Any
 from cola_train.commands.cli import compose, parse_flags, run_composed
 from cola_train.commands.overrides import check_overrides
 from cola_train.compare.journal import Journal
-from cola_train.compare.ledger import locked
+from cola_train.compare.ledger import locked, read_ledger
 from cola_train.compare.members import Members
 from cola_train.compare.plan import (
     PLAN,
@@ -20,6 +20,7 @@ from cola_train.compare.plan import (
     Plan,
     Seeds,
     checked_plan,
+    of_plan,
     plain,
     read_plan,
     write_plan,
@@ -42,7 +43,6 @@ from cola_train.errors import EXIT_DONE, EXIT_FAULT, EXIT_USER_ERROR, TrainingEr
 from cola_train.methods import METHODS
 
 GRID = (5e-4, 1e-3, 2e-3, 4e-3, 8e-3, 1.6e-2)  # lr=grid
-LR_WORDS = ("grid", "own")
 
 
 @dataclass(frozen=True)
@@ -97,34 +97,43 @@ def compare(values: Mapping[str, Any], problems: list[str]) -> int:
     typed = [word for word in parse_flags(sys.argv[1:])["overrides"] if not is_own(word)]
     before = read_plan(folder)
     plan = planned(options, before, typed)
-    checks = OF_THE_CONFIG if options.slurm or options.report else CHECKS
-    members = Members(plan, lambda words: composed(words, checks))
+    lines: Sequence[Mapping[str, Any]]
     try:
         if options.report:
             refuse_to_change(options, before, plan)
-            journal = Journal(folder, members, retry=False)
-            write_report(folder, plain(plan), journal.current())
-            code = EXIT_DONE
+            code, lines = EXIT_DONE, of_plan(plan, read_ledger(folder).values())
+            write_report(folder, plain(plan), lines)
         else:
-            runner = runner_of(options)
-            with locked(folder):
-                if plan != before:
-                    write_plan(folder, plan)
-                journal = Journal(folder, members, options.retry)
-                try:
-                    code = runner.run(journal)
-                finally:
-                    write_report(folder, plain(plan), journal.current())
+            code, lines = go_on(options, folder, plan, plan != before)
     except OSError as error:
         raise TrainingError(
             f"{error.filename or folder}: cannot be written: {error.strerror}; nothing that has "
             "run is lost: make room, and the same command goes on"
         ) from error
-    failed = [line["member"] for line in journal.current() if line["state"] != "done"]
+    failed = [line["member"] for line in lines if line["state"] != "done"]
     if failed:
         print(f"failed: {', '.join(failed)}; retry=true runs them again", file=sys.stderr)
     print(folder / "report.html")
     return code or (EXIT_FAULT if failed else EXIT_DONE)
+
+
+def go_on(
+    options: CompareOptions, folder: Path, plan: Plan, changed: bool
+) -> tuple[int, Sequence[Mapping[str, Any]]]:
+    """Run what is open, and make the report; returns the exit code, and the ledger's lines of the
+    plan's members. changed: the plan is not the folder's yet. Raises as `compare`; OSError."""
+    checks = OF_THE_CONFIG if options.slurm else CHECKS
+    members = Members(plan, lambda words: composed(words, checks))
+    runner = runner_of(options)
+    with locked(folder):
+        if changed:
+            write_plan(folder, plan)
+        journal = Journal(folder, members, options.retry)
+        try:
+            code = runner.run(journal)
+        finally:
+            write_report(folder, plain(plan), journal.current())
+    return code, journal.current()
 
 
 def runner_of(options: CompareOptions) -> Local | Slurm:

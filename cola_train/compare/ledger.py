@@ -18,7 +18,9 @@ from cola_train.files import parse_json
 LEDGER, LOCK = "ledger.jsonl", ".lock"
 
 Line = dict[str, Any]
-FIELDS = {"member": str, "key": str, "arm": str, "phase": str, "state": str, "seed": int}
+FIELDS = {
+    "member": str, "key": str, "arm": str, "phase": str, "state": str, "seed": int, "words": list,
+}  # fmt: skip
 
 
 def read_ledger(folder: Path) -> dict[str, Line]:

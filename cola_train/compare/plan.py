@@ -5,7 +5,7 @@ of the grid, then whole ones at the best of them, with other seeds. Imports no t
 """
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -113,3 +113,16 @@ def write_plan(folder: Path, plan: Plan) -> None:
 def plain(plan: Plan) -> Mapping[str, Any]:
     """As YAML and JSON have it."""
     return dataclasses.asdict(plan)
+
+
+def of_plan(plan: Plan, lines: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """Those of a ledger's lines that the plan's report shows, by their words alone: an arm whose
+    options are of an earlier version, which no config can be made of, has what it had."""
+    seeds, rates = range(plan.seeds), {*plan.lr, None}
+
+    def is_of_it(line: Mapping[str, Any]) -> bool:
+        begins = [*plan.common, *plan.arms.get(line["arm"], [])]
+        its_own = line["arm"] in plan.arms and line["words"][: len(begins)] == begins
+        return its_own and line["seed"] in seeds and line["lr"] in rates
+
+    return [line for line in lines if is_of_it(line)]

@@ -25,7 +25,7 @@ MODULES = {
 COMPOSED = ["--cfg", "job"]  # what only the hub or a large machine has is composed and no more
 MORE = {
     "cola-train": SMALL, "cola-prepare": COMPOSED, "torchrun": COMPOSED,
-    "cola-compare": ["report=true"],  # of eighteen runs, none
+    "cola-compare": COMPOSED,  # of eighteen runs, none
 }  # fmt: skip
 ELSEWHERE = ("make", "launch/", "$EDITOR")  # the set-up; scripts with a test of their own
 

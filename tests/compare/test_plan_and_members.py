@@ -14,7 +14,7 @@ from cola_train.commands import compare
 from cola_train.commands.compare import GRID, CompareOptions, composed, planned
 from cola_train.compare.ledger import append, locked, read_ledger
 from cola_train.compare.members import SPEED_STEPS, Member, Members, flops_per_step
-from cola_train.compare.plan import Plan, checked_plan, read_plan, write_plan
+from cola_train.compare.plan import Plan, checked_plan, of_plan, read_plan, write_plan
 from cola_train.config.checks import OF_THE_CONFIG
 from cola_train.config.schema import Config
 from cola_train.errors import TrainingError, UserError
@@ -31,6 +31,12 @@ def cached(words: tuple[str, ...]) -> Config:
 
 def compose(words: Sequence[str]) -> Config:
     return cached(tuple(words))
+
+
+LINE = {
+    "key": "", "phase": "final", "state": "failed", "why": "out of memory", "seed": 0, "lr": None,
+    "machine": "", "versions": {}, "date": "2026-11-26",
+}  # fmt: skip
 
 
 def plan(**values: Any) -> Plan:
@@ -190,7 +196,7 @@ def test_equal_time_by_measured_speed():
 
 
 def test_a_line_cut_short_costs_itself_alone(tmp_path, capsys):
-    of = {"key": "k", "arm": "a", "phase": "lr", "state": "done", "seed": 0}
+    of = {"key": "k", "arm": "a", "phase": "lr", "state": "done", "seed": 0, "words": []}
     append(tmp_path, {"member": "one", **of})
     append(tmp_path, {"member": "two", **of})
     path = tmp_path / "ledger.jsonl"
@@ -244,6 +250,21 @@ def test_a_report_runs_nothing_and_changes_nothing(tmp_path, command):
         assert command(folder, "report=true")[0] == 0
     assert (tmp_path / "mine/report.json").exists()
     assert read_plan(tmp_path / "mine") == plan()
+
+
+def test_a_report_shows_arms_whose_options_are_gone(tmp_path, command):
+    """Not those of another plan: their words begin otherwise, or no seed or rate is the plan's."""
+    now = plan(arms={"full": ["method=full"], "gone": ["method.gone=1"]}, lr=[1e-3])
+    write_plan(tmp_path, now)
+    start = {**LINE, "words": [*now.common, *now.arms["gone"], "seed=0"], "arm": "gone"}
+    for member, change in {
+        "gone+seed-0": {}, "gone+seed-9": {"seed": 9}, "gone+lr-0.5": {"lr": 0.5},
+        "gone+lr-0.001": {"words": ["method.gone=2"]},
+    }.items():  # fmt: skip
+        append(tmp_path, {**start, "member": member, "key": member, **change})
+    assert [of["member"] for of in of_plan(now, read_ledger(tmp_path).values())] == ["gone+seed-0"]
+    assert command(f"folder={tmp_path}", "report=true")[0] == 1  # one has failed
+    assert "out of memory" in (tmp_path / "report.md").read_text()
 
 
 def test_mistakes_end_with_2_and_leave_nothing(tmp_path, command, monkeypatch):
