@@ -63,8 +63,6 @@ def matrix_problems(config: Config, topology: Topology) -> Iterator[str]:
     for group, options in (("method", config.method), ("optim", config.optim)):
         if reason and options.needs_matrices:
             yield f"{group}: {options.name} updates whole matrices, which {reason}"
-    if config.optim.one_process and topology.world > 1:
-        yield f"{config.optim.one_process}: works on one process, and there are {topology.world}"
 
 
 def source_problems(config: Config, topology: Topology) -> Iterator[str]:

@@ -7,7 +7,7 @@ they build, one entry in OPTIMIZERS, one YAML file, one test.
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from math import prod
 from typing import Annotated, ClassVar, Literal
 
@@ -51,11 +51,6 @@ class OptimOptions(ABC):
     # "module:function" of (groups, options) -> torch Optimizer; see `groups.parameter_groups`
     implementation: ClassVar[str]
     needs_matrices: ClassVar[bool] = False  # the update is not element by element
-
-    @property
-    def one_process(self) -> str:
-        """What of the options works on one process alone, in a user's words; empty: nothing."""
-        return ""
 
     @abstractmethod
     def state_elements(self, shape: tuple[int, ...], block_matrix: bool) -> int:
@@ -148,22 +143,13 @@ class MuonOptions(AdamOptions):
     ns_steps: Annotated[int, Range(1, 99)] = 5  # Newton-Schulz iterations
     # match_rms_adamw: updates as large as AdamW's, so its lr fits; original: Keller Jordan's
     adjust_lr_fn: Literal["match_rms_adamw", "original"] = "match_rms_adamw"
-    # of Newton-Schulz: quintic, the same in each iteration; polar_express, the best of each
-    ns_coefficients: Literal["quintic", "polar_express"] = "quintic"
-    second_momentum: Fraction | None = None  # NorMuon's, of rows' sizes (0.95); null: Muon
     adamw_lr_ratio: PositiveFloat = 1.0  # of AdamW's learning rate to `lr`
 
     implementation = "cola_train.optim.muon:Muon"
     needs_matrices = True
 
-    @property
-    def one_process(self) -> str:
-        return "" if self.second_momentum is None else "optim.second_momentum"
-
     def state_elements(self, shape: tuple[int, ...], block_matrix: bool) -> int:
-        if not block_matrix:
-            return super().state_elements(shape, block_matrix)
-        return prod(shape) + (0 if self.second_momentum is None else max(shape))
+        return prod(shape) if block_matrix else super().state_elements(shape, block_matrix)
 
     def update_cost(self, matrices: Sequence[tuple[int, int]], shards: int) -> UpdateCost:
         """As optim/muon.py orthogonalises them, in bf16: as many at a time as there are processes
@@ -177,9 +163,6 @@ class MuonOptions(AdamOptions):
             # the average, N of it, which is rounded to bf16; decay, and the update, bf16, added
             passed += own * (4 * (3 + 3 * self.nesterov + DECAY.passes) + 6 + 10)
             launches += 3 + self.nesterov + DECAY.launches
-            if self.second_momentum is not None:  # the update in fp32, and its lines' lengths
-                passed += own * 32
-                launches += 11
         for m, n in shapes[::shards]:  # the first process's
             s, longer = sorted((m, n))
             # of s x s: X X^T, then its square; times X
@@ -198,16 +181,6 @@ class MuonOptions(AdamOptions):
     def problems(self, steps: int) -> Iterator[str]:
         if self.momentum >= 1:
             yield f"optim.momentum: a number from 0 to below 1 is expected, got {self.momentum}"
-        if self.second_momentum is not None and self.second_momentum >= 1:
-            yield (
-                "optim.second_momentum: a number from 0 to below 1 is expected, got "
-                f"{self.second_momentum}"
-            )
-        if self.ns_coefficients == "polar_express" and self.ns_steps > 8:
-            yield (
-                f"optim.ns_steps: {self.ns_steps} are more than optim.ns_coefficients="
-                "polar_express has coefficients for, which are at rest after 8; use 8 or fewer"
-            )
         if self.nesterov and self.momentum == 0:
             yield (
                 "optim.nesterov: has no effect with optim.momentum=0; use optim.nesterov=false, "
@@ -216,79 +189,4 @@ class MuonOptions(AdamOptions):
         yield from super().problems(steps)
 
 
-@dataclass(frozen=True)
-class FactorOptions(MuonOptions):
-    """Of what steps pairs of factors by what their product does (optim/factors.py)."""
-
-    nesterov: bool = False  # the update looks ahead, as Nesterov's momentum does
-
-    @property
-    def one_process(self) -> str:
-        return f"optim={self.name}"
-
-    def problems(self, steps: int) -> Iterator[str]:
-        if self.second_momentum is not None:
-            yield (
-                f"optim.second_momentum: evens out rows of Muon's update, which optim={self.name} "
-                "has given another size; leave it out"
-            )
-        yield from super().problems(steps)
-
-
-@dataclass(frozen=True)
-class SpectronOptions(FactorOptions):
-    """Muon on both factors of a product, whose change has a spectral norm of at most `lr`."""
-
-    implementation = "cola_train.optim.spectron:Spectron"
-
-    def state_elements(self, shape: tuple[int, ...], block_matrix: bool) -> int:
-        vector = shape[1] if block_matrix else 0
-        return super().state_elements(shape, block_matrix) + vector
-
-    def update_cost(self, matrices: Sequence[tuple[int, int]], shards: int) -> UpdateCost:
-        """As if each matrix were a factor: Muon's, and a power iteration of each."""
-        cost = super().update_cost(matrices, shards)
-        products, passed = Counter(cost.products), cost.passed
-        for m, n in matrices:
-            passed += 16 * m * n  # the update in fp32, scaled on the device
-            products.update([Product(m, 1, n), Product(n, 1, m)])
-        launches = cost.launches + 12 * len(matrices)
-        return replace(cost, products=products, launches=launches, passed=passed)
-
-
-@dataclass(frozen=True)
-class LoraMuonOptions(FactorOptions):
-    """Muon's step of a product of factors: within rank r, and the same for all its factors."""
-
-    ridge: PositiveFloat = 1e-5  # added to A A' and B' B, in parts of their norm
-
-    implementation = "cola_train.optim.lora_muon:LoraMuon"
-
-    def update_cost(self, matrices: Sequence[tuple[int, int]], shards: int) -> UpdateCost:
-        """As if each matrix were a factor: Muon's, and whitening by a matrix of r x r, before and
-        after. Not its Cholesky factor and inverse, r^3 / 3 each."""
-        cost = super().update_cost(matrices, shards)
-        products, passed = Counter(cost.products), cost.passed
-        for m, n in matrices:
-            r, longer = sorted((m, n))
-            passed += 8 * m * n + 28 * r * r  # fp32 before and after; of what is r x r
-            products[Product(r, r, longer)] += 1
-            products[Product(m, n, r)] += 2
-        launches = cost.launches + 8 * len(matrices)
-        return replace(cost, products=products, launches=launches, passed=passed)
-
-    def problems(self, steps: int) -> Iterator[str]:
-        if self.lr * self.weight_decay >= 1:
-            yield (
-                f"optim.weight_decay: {self.weight_decay:g} at optim.lr={self.lr:g} leaves nothing "
-                "of a weight; lower one of them"
-            )
-        yield from super().problems(steps)
-
-
-OPTIMIZERS: dict[str, type[OptimOptions]] = {
-    "adamw": AdamWOptions,
-    "muon": MuonOptions,
-    "spectron": SpectronOptions,
-    "lora_muon": LoraMuonOptions,
-}
+OPTIMIZERS: dict[str, type[OptimOptions]] = {"adamw": AdamWOptions, "muon": MuonOptions}

@@ -56,20 +56,6 @@ def test_newton_schulz_is_as_exact_as_bf16_allows(shape):
     assert allowed < 0.05 * exact.norm()  # or the test would see nothing
 
 
-@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
-def test_polar_express_is_closer_to_orthogonal(shape):
-    """Of singular values down to a hundredth of the largest, after five steps."""
-    generator = torch.Generator().manual_seed(0)
-    u, v = (torch.randn(n, min(shape), generator=generator).double() for n in shape)
-    (u, _), (v, _) = torch.linalg.qr(u), torch.linalg.qr(v)
-    sizes = torch.logspace(0, -2, min(shape), dtype=torch.float64)
-    matrix = u * (sizes / sizes.norm()) @ v.T
-    (plain, ours) = (f(matrix.bfloat16(), 5) for f in (newton_schulz, muon.polar_express))
-    off = [(torch.linalg.svdvals(o.double()) - 1).abs().max() for o in (plain, ours)]
-    assert off[1] < 0.18 < 0.27 < off[0]
-    assert (muon.polar_express(matrix.clone(), 8) - u @ v.T).norm() < 1e-3 * u.norm()
-
-
 def optimizer_of(named, **options):
     groups = [{"params": named, "shapes": [p.shape for _, p in named]}]
     return muon.Muon(groups, MuonOptions("muon", **options))
@@ -100,27 +86,6 @@ def test_the_update_is_the_papers(shape, nesterov, monkeypatch):
     torch.testing.assert_close(
         optimizer.state[parameter]["momentum_buffer"], average, rtol=1e-6, atol=1e-6
     )
-
-
-@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
-def test_second_momentum_is_normuons(shape, monkeypatch):
-    """Arithmetic of arXiv 2510.05491 on the longer side's lines, over three steps."""
-    monkeypatch.setattr(muon, "newton_schulz", in_fp64)
-    generator = torch.Generator().manual_seed(0)
-    weight = torch.randn(shape, generator=generator)
-    parameter = torch.nn.Parameter(weight.clone())
-    options = {"lr": 0.1, "weight_decay": 0.0, "second_momentum": 0.9, "momentum": 0.0}
-    optimizer = optimizer_of([("layers.0.w", parameter)], nesterov=False, **options)
-    line, average = 1 if shape[0] >= shape[1] else 0, 0.0
-    for _ in range(3):
-        gradient = torch.randn(shape, generator=generator)
-        parameter.grad = gradient.clone()
-        optimizer.step()
-        update = orthogonalised(gradient.bfloat16(), torch.float64)
-        average = 0.9 * average + 0.1 * update.square().sum(line, keepdim=True)
-        even = update / average.sqrt()
-        weight = weight - 0.1 * 0.2 * max(shape) ** 0.5 * even * (update.norm() / even.norm())
-    assert (parameter.double() - weight).norm() < 1e-6 * weight.norm()
 
 
 @pytest.mark.parametrize("adjust", ["match_rms_adamw", "original"])
@@ -252,19 +217,11 @@ def test_every_method_with_layers_of_its_own_takes_it():
     assert taken == [m for m in METHOD_NAMES if m not in ("galore", "apollo")]
 
 
-@pytest.mark.parametrize(
-    "method, optim",
-    [
-        ("full", {"name": "muon"}),
-        ("cola", {"name": "muon", "second_momentum": 0.95}),
-        ("cola", {"name": "spectron"}),
-        ("cola", {"name": "lora_muon"}),
-    ],
-)
-def test_a_run_stops_and_goes_on_bit_for_bit(tmp_path, corpus, method, optim):
+@pytest.mark.parametrize("method", ["full", "cola"])
+def test_a_run_stops_and_goes_on_bit_for_bit(tmp_path, corpus, method):
     def run(name, **options):
         config = values_config(
-            method={"name": method}, optim={"lr": 1e-2, **optim},
+            method={"name": method}, optim={"name": "muon", "lr": 1e-2},
             run_dir=str(tmp_path / name), train={"steps": 4, **options}, run_name=name,
             data={"source": "text", "files": [f"{corpus}/*.txt"], "vocab_size": 300, "workers": 1,
                   "cache_dir": str(tmp_path / "cache")},

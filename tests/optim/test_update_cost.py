@@ -28,13 +28,6 @@ OPTIMIZERS = {
     "muon of CoLA": ["optim=muon", "method=cola", "optim.nesterov=false"],
 }
 
-ON_ONE_PROCESS = {
-    "normuon": ["optim=muon", "method=cola", "optim.second_momentum=0.95"],
-    "polar express": ["optim=muon", "method=cola", "optim.ns_coefficients=polar_express"],
-    "spectron": ["optim=spectron", "method=cola"],
-    "lora_muon": ["optim=lora_muon", "method=cola", "optim.nesterov=true"],
-}
-
 
 class Work(TorchDispatchMode):
     """Matmuls; other kernels on the device and collectives; and what these kernels read and write,
@@ -85,17 +78,8 @@ def part(parameter, shards):
     return torch.nn.Parameter(DTensor.from_local(rows, mesh, [Shard(0)], **options))
 
 
-@pytest.mark.parametrize("overrides", ON_ONE_PROCESS.values(), ids=ON_ONE_PROCESS)
-def test_what_a_step_of_one_process_does_is_what_is_said(overrides):
-    compare(overrides, 1)
-
-
 @pytest.mark.parametrize("overrides", OPTIMIZERS.values(), ids=OPTIMIZERS)
 def test_what_a_step_does_is_what_is_said(overrides, shards):
-    compare(overrides, shards)
-
-
-def compare(overrides, shards):
     """Of square, tall and wide matrices, in a step that makes no projection. Left out are bytes of
     rows' and columns' norms, and zeros added to rank 1 so that processes get rows of it alike."""
     config = make_config("model=60m", "model.n_layers=1", *overrides)
