@@ -17,6 +17,7 @@ from cola_train.data.options import TokensOptions
 from cola_train.errors import UserError
 from cola_train.methods.full.options import FullOptions
 from cola_train.methods.recipe import Recipe, by_size
+from cola_train.schedule import learning_rate
 
 # (overrides after the tiny defaults, what the message must name)
 BAD_OPTIONS = [
@@ -187,6 +188,11 @@ def test_every_config_group_and_experiment_loads(corpus, monkeypatch):
             assert config.optim.betas == [0.9, 0.999] and config.optim.weight_decay == 0.01
             assert config.optim.clip == 0.5 and config.batch_size == 512
             assert config.data.packing == "per_document" and config.data.tokenizer == "t5-base"
+            best = make_config(f"experiment=best_{size}", f"method={method}")
+            assert (best.model, best.data, best.train) == (config.model, config.data, config.train)
+            assert (best.optim.name, best.optim.lr) == ("muon", 2 * lr)
+            assert learning_rate(best.optim, steps - steps // 5, steps) == 2 * lr
+            assert learning_rate(best.optim, steps, steps) == 0
     assert rank_of("model=130m") == 256
     assert rank_of("model=1b", "method.rank_ratio=0.125") == 256
     assert rank_of("method.rank=7", "method.rank_ratio=0.5") == 7
