@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from cola_train import costs
-from cola_train.compare.plan import Plan
+from cola_train.compare.plan import Plan, has_lost
 from cola_train.config.schema import Config
 from cola_train.errors import UserError
 
@@ -197,7 +197,7 @@ def goes_on(plan: Plan, arm: str, short: Sequence[Member], lines: Mapping[str, L
     base = [member for member in short if member.arm == plan.baseline]
     if not all(finished(member, lines) for member in base) or not any(losses(base, lines)):
         return False
-    return min(losses(own, lines))[0] <= min(losses(base, lines))[0] - plan.drop
+    return not has_lost(plan.drop, min(losses(own, lines))[0], min(losses(base, lines))[0])
 
 
 def step_seconds(line: Line) -> float:

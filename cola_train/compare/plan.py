@@ -115,6 +115,12 @@ def plain(plan: Plan) -> Mapping[str, Any]:
     return dataclasses.asdict(plan)
 
 
+def has_lost(drop: float, best: float, baseline: float) -> bool:
+    """The rule of `drop`: whether an arm has no whole runs, by the lowest losses of its short runs
+    and of the baseline's."""
+    return best > baseline - drop
+
+
 def of_plan(plan: Plan, lines: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
     """Those of a ledger's lines that the plan's report shows, by their words alone: an arm whose
     options are of an earlier version, which no config can be made of, has what it had."""

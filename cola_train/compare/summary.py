@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from cola_train.compare import verdicts
+from cola_train.compare.plan import has_lost
 
 Line = Mapping[str, Any]  # of the ledger
 OWN = {"seed"}  # settings of a run rather than of an arm
@@ -237,7 +238,7 @@ def _dropped(plan: Mapping[str, Any], name: str, short: float, base_short: float
     """Whether the plan's rule lets an arm have no whole runs, by the best of its short ones."""
     if plan["drop"] is None or name == plan["baseline"] or base_short is None:
         return False
-    return bool(short > base_short - plan["drop"])
+    return has_lost(plan["drop"], short, base_short)
 
 
 def _or_last(value: float | None) -> float:
