@@ -107,7 +107,7 @@ def write_plan(folder: Path, plan: Plan) -> None:
     """Raises OSError if the folder cannot be written."""
     values = plain(plan)
     text = yaml.safe_dump(values, sort_keys=False, default_flow_style=None, width=100)
-    write_text(folder / PLAN, f"# A comparison; `cola-compare folder={folder}` goes on.\n{text}")
+    write_text(folder / PLAN, f"# A comparison; in its folder, `cola-compare folder=.` goes on.\n{text}")
 
 
 def plain(plan: Plan) -> Mapping[str, Any]:
