@@ -107,7 +107,8 @@ def write_plan(folder: Path, plan: Plan) -> None:
     """Raises OSError if the folder cannot be written."""
     values = plain(plan)
     text = yaml.safe_dump(values, sort_keys=False, default_flow_style=None, width=100)
-    write_text(folder / PLAN, f"# A comparison; in its folder, `cola-compare folder=.` goes on.\n{text}")
+    comment = "# A comparison; in its folder, `cola-compare folder=.` goes on."
+    write_text(folder / PLAN, f"{comment}\n{text}")
 
 
 def plain(plan: Plan) -> Mapping[str, Any]:
