@@ -35,6 +35,7 @@ class ModelConfig:
     rank_ratio: PositiveFraction  # r / d_model, unless the method's own option says otherwise
     activation: str  # where the paper puts SiLU in low-rank layers of this size
     norm_eps: PositiveFloat = 1e-6  # of RMSNorm
+    embedding_std: PositiveFloat = 0.02  # with which the embedding begins
     rope_theta: PositiveFloat = 1e4  # base of the rotary embedding
     qk_norm: bool = False  # RMSNorm of each head's queries and keys, before they are rotated
     attention: Literal["sdpa", "flash"] = "sdpa"  # torch's own; flash: flash-attn, which needs CUDA

@@ -70,15 +70,17 @@ class Block(nn.Module):
 
 
 class Embedding(nn.Module):
-    def __init__(self, vocab_size: int, d_model: int) -> None:
+    def __init__(self, vocab_size: int, d_model: int, std: float) -> None:
+        """std: with which it begins."""
         super().__init__()
+        self.std = std
         self.weight = nn.Parameter(torch.empty(vocab_size, d_model))
 
     def forward(self, tokens_BT: Tensor) -> Tensor:
         return F.embedding(tokens_BT, self.weight)
 
     def init(self, name: str) -> Fill:
-        return normal(INIT_STD)
+        return normal(self.std)
 
 
 class Head(nn.Module):
@@ -118,7 +120,7 @@ class Llama(nn.Module):
         super().__init__()
         self.config = config
         self.max_length = max_length
-        self.embedding = Embedding(config.vocab_size, config.d_model)
+        self.embedding = Embedding(config.vocab_size, config.d_model, config.embedding_std)
         self.layers = nn.ModuleList(Block(config, layers) for _ in range(config.n_layers))
         self.norm = RMSNorm(config.d_model, config.norm_eps)
         self.head = Head(config.d_model, config.vocab_size)

@@ -12,8 +12,9 @@ from cola_train.data.shards import TOKENIZER
 from cola_train.errors import UserError
 from cola_train.run.recorded import read_recorded, recorded_config
 
-# Of the model: its name, a choice of kernels, and hints of which the method says what it made.
-OTHERS = ("name", "attention", "rank_ratio", "activation")
+# Of the model: its name, a choice of kernels, how it begins, and hints of which the method says
+# what it made.
+OTHERS = ("name", "attention", "embedding_std", "rank_ratio", "activation")
 
 
 def about(config: Config, document_mask: bool, version: str, tokenizer: str) -> dict[str, Any]:

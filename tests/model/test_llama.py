@@ -118,8 +118,12 @@ def test_init_is_the_official_codes(config_of):
         assert abs(weight.mean().item()) < 5 * std / math.sqrt(weight.numel())
     product = layer.mlp.gate_B @ layer.mlp.gate_A
     assert product.std().item() == pytest.approx((d + f) ** -0.5, rel=0.02)
-    for weight in (model.embedding.weight, model.head.weight):
-        assert weight.std().item() == pytest.approx(0.02, rel=5 / math.sqrt(2 * weight.numel()))
+    wide = real_model(config_of("model=60m", "model.n_layers=1", "model.embedding_std=0.5"))
+    for weight, std in (
+        (model.embedding.weight, 0.02), (model.head.weight, 0.02),
+        (wide.embedding.weight, 0.5), (wide.head.weight, 0.02),
+    ):  # fmt: skip
+        assert weight.std().item() == pytest.approx(std, rel=5 / math.sqrt(2 * weight.numel()))
 
 
 @pytest.mark.parametrize("method", ["full", "cola"])
