@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from cola_train.commands.cli import compose, parse_flags, run_composed
-from cola_train.commands.overrides import check_overrides
+from cola_train.commands.config_file import read_command_line
 from cola_train.compare.journal import Journal
 from cola_train.compare.ledger import locked, read_ledger
 from cola_train.compare.members import Members
@@ -50,8 +50,9 @@ class CompareOptions:
     """What `cola-compare` takes beside every option of `cola-train`, which all runs get."""
 
     folder: PathText = "comparisons/mine"  # the comparison's own; what is in it goes on
-    methods: list[str] = field(default_factory=list)  # names; added to what is compared so far
-    # name of yours -> overrides: methods with options; {big:["method.rank=64"]}; added too
+    # names; added to what is compared so far
+    methods: Annotated[list[str], OneOrMore()] = field(default_factory=list)
+    # methods with options: your name -> overrides, {big:[method=cola,method.rank=64]}; added too
     arms: dict[str, list[str]] = field(default_factory=dict)
     baseline: str | None = None  # the one that others are compared with; null: the first
     tokens: PositiveFloat | None = None  # that the baseline sees in a whole run
@@ -75,7 +76,7 @@ OWN = {each.name for each in dataclasses.fields(CompareOptions)}
 def main() -> None:
     """The command `cola-compare`."""
     signal.signal(signal.SIGPIPE, signal.SIG_DFL)
-    arguments = re.sub(r"(^|\0)-j[\0=]?(\d+)(?=\0|$)", r"\1jobs=\2", "\0".join(sys.argv[1:]))
+    arguments = re.sub(r"(^|\0)-j[\0=]?([^\0]*)", r"\1jobs=\2", "\0".join(sys.argv[1:]))
     sys.argv[1:] = arguments.split("\0") if arguments else []
     if {"-m", "--multirun"} & set(sys.argv):
         print("error: --multirun: a comparison has lists, methods=[ONE,ANOTHER]", file=sys.stderr)
@@ -171,8 +172,8 @@ def is_own(word: str) -> bool:
 
 def composed(words: Sequence[str], checks: Any) -> Config:
     """What `cola-train WORDS` would run. Raises UserError for what is wrong with them."""
-    good, problems = check_overrides(list(words))
-    return load(compose(good, problems), problems, checks=checks)
+    line = read_command_line(list(words))  # which knows of a user's own groups
+    return load(compose(line.overrides, line.problems), line.problems, checks=checks)
 
 
 def planned(options: CompareOptions, before: Plan | None, typed: list[str]) -> Plan:
@@ -208,6 +209,11 @@ def planned(options: CompareOptions, before: Plan | None, typed: list[str]) -> P
         if name in ("baseline", "tokens", "budget", "lr_share", "common")
         and value != getattr(before, name)
     ]
+    if "lr" in said and bool(said["lr"]) != bool(before.lr):
+        changed.append(
+            f"lr: {'a grid' if said['lr'] else 'own'} here, and {before.lr or 'own'} in "
+            f"{options.folder}/{PLAN}"
+        )
     changed += [
         f"arms: {name} is {words} here, and {before.arms[name]} in {options.folder}/{PLAN}"
         for name, words in arms.items()

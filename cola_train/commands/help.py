@@ -25,6 +25,7 @@ class Command:
     about: str
     examples: str
     most_used: str  # options
+    sweeps: bool = True  # it takes --multirun
 
 
 COMMANDS = {
@@ -71,6 +72,7 @@ cola-compare methods=[ONE,ANOTHER] tokens=2e6 model=2m -j 2   into comparisons/m
 cola-compare methods=[THIRD] seeds=5          one more, and more seeds; what has run stays
 cola-compare folder=comparisons/60m methods=[ONE,ANOTHER] tokens=1e9 model=60m slurm=true""",
         "",
+        sweeps=False,
     ),
     "cola-export": Command(
         "a trained model as a folder that transformers loads: weights, tokenizer, model card.",
@@ -197,7 +199,11 @@ def screen(
         "More:",
         "  --help GROUP, --help GROUP=CHOICE, --help OPTION    each option with its meaning",
         "  --cfg job                                           the config that these words make",
-        "  -m, --multirun                                      several values: a sweep",
+        *(
+            ["  -m, --multirun                                      several values: a sweep"]
+            if said.sweeps
+            else []
+        ),
         "  --config-dir DIR                                    own groups, as DIR/model/mine.yaml",
         f'  eval "$({command} -sc install=bash)"               tab completion',
         "  --version, --hydra-help",

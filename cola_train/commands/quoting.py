@@ -3,7 +3,7 @@
 import re
 import shlex
 from collections.abc import Mapping
-from typing import Any, get_origin
+from typing import Any, get_args, get_origin
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override, OverrideType, QuotedString
@@ -23,8 +23,11 @@ def parse(text: str) -> Override | None:
 
 
 def quote(text: str, kind: Any) -> str:
-    """`option=value` with the value in quotes; in a list, each text."""
+    """`option=value` with the value in quotes; in a list, each text; in a mapping of lists of
+    texts, each text of each."""
     option, _, value = text.partition("=")
+    if get_origin(kind) is dict and is_texts(get_args(kind)[1]) and value.startswith("{"):
+        return f"{option}={{{','.join(map(_quoted_list, _items(value, '{}')))}}}"
     if get_origin(kind) is list and not is_texts(kind):
         return f"{option}=[{value}]"
     if not is_texts(kind):
@@ -89,6 +92,31 @@ def _key(text: Any) -> str:
 def in_a_shell(text: str, kind: Any) -> str:
     """The override as it must be typed for its value to be the text that was meant."""
     return shlex.quote(quote(text, kind))
+
+
+def _quoted_list(text: str) -> str:
+    """`name:[text,text]` with each text in quotes; what is no list there is one text."""
+    name, _, value = (part.strip() for part in text.partition(":"))
+    if not (value.startswith("[") and value.endswith("]")):
+        return f"{name}:{_quoted(value)}"
+    return f"{name}:[{','.join(map(_quoted, _items(value, '[]')))}]"
+
+
+def _items(text: str, ends: str) -> list[str]:
+    """What a list or a mapping has between its ends: commas in brackets or quotes part nothing."""
+    inside = text.strip().removeprefix(ends[0]).removesuffix(ends[1])
+    items, depth, quote = [""], 0, ""
+    for letter in inside:
+        if quote:
+            quote = "" if letter == quote else quote
+        elif letter in "\"'":
+            quote = letter
+        depth += (letter in "[{(") - (letter in ")}]") if not quote else 0
+        if letter == "," and not depth and not quote:
+            items.append("")
+        else:
+            items[-1] += letter
+    return [item.strip() for item in items if item.strip()]
 
 
 def _is_number(value: Any) -> bool:

@@ -165,8 +165,8 @@ def is_as_typed(kind: Any) -> bool:
 
 
 def is_texts(kind: Any) -> bool:
-    """Whether a type is a list of texts, a `OneOrMore` included."""
-    if get_origin(kind) is Annotated:
+    """Whether a type is a list of texts, optional or a `OneOrMore` included."""
+    if get_origin(kind) in (Annotated, *UNION_ORIGINS):
         return is_texts(get_args(kind)[0])
     return get_origin(kind) is list and is_text(get_args(kind)[0])
 

@@ -77,6 +77,24 @@ def test_of_a_list_each_item_is_quoted(typed, meant):
 
 
 @pytest.mark.parametrize(
+    ("typed", "meant"),
+    [
+        ("{big:[method=cola,method.rank=8], s:[ a=1 ]}",
+         {"big": ["method=cola", "method.rank=8"], "s": ["a=1"]}),
+        ("{b:[optim.betas=[0.9,0.99]]}", {"b": ["optim.betas=[0.9,0.99]"]}),
+        ("""{b:['a=",1]']}""", {"b": ['a=",1]']}),
+        ("{b:method=cola}", {"b": "method=cola"}),  # a type's check says what is wrong
+    ],
+)  # fmt: skip
+def test_overrides_in_a_mapping_need_no_quotes(typed, meant):
+    """Those of cola-compare's arms."""
+    (word,), problems = check_overrides(
+        [f"arms={typed}"], {"arms": dict[str, list[str]]}, groups={}
+    )
+    assert problems == [] and PARSER.parse_override(word).value() == meant
+
+
+@pytest.mark.parametrize(
     ("override", "named"),
     [
         ("optim.lr=1e-3,1e-2", "several values need --multirun (-m)"),
