@@ -18,8 +18,16 @@ from cola_train.files import parse_json
 LEDGER, LOCK = "ledger.jsonl", ".lock"
 
 Line = dict[str, Any]
-FIELDS = {
-    "member": str, "key": str, "arm": str, "phase": str, "state": str, "seed": int, "words": list,
+NUMBER = (int, float)
+FIELDS: dict[str, Any] = {
+    "member": str, "key": str, "arm": str, "phase": str, "lr": (*NUMBER, type(None)), "seed": int,
+    "state": str, "why": str, "words": list, "machine": str, "versions": dict, "date": str,
+}  # fmt: skip
+OF_DONE: dict[str, Any] = {  # what those that have ended well have too
+    "steps": int, "tokens": int, "flops": NUMBER, "flops_per_token": NUMBER, "val_loss": NUMBER,
+    "bits_per_byte": (*NUMBER, type(None)), "biased_batches": int, "curve": list,
+    "seconds": NUMBER, "tokens_per_second": NUMBER, "parameters": int, "trained_parameters": int,
+    "memory": dict, "peak_memory_bytes": NUMBER, "settings": dict,
 }  # fmt: skip
 
 
@@ -43,7 +51,8 @@ def read_ledger(folder: Path) -> dict[str, Line]:
             continue
         try:
             line = parse_json(text)
-            if not all(isinstance(line[name], kind) for name, kind in FIELDS.items()):
+            fields = FIELDS | (OF_DONE if line["state"] == "done" else {})
+            if not all(isinstance(line[name], kind) for name, kind in fields.items()):
                 raise ValueError
         except (ValueError, TypeError, KeyError):
             print(f"{path}: line {number} is damaged and left out", file=sys.stderr)

@@ -62,7 +62,7 @@ class Plan:
             if not name or not name.replace("-", "").replace(".", "").replace("_", "").isalnum()
         ]
         for place, words in {"common": self.common, **self.arms}.items():
-            names = [word.lstrip("+~").partition("=")[0] for word in words]
+            names = [option_of(word) for word in words]
             found += [f"{place}: {name}: {OWNED[name]}" for name in names if name in OWNED]
             if "resume=never" in words:
                 found.append(f"{place}: resume=never: a run that was stopped goes on; leave it out")
@@ -70,11 +70,23 @@ class Plan:
                 found.append(
                     f"{place}: optim.lr: the grid of lr says it; leave it out, or give lr=own"
                 )
+        everyones = [{option_of(word) for word in words} for words in self.arms.values()]
+        said = [option_of(word) for word in self.common]
+        found += [
+            f"common: {name}: has no effect, as every arm says its own; leave it out"
+            for name in dict.fromkeys(said)
+            if everyones and name in set.intersection(*everyones)
+        ]
         if len({f"{lr:g}" for lr in self.lr}) < len(self.lr):
             found.append(f"lr: {self.lr} has a rate twice")
         if self.drop is not None and not self.lr:
             found.append("drop: has no effect without a grid in lr, whose runs it goes by")
         return found
+
+
+def option_of(word: str) -> str:
+    """The name of the option or the group that an override sets."""
+    return word.lstrip("+~").partition("=")[0]
 
 
 def read_plan(folder: Path) -> Plan | None:
@@ -128,8 +140,12 @@ def of_plan(plan: Plan, lines: Iterable[Mapping[str, Any]]) -> list[Mapping[str,
     seeds, rates = range(plan.seeds), {*plan.lr, None}
 
     def is_of_it(line: Mapping[str, Any]) -> bool:
-        begins = [*plan.common, *plan.arms.get(line["arm"], [])]
-        its_own = line["arm"] in plan.arms and line["words"][: len(begins)] == begins
+        if line["arm"] not in plan.arms:
+            return False
+        begins = [*plan.common, *plan.arms[line["arm"]]]
+        words, more = line["words"][: len(begins)], line["words"][len(begins) :]
+        # what a run has beyond its arm's words begins with its steps
+        its_own = words == begins and more != [] and option_of(more[0]) == "train.steps"
         return its_own and line["seed"] in seeds and line["lr"] in rates
 
     return [line for line in lines if is_of_it(line)]

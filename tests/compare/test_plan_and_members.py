@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import sample_ledger
 
 from cola_train.commands import compare
 from cola_train.commands.compare import GRID, CompareOptions, composed, planned
@@ -72,6 +73,7 @@ def test_all_that_is_wrong_with_a_plan_is_named():
     assert "'a b' is no name" in said and "has a rate twice" in said and "a b: seed: " in said
     assert "drop: has no effect" in problems_of(drop=0.1)
     assert "arms: there is none" in problems_of(arms={})
+    assert "common: method: has no effect" in problems_of(common=["+method=galore", *TINY])
     assert "optim.lr: the grid of lr says it" in problems_of(
         lr=[1e-3], common=[*TINY, "optim.lr=1e-3"]
     )
@@ -110,6 +112,8 @@ def test_what_is_typed_later_adds_and_changes_nothing_that_has_run():
     changing = CompareOptions(
         arms={"wide": ["method=cola"]}, tokens=2e6, budget="flops", baseline="cola", lr_share=0.5
     )
+    with pytest.raises(UserError, match="lr: own here"):
+        planned(CompareOptions(lr=["own"]), second, [])
     with pytest.raises(UserError) as error:
         planned(changing, second, [*TINY, "train.z_loss=1e-4"])
     assert [problem.split(":")[0] for problem in error.value.problems] == [
@@ -196,18 +200,21 @@ def test_equal_time_by_measured_speed():
 
 
 def test_a_line_cut_short_costs_itself_alone(tmp_path, capsys):
-    of = {"key": "k", "arm": "a", "phase": "lr", "state": "done", "seed": 0, "words": []}
+    of = sample_ledger.line(sample_ledger.plan(["a"]), "a", "final", 0, 1e-3)
+    del of["member"]
     append(tmp_path, {"member": "one", **of})
     append(tmp_path, {"member": "two", **of})
     path = tmp_path / "ledger.jsonl"
     path.write_bytes(path.read_bytes()[:-20])  # a crash, a full disk
     append(tmp_path, {"member": "three", **of})
     append(tmp_path, {"member": "one", **of, "state": "failed"})
+    append(tmp_path, {"member": "one", **of, "val_loss": "low"})
     assert {name: each["state"] for name, each in read_ledger(tmp_path).items()} == {
         "three": "done", "one": "failed"
     }  # fmt: skip
-    assert "line 2 is damaged" in capsys.readouterr().err
-    assert len(path.read_text().splitlines()) == 4  # nothing is ever removed
+    said = capsys.readouterr().err
+    assert "line 2 is damaged" in said and "line 5 is damaged" in said
+    assert len(path.read_text().splitlines()) == 5  # nothing is ever removed
 
 
 def test_one_command_at_a_time(tmp_path):
@@ -253,13 +260,15 @@ def test_a_report_runs_nothing_and_changes_nothing(tmp_path, command):
 
 
 def test_a_report_shows_arms_whose_options_are_gone(tmp_path, command):
-    """Not those of another plan: their words begin otherwise, or no seed or rate is the plan's."""
+    """Not those of another plan: the arm had other words, or no seed or rate is the plan's."""
     now = plan(arms={"full": ["method=full"], "gone": ["method.gone=1"]}, lr=[1e-3])
     write_plan(tmp_path, now)
-    start = {**LINE, "words": [*now.common, *now.arms["gone"], "seed=0"], "arm": "gone"}
+    arm = [*now.common, *now.arms["gone"]]
+    start = {**LINE, "words": [*arm, "train.steps=10", "seed=0"], "arm": "gone"}
     for member, change in {
         "gone+seed-0": {}, "gone+seed-9": {"seed": 9}, "gone+lr-0.5": {"lr": 0.5},
         "gone+lr-0.001": {"words": ["method.gone=2"]},
+        "gone+seed-1": {"seed": 1, "words": [*arm, "method.more=1", "train.steps=10", "seed=1"]},
     }.items():  # fmt: skip
         append(tmp_path, {**start, "member": member, "key": member, **change})
     assert [of["member"] for of in of_plan(now, read_ledger(tmp_path).values())] == ["gone+seed-0"]
