@@ -7,6 +7,7 @@ from cola_train.compare.verdicts import BETTER, UNTOLD, WORSE, lower
 
 Summary = Mapping[str, Any]
 EDGE = "edge"  # learning rates at the grid's end
+DROPPED = "dropped"  # a state of an arm
 
 
 def title(summary: Summary) -> str:
@@ -65,11 +66,12 @@ def _drop(drop: float, base: str) -> str:
 
 
 def findings(summary: Summary) -> Iterator[tuple[str, str]]:
-    """(verdict, sentence) for each verdict that some arm has, best news first; and `EDGE`."""
+    """(verdict, sentence) for each verdict that some arm has, best news first; then `DROPPED` and
+    `EDGE`."""
     base = summary["plan"]["baseline"]
     intros = {
-        BETTER: f"Better than {base}, by the 95 % interval over seeds",
-        WORSE: f"Worse than {base}, by the 95 % interval over seeds",
+        BETTER: f"Perplexity better than {base}'s, by the 95 % interval over seeds",
+        WORSE: f"Perplexity worse than {base}'s, by the 95 % interval over seeds",
         UNTOLD: f"Not told apart from {base} by these seeds, which does not mean equal",
         "one seed": f"With one seed, so nothing is known of the difference to {base}",
     }
@@ -83,6 +85,9 @@ def findings(summary: Summary) -> Iterator[tuple[str, str]]:
         ]
         if named:
             yield verdict, f"{intro}: {', '.join(named)}."
+    dropped = [arm["name"] for arm in summary["arms"] if arm["state"] == DROPPED]
+    if dropped:
+        yield DROPPED, f"Dropped after the short runs, by the rule below: {', '.join(dropped)}."
     edge = [arm["name"] for arm in summary["arms"] if arm["lr_edge"]]
     if edge:
         words = "Chosen at the end of the grid, so that a better learning rate may lie beyond it"

@@ -123,6 +123,7 @@ def test_states_are_said_while_members_are_missing_or_have_failed():
         "muon": ("unfinished", "3 of 4 learning rates tried"),
         "wild": ("waiting", "not begun"),
     }
+    assert dict(findings(found))["dropped"].endswith("the rule below: high.")
 
 
 def test_the_grids_end_is_flagged_where_it_wins():
