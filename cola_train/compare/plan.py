@@ -148,4 +148,9 @@ def of_plan(plan: Plan, lines: Iterable[Mapping[str, Any]]) -> list[Mapping[str,
         its_own = words == begins and more != [] and option_of(more[0]) == "train.steps"
         return its_own and line["seed"] in seeds and line["lr"] in rates
 
-    return [line for line in lines if is_of_it(line)]
+    found = [line for line in lines if is_of_it(line)]
+    short = [line for line in found if line["phase"] == "lr" and line["state"] == "done"]
+    short.sort(key=lambda line: line["val_loss"], reverse=True)
+    best = {line["arm"]: line["lr"] for line in short}
+    # a whole run at a rate that another has beaten since is of an earlier grid
+    return [of for of in found if of["phase"] != "final" or of["lr"] == best.get(of["arm"])]

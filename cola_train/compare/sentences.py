@@ -8,6 +8,7 @@ from cola_train.compare.verdicts import BETTER, UNTOLD, WORSE, lower
 Summary = Mapping[str, Any]
 EDGE = "edge"  # learning rates at the grid's end
 DROPPED = "dropped"  # a state of an arm
+OTHER_TEXT = "other text"  # data have changed, or arms have their own
 
 
 def title(summary: Summary) -> str:
@@ -66,8 +67,8 @@ def _drop(drop: float, base: str) -> str:
 
 
 def findings(summary: Summary) -> Iterator[tuple[str, str]]:
-    """(verdict, sentence) for each verdict that some arm has, best news first; then `DROPPED` and
-    `EDGE`."""
+    """(verdict, sentence) for each verdict that some arm has, best news first; then `OTHER_TEXT`,
+    `DROPPED` and `EDGE`."""
     base = summary["plan"]["baseline"]
     intros = {
         BETTER: f"Perplexity better than {base}'s, by the 95 % interval over seeds",
@@ -85,12 +86,23 @@ def findings(summary: Summary) -> Iterator[tuple[str, str]]:
         ]
         if named:
             yield verdict, f"{intro}: {', '.join(named)}."
+    others = [arm["name"] for arm in summary["arms"] if not arm["same_text"]]
+    if others:
+        yield (
+            OTHER_TEXT,
+            (
+                f"Not all validated on the text of {base} with its tokenizer, so that perplexities "
+                f"cannot be compared: {', '.join(others)}."
+            ),
+        )
     dropped = [arm["name"] for arm in summary["arms"] if arm["state"] == DROPPED]
     if dropped:
         yield DROPPED, f"Dropped after the short runs, by the rule below: {', '.join(dropped)}."
     edge = [arm["name"] for arm in summary["arms"] if arm["lr_edge"]]
     if edge:
         words = "Chosen at the end of the grid, so that a better learning rate may lie beyond it"
+        if len(summary["plan"]["lr"]) == 1:
+            words = "Only one learning rate was tried, and others may be better"
         yield EDGE, f"{words}: {', '.join(edge)}."
 
 

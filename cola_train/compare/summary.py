@@ -82,11 +82,18 @@ def _arm(
         **_costs(finals or _done(own, "lr") or _done(own, "speed")),
         "curve": _curve(finals),
         "settings": finals[0]["settings"] if finals else {},
+        "same_text": len(_texts(own) | _texts(runs[plan["baseline"]])) <= 1,
     }
 
 
 def _done(lines: Sequence[Line], phase: str) -> list[Line]:
     return [line for line in lines if line["phase"] == phase and line["state"] == "done"]
+
+
+def _texts(lines: Sequence[Line]) -> set[float]:
+    """Tokens by bytes of the validation text, which tell a text or a tokenizer from another."""
+    known = [line for line in lines if line["state"] == "done" and line["bits_per_byte"]]
+    return {round(line["bits_per_byte"] / line["val_loss"], 6) for line in known}
 
 
 def _losses(finals: Sequence[Line]) -> dict[int, float]:

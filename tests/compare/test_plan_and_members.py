@@ -276,6 +276,19 @@ def test_a_report_shows_arms_whose_options_are_gone(tmp_path, command):
     assert "out of memory" in (tmp_path / "report.md").read_text()
 
 
+def test_a_report_has_whole_runs_at_the_best_rate_alone():
+    now = plan(lr=[1e-3, 2e-3])
+    of = {
+        "arm": "full",
+        "seed": 0,
+        "state": "done",
+        "words": [*TINY, "method=full", "train.steps=9"],
+    }
+    runs = [("lr", 1e-3, 3.0), ("lr", 2e-3, 2.9), ("final", 1e-3, 2.4), ("final", 2e-3, 2.5)]
+    lines = [{**of, "phase": phase, "lr": lr, "val_loss": loss} for phase, lr, loss in runs]
+    assert of_plan(now, lines) == [lines[0], lines[1], lines[3]]
+
+
 def test_mistakes_end_with_2_and_leave_nothing(tmp_path, command, monkeypatch):
     monkeypatch.chdir(tmp_path)  # no clone
     folder = f"folder={tmp_path}/mine"

@@ -93,6 +93,14 @@ def test_the_last_line_of_a_member_counts_and_no_other_arms():
     assert arms["thin"]["seeds"][-1]["perplexity"] == math.exp(5.0)
 
 
+def test_arms_that_were_validated_on_another_text_are_named():
+    its_plan = plan(["plain", "thin", "wild"])
+    lines = finished(its_plan)
+    assert "other text" not in dict(findings(summary(its_plan, lines)))
+    lines[-1]["bits_per_byte"] *= 1.01  # with as many tokens, fewer bytes
+    assert dict(findings(summary(its_plan, lines)))["other text"].endswith(": wild.")
+
+
 def test_states_are_said_while_members_are_missing_or_have_failed():
     its_plan = plan([*NAMES, "high"], drop=-0.1)
     lines = {of["member"]: of for of in finished(its_plan)}
