@@ -5,6 +5,7 @@ of the grid, then whole ones at the best of them, with other seeds. Imports no t
 """
 
 import dataclasses
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -102,7 +103,22 @@ def read_plan(folder: Path) -> Plan | None:
         return None
     except (OSError, ValueError) as error:
         raise UserError(f"{path}: cannot be read: {error}") from error
+    if isinstance(values, dict):
+        values = {
+            name: value if name in ("arms", "common", "baseline") else _as_meant(value)
+            for name, value in values.items()
+        }
     return checked_plan(values, str(path))
+
+
+def _as_meant(value: Any) -> Any:
+    """1e-3 and 2e6 as numbers, which YAML takes for texts."""
+    if isinstance(value, list):
+        return [_as_meant(item) for item in value]
+    if not isinstance(value, str) or not re.fullmatch(r"-?\d+(\.\d*)?e[-+]?\d{1,3}", value, re.I):
+        return value
+    number = float(value)
+    return int(number) if number.is_integer() else number
 
 
 def checked_plan(values: Any, place: str) -> Plan:

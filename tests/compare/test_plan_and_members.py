@@ -86,6 +86,8 @@ def test_nonsense_in_the_file_is_refused_by_its_name(tmp_path):
     path = tmp_path / "comparison.yaml"
     text = path.read_text()
     assert read_plan(tmp_path) == plan(lr=[1e-3])
+    path.write_text(text.replace("[0.001]", "[1e-3]").replace("tokens: 256000", "tokens: 2.56e5"))
+    assert read_plan(tmp_path) == plan(lr=[1e-3])  # as one types it
     for nonsense in ("- 1", "", "{", "arms: 3", text.replace("seeds: 2", "seeds: many"),
                      text + "sedes: 2", text.replace("[method=cola]", "null"),
                      text.replace("tokens: 256000", "tokens: -1")):  # fmt: skip
