@@ -9,6 +9,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import sample_ledger
+
 from cola_train.compare import journal, slurm
 from cola_train.compare.journal import Journal, run_folder
 from cola_train.compare.members import Member
@@ -63,9 +65,10 @@ class MadeUp:
 def open_journal(folder: Path, retry: bool = False) -> Journal:
     """Whose runs are done by their status.json alone."""
     folder.mkdir(exist_ok=True)
+    sample = sample_ledger.plan(["full", "cola"])
     line: Callable[[Member, Path], dict[str, Any]] = lambda each, _: {  # noqa: E731
-        "member": each.name, "key": each.key, "arm": each.arm, "phase": each.phase,
-        "seed": each.seed, "state": "done", "why": "", "val_loss": 3.0, "seconds": 1.0,
+        **sample_ledger.line(sample, each.arm, each.phase, each.seed, each.lr),
+        "member": each.name, "key": each.key,
     }  # fmt: skip
     journal.done_line = line
     return Journal(folder, MadeUp(), retry)  # type: ignore[arg-type]
