@@ -1,5 +1,6 @@
 """`--help`: a screen for each command, `--help GROUP` for a group's options."""
 
+import textwrap
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -16,6 +17,8 @@ from cola_train.config.describe import Option, about, options_of
 from cola_train.config.fields import unknown
 from cola_train.config.hints import meant
 from cola_train.errors import UserError
+
+WIDTH = 110  # of a screen's line
 
 
 @dataclass(frozen=True)
@@ -193,7 +196,9 @@ def screen(
     for group in listed:
         first = default_choice(group)
         names = [f"{name}*" if name == first else name for name in groups.get(group, {})]
-        yield f"  {group:12}{'  '.join(names) or 'options alone'}"
+        line = f"  {group:12}{'  '.join(names) or 'options alone'}"
+        wrapped = textwrap.wrap(line, WIDTH, subsequent_indent=" " * 14, drop_whitespace=False)
+        yield from (part.rstrip() for part in wrapped)
     yield from (
         "",
         "More:",
