@@ -191,6 +191,7 @@ def test_every_config_group_and_experiment_loads(corpus, monkeypatch):
             best = make_config(f"experiment=best_{size}", f"method={method}")
             assert (best.model, best.data, best.train) == (config.model, config.data, config.train)
             assert (best.optim.name, best.optim.lr) == ("muon", 2 * lr)
+            assert getattr(best.method, "init_scale", None) == {"cola": 0.5}.get(method)
             assert learning_rate(best.optim, steps - steps // 5, steps) == 2 * lr
             assert learning_rate(best.optim, steps, steps) == 0
     assert rank_of("model=130m") == 256
