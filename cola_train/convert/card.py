@@ -13,7 +13,8 @@ from cola_train.config.schema import Config
 from cola_train.run.identity import is_start
 from cola_train.run.metrics import read_metrics
 
-TRANSFORMERS = "4.50"  # the least version that loads what is exported
+# the least version that loads what is exported, and the one that has Qwen3
+TRANSFORMERS, WITH_QK_NORM = "4.50", "4.51"
 # Of a machine, not of a recipe.
 LOCAL = (
     "cache_dir", "workers", "verify", "threads", "log_every", "hang_seconds", "micro_batch_size",
@@ -46,10 +47,12 @@ def card(checkpoint: Path, parameters: int, modeling: bool, dtype: str) -> str:
 def front_matter(config: Config) -> Iterator[str]:
     """What the Hugging Face hub reads."""
     yield from ("---", "library_name: transformers", "pipeline_tag: text-generation")
-    yield from (f"tags: [cola_train, {config.method.folded.model_type}]", "---", "")
+    kind = config.method.folded.exported_type(config.model)
+    yield from (f"tags: [cola_train, {kind}]", "---", "")
 
 
 def use(config: Config, modeling: bool, dtype: str) -> Iterator[str]:
+    least = WITH_QK_NORM if config.model.qk_norm else TRANSFORMERS
     trust = ", trust_remote_code=True" if modeling else ""
     yield from (
         "## Use",
@@ -64,7 +67,7 @@ def use(config: Config, modeling: bool, dtype: str) -> Iterator[str]:
         "print(tokenizer.batch_decode(model.generate(**inputs, max_new_tokens=64)))",
         "```",
         "",
-        f"It needs transformers {TRANSFORMERS} or newer. The weights are in {dtype}.",
+        f"It needs transformers {least} or newer. The weights are in {dtype}.",
     )
     if modeling:
         yield "`trust_remote_code=True` runs the modeling file of this folder; read it first."

@@ -1,7 +1,7 @@
 """What a folder's config.json says of its model, as our options. Imports no torch.
 
-Of models with LLaMA's equations, in the words of transformers' LlamaConfig. What a method has
-beside them, its options read and write (`MethodOptions.of_exported`, `exported`).
+Of models with LLaMA's equations, in the words of transformers' LlamaConfig, which Qwen3's shares.
+What a method has beside them, its options read and write (`MethodOptions.of_exported`, `exported`).
 """
 
 from collections.abc import Iterator, Mapping
@@ -23,7 +23,10 @@ CONFIG = "config.json"
 
 # Methods by the model_type of their models, the first of several.
 METHOD_OF = {
-    str(of.model_type): name for name, of in reversed(METHODS.items()) if of.model_type is not None
+    kind: name
+    for name, of in reversed(METHODS.items())
+    for kind in (of.model_type, of.qk_norm_type)
+    if kind is not None
 }
 
 # LlamaConfig's name: ours, of what a config.json must say.
@@ -112,8 +115,9 @@ def _problems(fields: Mapping[str, Any]) -> Iterator[str]:
         yield f"head_dim: {fields['head_dim']}, and this model's is {width} / {heads}"
     if fields.get("hidden_act", "silu") not in ("silu", "swish"):
         yield f"hidden_act: {fields['hidden_act']!r}, and this model has silu alone"
+    sliding = fields.get("use_sliding_window", True)  # else a window that is said has no effect
     for name in ("attention_bias", "mlp_bias", "sliding_window", "quantization_config"):
-        if fields.get(name):
+        if fields.get(name) and (sliding or name != "sliding_window"):
             yield f"{name}: {fields[name]!r}, which this model has not"
     for name, value in _rotary(fields).items():
         if name != "rope_theta" and [name, value] not in ORDINARY_ROTARY:
@@ -134,6 +138,12 @@ def _rotary(fields: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in found.items() if value is not None}
 
 
+def _normed(fields: Mapping[str, Any]) -> Any:
+    """What is said of `model.qk_norm`, by the type or by a field."""
+    kind = METHODS[METHOD_OF[fields["model_type"]]].qk_norm_type
+    return fields.get("qk_norm", False) if kind is None else fields["model_type"] == kind
+
+
 def _is_size(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value >= 1
 
@@ -149,6 +159,7 @@ def _described(fields: Mapping[str, Any], path: Path) -> Description:
         "name": path.absolute().parent.name,
         "norm_eps": fields.get("rms_norm_eps", NORM_EPS),
         "rope_theta": _rotary(fields).get("rope_theta", ROPE_THETA),
+        "qk_norm": _normed(fields),
         # hints for methods that have them
         "rank_ratio": of_method["rank"] / width if of_method.get("rank") else ANY_RATIO,
         "activation": of_method.get("activation", ""),

@@ -113,15 +113,16 @@ def config_json(
 ) -> dict[str, Any]:
     """In the words of transformers' LlamaConfig, and the method's own."""
     model, method = config.model, config.method
-    assert method.model_type is not None
-    prefix = method.model_type.capitalize()
+    kind = method.exported_type(model)
+    assert kind is not None
+    prefix = kind.capitalize()
     remote = {}
     if modeling is not None:
         remote["auto_map"] = {a: f"{modeling.stem}.{prefix}{end}" for a, end in CLASSES.items()}
     return {
         "architectures": [f"{prefix}ForCausalLM"],
         **remote,
-        "model_type": method.model_type,
+        "model_type": kind,
         **method.exported(model),
         "vocab_size": model.vocab_size,
         "hidden_size": model.d_model,

@@ -11,7 +11,12 @@ OUTSIDE = {
     "norm.weight": "model.norm.weight",
     "head.weight": "lm_head.weight",
 }
-NORMS = {"attention_norm": "input_layernorm", "mlp_norm": "post_attention_layernorm"}
+NORMS = {
+    "attention_norm": "input_layernorm",
+    "mlp_norm": "post_attention_layernorm",
+    "attention.q_norm": "self_attn.q_norm",  # Qwen3's
+    "attention.k_norm": "self_attn.k_norm",
+}
 ATTENTION = ("q", "k", "v", "o")
 PROJECTION = re.compile(
     r"layers\.(\d+)\.(?:attention|mlp)(?:\.\w+)?\.(q|k|v|o|gate|up|down)(?:_([AB]))?"

@@ -46,6 +46,8 @@ class MethodOptions(ABC):
     needs_matrices: ClassVar[bool] = False  # its optimizer's update is not element by element
     warm_starts: ClassVar[tuple[str, ...]] = ()  # methods all of whose weights it has; `warm_start`
     model_type: ClassVar[str | None] = None  # of its models in config.json, if any say what it is
+    # The same of models with model.qk_norm; None: the same type, where a field `qk_norm` says so.
+    qk_norm_type: ClassVar[str | None] = None
     # The module with which transformers runs models of that type, where it has none of its own:
     # its classes are named by the type, LlamaForCausalLM. Exports carry its file.
     modeling: ClassVar[str | None] = None
@@ -81,6 +83,10 @@ class MethodOptions(ABC):
     def folded(self) -> "MethodOptions":
         """Of the plainest model that `Method.fold` makes weights for, as exports have it."""
         return self
+
+    def exported_type(self, model: ModelConfig) -> str | None:
+        """What config.json of an exported model says of its type; None: there is none."""
+        return (self.qk_norm_type if model.qk_norm else None) or self.model_type
 
     def exported(self, model: ModelConfig) -> dict[str, Any]:
         """What config.json of an exported model of a `model_type` says beside that and the model's

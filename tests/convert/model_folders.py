@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import LlamaConfig, LlamaForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
 from cola_train.convert.reading import Folder
 from cola_train.methods.base import build_method
@@ -23,6 +23,16 @@ TINY = {
 def llama(**fields: object) -> LlamaForCausalLM:
     torch.manual_seed(0)
     return LlamaForCausalLM(LlamaConfig(**{**TINY, **fields})).eval()
+
+
+def qwen3() -> Qwen3ForCausalLM:
+    """Of as many heads of keys as of queries, its norms not what they begin with."""
+    torch.manual_seed(0)
+    model = Qwen3ForCausalLM(Qwen3Config(**TINY, head_dim=16, num_key_value_heads=2)).eval()
+    for name, weight in model.named_parameters():
+        if "norm" in name:
+            weight.data.add_(0.3 * torch.randn_like(weight))
+    return model
 
 
 def ours(folder: Folder) -> Llama:

@@ -25,8 +25,10 @@ CASES = {
     **{f"cola-{a}": f"method=cola method.activation={a}" for a in ("low_rank", "full_rank")},
     "dlr": "method=low_rank method.dlr=0.5",
     "ranks": "method=cola method.ranks={q:3,up:5,down:16}",
+    "full-qk_norm": "method=full model.qk_norm=true",
+    "cola-qk_norm": "method=cola model.qk_norm=true",
 }
-OWN = ("cola", "low_rank", "cola-low_rank", "cola-full_rank", "dlr", "ranks")  # not LLaMA
+OWN = ("cola", "low_rank", "cola-low_rank", "cola-full_rank", "dlr", "ranks", "cola-qk_norm")
 TEXTS = [
     "the cat runs", " ", "", "a\n\n\tb  c", "naïve café ☃ 中文 \u0000 🤖", "<|endoftext|>",
     "the<|endoftext|>cat", "</s>", "the </s>cat</s><extra_id_1>sees", "a<extra_id_0> <pad>",
@@ -107,7 +109,8 @@ def greedy(model: Llama, prompt: list[int]) -> list[int]:
 @pytest.mark.parametrize("name", CASES)
 def test_transformers_computes_what_the_run_did(name, exports, answers):
     model, found = load_model(exports / "runs" / name), answers["models"][list(CASES).index(name)]
-    assert found["class"] == ("ColaForCausalLM" if name in OWN else "LlamaForCausalLM")
+    theirs = "Qwen3" if name == "full-qk_norm" else "Llama"
+    assert found["class"] == f"{'Cola' if name in OWN else theirs}ForCausalLM"
     logits = model(torch.tensor(answers["tokens"]))
     torch.testing.assert_close(torch.tensor(found["logits"]), logits, atol=1e-5, rtol=0)
     assert found["alone"] == [greedy(model, prompt) for prompt in answers["prompts"]]

@@ -115,11 +115,14 @@ def test_another_model_does_not_begin_there(imported, tiny, tmp_path, capsys) ->
     assert "method: cola in the checkpoint, full here" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("method", ["cola", "full"])
+NORMED = [f"{method} model.qk_norm=true" for method in ("cola", "full")]
+
+
+@pytest.mark.parametrize("method", ["cola", "full", *NORMED])
 def test_a_run_exported_and_imported_is_the_same_again(method, tiny, tmp_path) -> None:
     run = tmp_path / "run"
-    options = [*tiny, *SHAPE, f"method={method}", "train.steps=2", "optim.lr=0.03"]
-    if method == "cola":
+    options = [*tiny, *SHAPE, *f"method={method}".split(), "train.steps=2", "optim.lr=0.03"]
+    if method.startswith("cola"):
         options += [f"method.rank={R}", "method.activation=low_rank"]
     assert exit_code_of([*options, "evaluation.sample_tokens=0", f"run_dir={run}"]) == 0
     first, second, again = (tmp_path / name for name in ("first", "again/run", "second"))

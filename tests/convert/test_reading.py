@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from model_folders import llama, ours, tokens, write_config
+from model_folders import llama, ours, qwen3, tokens, write_config
 from safetensors.torch import load_file, save_file
 
 from cola_train.convert.reading import open_folder
@@ -27,11 +27,11 @@ def as_torch_files(folder: Path) -> None:
     (folder / "pytorch_model.bin.index.json").write_text(json.dumps({"weight_map": places}))
 
 
-@pytest.mark.parametrize("kind", ["whole", "sharded", "torch", "tied", "theta"])
+@pytest.mark.parametrize("kind", ["whole", "sharded", "torch", "tied", "theta", "qwen3"])
 @torch.no_grad()
-def test_llamas_weights_give_llamas_logits(kind: str, tmp_path: Path) -> None:
+def test_others_weights_give_their_logits(kind: str, tmp_path: Path) -> None:
     fields = {"tied": {"tie_word_embeddings": True}, "theta": {"rope_theta": 5e5}}.get(kind, {})
-    model = llama(**fields)
+    model = qwen3() if kind == "qwen3" else llama(**fields)
     model.save_pretrained(tmp_path, max_shard_size="20KB" if kind == "sharded" else "1GB")
     if kind == "torch":
         as_torch_files(tmp_path)

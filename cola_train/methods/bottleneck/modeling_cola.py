@@ -6,6 +6,7 @@ backends, gradient checkpointing and the rest of `forward` are those of the tran
 installed.
 """
 
+from functools import partial
 from typing import Any, ClassVar
 
 from torch import Tensor, nn
@@ -23,7 +24,8 @@ PROJECTIONS = ("q", "k", "v", "o", "gate", "up", "down")
 class ColaConfig(LlamaConfig):
     """LLaMA's, the rank r of the linears, ranks of single projections (q, k, v, o, gate, up, down)
     that have another, and where SiLU stands: on the rank-r vectors (low_rank), on SwiGLU's gate
-    (full_rank), or on both."""
+    (full_rank), or on both. qk_norm: RMSNorm of each head's queries and keys before they are
+    rotated, as Qwen3 has it."""
 
     model_type = "cola"
     # Heads and the MLP's inner columns are shared out: what makes them by rows of B, what reads
@@ -41,6 +43,7 @@ class ColaConfig(LlamaConfig):
         rank: int = 128,
         activation: str = "low_rank",
         ranks: dict[str, int] | None = None,
+        qk_norm: bool = False,
         **kwargs: Any,
     ) -> None:
         """Raises ValueError for another activation or projection."""
@@ -51,6 +54,7 @@ class ColaConfig(LlamaConfig):
         self.rank = rank
         self.ranks = ranks
         self.activation = activation
+        self.qk_norm = qk_norm
         super().__init__(**kwargs)
 
 
@@ -67,6 +71,12 @@ class AutoEncoder(nn.Module):
         return self.B(self.act_fn(self.A(x)))
 
 
+def normed(norm: nn.Module, head_dim: int, _linear: nn.Module, _x: Any, y: Tensor) -> Tensor:
+    """A linear's output (..., heads x head_dim), each head normalised: a hook of the linear, so
+    that attention itself is LLaMA's."""
+    return norm(y.unflatten(-1, (-1, head_dim))).flatten(-2)
+
+
 class ColaDecoderLayer(LlamaDecoderLayer):
     """LLaMA's block, its seven linears replaced."""
 
@@ -79,6 +89,13 @@ class ColaDecoderLayer(LlamaDecoderLayer):
                     d_in, d_out = linear.in_features, linear.out_features
                     rank = (config.ranks or {}).get(name.removesuffix("_proj"), config.rank)
                     setattr(half, name, AutoEncoder(d_in, d_out, rank, silu))
+        if config.qk_norm:
+            attention, head_dim = self.self_attn, self.self_attn.head_dim
+            for name in "qk":
+                norm = LlamaRMSNorm(head_dim, eps=config.rms_norm_eps)
+                setattr(attention, f"{name}_norm", norm)
+                linear = getattr(attention, f"{name}_proj")
+                linear.register_forward_hook(partial(normed, norm, head_dim))
         if config.activation == "low_rank":
             self.mlp.act_fn = nn.Identity()
 

@@ -94,13 +94,14 @@ class BottleneckOptions(RankOptions):
             )
 
     def exported(self, model: ModelConfig) -> dict[str, Any]:
-        """Its rank, or that of each projection, and where SiLU stands, in the words of
-        `method.activation`."""
+        """Its rank, or that of each projection, where SiLU stands, in the words of
+        `method.activation`, and whether queries and keys are normalised."""
         on_rank_r, on_gate = self.silus(model)
         both, rank = "both" if on_gate else "low_rank", self.one_rank(model)
         return {
             **({"ranks": self.plain_ranks(model)} if rank is None else {"rank": rank}),
             "activation": both if on_rank_r else "full_rank",
+            **({"qk_norm": True} if model.qk_norm else {}),
         }
 
     def fuses_middle(self, model: ModelConfig) -> bool:

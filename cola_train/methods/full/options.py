@@ -15,6 +15,7 @@ class FullOptions(MethodOptions):
 
     implementation = "cola_train.methods.full.layers:FullRank"
     model_type = "llama"
+    qk_norm_type = "qwen3"  # LLaMA's equations with it (arXiv 2505.09388)
 
     @property
     def folded(self) -> MethodOptions:
