@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from cola_train.errors import UserError
 from cola_train.inference.step import Step, angles, query_key_angles, rows, turned
 from cola_train.model.attention import rotary_for
-from cola_train.model.context import QKV, AttentionContext, LayerCache
+from cola_train.model.context import AttentionContext, LayerCache, Projected
 from cola_train.model.llama import Block, Llama
 
 
@@ -142,10 +142,9 @@ class KeyValues:
     keys: Tensor
     values: Tensor
 
-    def attend(self, qkv: QKV, x_BTD: Tensor, head_dim: int, context: AttentionContext) -> Tensor:
+    def attend(self, of: Projected, x_BTD: Tensor, context: AttentionContext) -> Tensor:
         step = step_of(context)
-        shape = (*x_BTD.shape[:2], -1, head_dim)
-        q, k, v = (y.view(shape) for y in qkv(x_BTD))
+        q, k, v = of.projected(x_BTD)
         q, k = step.turn(q, k)
         step.keep(self.keys, k)
         step.keep(self.values, v)
@@ -166,9 +165,9 @@ class Absorbed:
     values: Tensor
     decoder: Tensor
 
-    def attend(self, qkv: QKV, x_BTD: Tensor, head_dim: int, context: AttentionContext) -> Tensor:
-        step, layers = step_of(context), Heads(bottlenecked(qkv), head_dim)
-        s_q, s_k, s_v = layers.of.bottlenecks(x_BTD)
+    def attend(self, of: Projected, x_BTD: Tensor, context: AttentionContext) -> Tensor:
+        step, layers = step_of(context), Heads(of)
+        s_q, s_k, s_v = layers.bottlenecks(x_BTD)
         q, k = step.turn(layers.expand("q", s_q), layers.expand("k", s_k))
         step.keep(self.keys, k)
         step.keep(self.values, s_v[:, :, None])
@@ -181,8 +180,8 @@ class Absorbed:
 @dataclass(frozen=True)
 class Latent:
     """What one block's keys and values are B_k and B_v of, (B, length, r_k) and (B, length, r_v):
-    the latter as `Absorbed` has it; keys are made anew in each step, as those of one position are
-    no product of anything that all heads and positions share.
+    the latter as `Absorbed` has it; keys are made anew in each step, as those of one position,
+    turned or normalised, are no product of anything that all heads and positions share.
 
     angles: of all columns, (2, 1 or B, length, 1, K).
     """
@@ -192,9 +191,9 @@ class Latent:
     decoder: Tensor
     angles: Tensor
 
-    def attend(self, qkv: QKV, x_BTD: Tensor, head_dim: int, context: AttentionContext) -> Tensor:
-        step, layers = step_of(context), Heads(bottlenecked(qkv), head_dim)
-        s_q, s_k, s_v = layers.of.bottlenecks(x_BTD)
+    def attend(self, of: Projected, x_BTD: Tensor, context: AttentionContext) -> Tensor:
+        step, layers = step_of(context), Heads(of)
+        s_q, s_k, s_v = layers.bottlenecks(x_BTD)
         q = layers.expand("q", s_q)
         step.keep(self.keys, s_k[:, :, None])
         step.keep(self.values, s_v[:, :, None])
@@ -212,12 +211,14 @@ class Latent:
 class Heads:
     """Outputs of auto-encoders by head."""
 
-    of: Bottlenecked
-    head_dim: int
+    of: Projected
+
+    def bottlenecks(self, x_BTD: Tensor) -> tuple[Tensor, ...]:
+        return bottlenecked(self.of.qkv).bottlenecks(x_BTD)
 
     def expand(self, name: str, s: Tensor) -> Tensor:
         """(B, T, r) -> (B, T, H, K)."""
-        return self.of.expand(name, s).view(*s.shape[:2], -1, self.head_dim)
+        return self.of.heads(name, bottlenecked(self.of.qkv).expand(name, s))
 
 
 def decoded(s_BTHr: Tensor, decoder_HrK: Tensor) -> Tensor:
@@ -227,7 +228,7 @@ def decoded(s_BTHr: Tensor, decoder_HrK: Tensor) -> Tensor:
     return y_HNK.transpose(0, 1).unflatten(0, (B, T))
 
 
-def bottlenecked(qkv: QKV) -> Bottlenecked:
+def bottlenecked(qkv: nn.Module) -> Bottlenecked:
     return cast(Bottlenecked, qkv)  # `make_cache` has looked
 
 
@@ -264,10 +265,10 @@ CACHES = {"kv": KeyValueCache, "absorbed": AbsorbedCache, "latent": LatentCache}
 
 
 def kinds(model: Llama) -> list[str]:
-    """The caches that a model may have: only auto-encoders have bottlenecks to keep, and keys that
-    are normalised are no product of them."""
-    low = all(isinstance(block.attention.qkv, Bottlenecked) for block in blocks_of(model))
-    return list(CACHES) if low and not model.config.qk_norm else ["kv"]
+    """The caches that a model may have: only auto-encoders have bottlenecks to keep."""
+    if all(isinstance(block.attention.qkv, Bottlenecked) for block in blocks_of(model)):
+        return list(CACHES)
+    return ["kv"]
 
 
 def make_cache(
@@ -291,11 +292,9 @@ def make_cache(
 def check_kind(kind: str, model: Llama) -> None:
     """Raises UserError if the model has no cache of that kind."""
     if kind not in kinds(model):
-        normed = model.config.qk_norm
-        why = "its keys are normalised" if normed else "its projections have no bottleneck"
         raise UserError(
             f"cache: {kind!r} is not one of this model's, which are {', '.join(kinds(model))}"
-            + (f"; {why}" if kind in CACHES else "")
+            + ("; its projections have no bottleneck" if kind in CACHES else "")
         )
 
 

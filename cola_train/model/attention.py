@@ -77,19 +77,25 @@ class Attention(nn.Module):
 
     def forward(self, x_BTD: Tensor, context: AttentionContext, residual_BTD: Tensor) -> Tensor:
         """residual + attention(x), (B, T, D)."""
-        qkv = self.normed_qkv if self.normed else self.qkv
         if context.cache is not None:
-            y_BTHK = context.cache.attend(qkv, x_BTD, self.head_dim, context)
+            y_BTHK = context.cache.attend(self, x_BTD, context)
             return self.out(y_BTHK.flatten(-2), residual_BTD)[0]
-        shape = (*x_BTD.shape[:2], -1, self.head_dim)
-        q, k, v = (y.view(shape) for y in qkv(x_BTD))
+        q, k, v = self.projected(x_BTD)
         q = tap("q", rotate(q, context.rotary))
         k = tap("k", rotate(k, context.rotary))
         y_BTHK = context.mask.attend(q, k, v)
         return self.out(y_BTHK.flatten(-2), residual_BTD)[0]
 
-    def normed_qkv(self, x_BTD: Tensor) -> tuple[Tensor, ...]:
-        """What `qkv` returns, (B, T, D) each, its q and k normalised."""
+    def projected(self, x_BTD: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """q, k and v, (B, T, H, K) each."""
         q, k, v = self.qkv(x_BTD)
-        shape = (*q.shape[:2], -1, self.head_dim)
-        return self.q_norm(q.view(shape)).flatten(-2), self.k_norm(k.view(shape)).flatten(-2), v
+        return self.heads("q", q), self.heads("k", k), self.heads("v", v)
+
+    def heads(self, name: str, y_BTD: Tensor) -> Tensor:
+        """What that projection, q, k or v, gives, by head, (B, T, H, K): q and k normalised, if
+        they are to be."""
+        y_BTHK = y_BTD.view(*y_BTD.shape[:2], -1, self.head_dim)
+        if not self.normed or name == "v":
+            return y_BTHK
+        normalised: Tensor = (self.q_norm if name == "q" else self.k_norm)(y_BTHK)
+        return normalised

@@ -10,7 +10,7 @@ from typing import Protocol
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 # Names of the ops that attend, as the dispatcher writes them, for recompute policies.
 ATTENTION_OPS = frozenset(
@@ -31,19 +31,30 @@ class Mask(Protocol):
         ...
 
 
-# (B, T, D) -> q, k and v of the positions, (B, T, D) each; a module, unless q and k are normalised
-QKV = Callable[[Tensor], tuple[Tensor, ...]]
-
 # (documents_BT or None: a row is one document; x_BTD, whose shape, dtype and device it is for)
 MaskMaker = Callable[[Tensor | None, Tensor], Mask]
+
+
+class Projected(Protocol):
+    """What a cache needs of a block's attention (`model.attention.Attention`)."""
+
+    qkv: nn.Module  # the block's projections of x (`model.llama.Layers`)
+
+    def projected(self, x_BTD: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """q, k and v before they are rotated, (B, T, H, K) each."""
+        ...
+
+    def heads(self, name: str, y_BTD: Tensor) -> Tensor:
+        """The same of what one projection gives, (B, T, D)."""
+        ...
 
 
 class LayerCache(Protocol):
     """What one block keeps of the positions that it has seen, in place of a mask."""
 
-    def attend(self, qkv: QKV, x_BTD: Tensor, head_dim: int, context: "AttentionContext") -> Tensor:
+    def attend(self, of: Projected, x_BTD: Tensor, context: "AttentionContext") -> Tensor:
         """Attention of x's positions over those before and themselves, which are kept for the next
-        call, (B, T, H, K). qkv: the block's projections of x (`model.llama.Layers`)."""
+        call, (B, T, H, K)."""
         ...
 
 

@@ -1,4 +1,6 @@
-"""Queries and keys that are normalised: against the equation, through a cache, costs."""
+"""Queries and keys that are normalised: against the equation, through caches, costs."""
+
+from itertools import product
 
 import pytest
 import torch
@@ -7,11 +9,12 @@ from helpers import meta_model, micro_batches, real_model, values_config
 
 from benchmarks.count import count_block
 from cola_train import costs
-from cola_train.errors import UserError
-from cola_train.inference.caches import make_cache
+from cola_train.inference.caches import kinds, make_cache
+from cola_train.inference.prepare import prepare
 from cola_train.methods import METHODS
 from cola_train.model.attention import rotary_for
 from cola_train.model.context import AttentionContext
+from cola_train.model.padding import remove_padding
 
 
 def config_of(**groups):
@@ -54,19 +57,26 @@ def test_attention_is_that_of_normalised_heads():
 
 
 def context_of(model, x):
-
     return AttentionContext(rotary_for(model.rotary, x), model.make_mask(None, x))
 
 
 @torch.no_grad()
-def test_a_cache_of_keys_and_values_gives_the_same():
-    model = model_of(config_of(method={"name": "cola"})).eval()
+@pytest.mark.parametrize("method", ["full", "cola"])
+def test_every_cache_gives_the_same(method):
+    """Growing and static; with weights as they are and as generation lays them out."""
+    config = config_of(method={"name": method})
+    model = model_of(config).eval()
+    remove_padding(model)
     tokens = micro_batches(0)[0].inputs
-    cache = make_cache("kv", model, *tokens.shape)
-    parts = [model(part, cache=cache) for part in tokens.split([20, 1, 11], dim=1)]
-    torch.testing.assert_close(torch.cat(parts, dim=1), model(tokens), rtol=0, atol=1e-5)
-    with pytest.raises(UserError, match="its keys are normalised"):
-        make_cache("absorbed", model, *tokens.shape)
+    expected = model(tokens)
+    for pack in (False, True):
+        if pack:
+            model = prepare(model, torch.float32)
+        assert kinds(model) == list(config.method.caches(model.config))
+        for kind, static in product(kinds(model), (False, True)):
+            cache = make_cache(kind, model, *tokens.shape, static=static)
+            parts = [model(part, cache=cache) for part in tokens.split([20, 1, 11], dim=1)]
+            torch.testing.assert_close(torch.cat(parts, dim=1), expected, rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -77,4 +87,3 @@ def test_parameters_and_bytes_are_those_counted(method):
         held = sum(weight.numel() for weight in model.parameters())
         assert held == sum(weight.stored.elements for weight in costs.weights(config))
         assert count_block(config).saved_bytes == costs.block_cost(config).saved_bytes(4)
-        assert config.method.caches(config.model).keys() == {"kv"}

@@ -160,8 +160,6 @@ class BottleneckOptions(RankOptions):
         """Values are B_v s_v of rank-r vectors s_v = s(z_v): `absorbed` keeps keys and s_v, to
         which all heads attend, and multiplies by B_v afterwards. `latent` keeps s_k too in place
         of keys, which positions turn, so that each new token rebuilds them all."""
-        if model.qk_norm:
-            return super().caches(model)
         d, ranks = model.d_model, self.ranks_of(model)
         k, v = int(ranks["k"]), int(ranks["v"])
         scores, values = 2 * d, 2 * model.n_heads * v
