@@ -33,6 +33,8 @@ struct Projections {
 struct Block {
     const bf16* attention_norm;
     const bf16* mlp_norm;
+    const bf16* q_norm;  // of each head's queries and keys, (K); none: they are not normalised
+    const bf16* k_norm;
     Projections qkv, out, gate_up, down;
     bf16* keys;  // (heads, length, K), rotated
     bf16* values;
@@ -162,12 +164,16 @@ void gate(const float* z, const float* u, bf16* h, bool silu, Share part) {
     }
 }
 
-// y = x / rms(x) * weight, of all d: each thread has its own.
-void normalise(const float* x, const bf16* weight, index d, float eps, bf16* y) {
+float inverse_rms(const float* x, index d, float eps) {
     float sum = 0;
 #pragma omp simd reduction(+ : sum)
     for (index i = 0; i < d; i++) sum += x[i] * x[i];
-    float scale = 1 / std::sqrt(sum / d + eps);
+    return 1 / std::sqrt(sum / d + eps);
+}
+
+// y = x / rms(x) * weight, of all d: each thread has its own.
+void normalise(const float* x, const bf16* weight, index d, float eps, bf16* y) {
+    float scale = inverse_rms(x, d, eps);
     for (index i = 0; i < d; i++) y[i] = narrowed(x[i] * scale * widened(weight[i]));
 }
 
@@ -192,6 +198,13 @@ void add(const Projections& p, index d_in, index d, const bf16* input, float* x,
     multiply(W, d_in, from, y, part);
     for (index i = part.begin; i < part.end; i++) x[i] += y[i];
     barrier.wait();
+}
+
+// The same of one head, in place; nothing without a weight.
+void normalise_head(float* x, const bf16* weight, index K, float eps) {
+    if (!weight) return;
+    float scale = inverse_rms(x, K, eps);
+    for (index i = 0; i < K; i++) x[i] *= scale * widened(weight[i]);
 }
 
 // x turned by a position's angles, times a factor; the halves of x are the two coordinates.
@@ -235,14 +248,16 @@ constexpr Attend ATTEND[] = {attend<1>, attend<2>, attend<3>, attend<4>,
                              attend<5>, attend<6>, attend<7>, attend<8>};
 
 // q, k and v (3 d) -> y (d); k and v are kept.
-void attention(const Model& m, const Block& b, const float* qkv, index position, float* p, bf16* y,
+void attention(const Model& m, const Block& b, float* qkv, index position, float* p, bf16* y,
                Barrier& barrier) {
     index K = m.d / m.heads;
     const float *cos = m.rotary + position * K, *sin = cos + m.positions * K;
     bf16 q[LANES * 8];
     for (index head = omp_get_thread_num(); head < m.heads; head += omp_get_num_threads()) {
-        const float* of = qkv + head * K;
+        float* of = qkv + head * K;
         bf16 *keys = b.keys + head * m.length * K, *values = b.values + head * m.length * K;
+        normalise_head(of, b.q_norm, K, m.eps);
+        normalise_head(of + m.d, b.k_norm, K, m.eps);
         rotate(of, cos, sin, K, 1 / std::sqrt(float(K)), q);
         rotate(of + m.d, cos, sin, K, 1, keys + position * K);
         for (index i = 0; i < K; i++) values[position * K + i] = narrowed(of[2 * m.d + i]);

@@ -23,6 +23,7 @@ from cola_train.errors import UserError
 from cola_train.files import temporary_name
 from cola_train.inference.caches import KeyValueCache, KeyValues, blocks_of
 from cola_train.inference.prepare import JoinedAutoEncoderMLP, JoinedAutoEncoders, JoinedLinears
+from cola_train.model.attention import Attention
 from cola_train.model.linear import activation_of
 from cola_train.model.llama import Llama
 from cola_train.model.mlp import MLP
@@ -40,7 +41,7 @@ class Projections(ctypes.Structure):
 
 class Block(ctypes.Structure):
     _fields_ = [
-        ("attention_norm", Pointer), ("mlp_norm", Pointer),
+        *((name, Pointer) for name in ("attention_norm", "mlp_norm", "q_norm", "k_norm")),
         *((name, Projections) for name in ("qkv", "out", "gate_up", "down")),
         ("keys", Pointer), ("values", Pointer),
     ]  # fmt: skip
@@ -75,6 +76,7 @@ class Native:
             *(
                 Block(
                     address(block.attention_norm.weight), address(block.mlp_norm.weight),
+                    *head_norms(block.attention),
                     projections(block.attention.qkv), projections(block.attention.out),
                     *of_mlp(block.mlp),
                 )
@@ -132,8 +134,6 @@ def unavailable(model: Llama) -> str | None:
         return f"{COMPILER[0]} is not installed"
     if width not in HEADS:
         return f"heads of {width} are not among {HEADS.start} to {HEADS[-1]} in steps of 16"
-    if model.config.qk_norm:
-        return "it knows no model.qk_norm"
     of_known = all(known(block.attention.qkv) and known(block.mlp) for block in blocks_of(model))
     return None if of_known else "the method's linears are not in one of the forms it knows"
 
@@ -183,6 +183,13 @@ def address(tensor: Tensor | None) -> int | None:
         return None
     assert tensor.is_contiguous() and tensor.dtype == torch.bfloat16
     return tensor.data_ptr()
+
+
+def head_norms(attention: Attention) -> tuple[int | None, int | None]:
+    """Of queries and keys."""
+    if not attention.normed:
+        return None, None
+    return address(attention.q_norm.weight), address(attention.k_norm.weight)
 
 
 def of(A: Tensor, Bs: Sequence[Tensor] = (), silu: bool = False) -> Projections:

@@ -17,7 +17,8 @@ from cola_train.model.padding import remove_padding
 CPU = torch.device("cpu")
 METHODS = ["method=full", *(f"method=cola method.activation={of}" for of in
            ("low_rank", "both", "full_rank")),
-           "method=cola method.ranks={q:7,k:32,up:40,down:48}"]  # fmt: skip
+           "method=cola method.ranks={q:7,k:32,up:40,down:48}",
+           "method=full model.qk_norm=true"]  # fmt: skip
 
 
 def tiny(method: str) -> Llama:
@@ -31,7 +32,9 @@ def tiny(method: str) -> Llama:
     model.to_empty(device=CPU)
     initialise(model, 0)
     remove_padding(model)
-    for parameter in model.parameters():
+    for name, parameter in model.named_parameters():
+        if name.endswith(("q_norm.weight", "k_norm.weight")):  # which begin as ones
+            parameter.data.uniform_(0.2, 1, generator=torch.Generator().manual_seed(0))
         parameter.data = (parameter * 2).bfloat16().float()
     return model
 
