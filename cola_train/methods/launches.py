@@ -26,6 +26,7 @@ class Work:
     policy: str  # of recomputation
     fused: bool  # on Triton's kernels, where the method has any
     compiled: bool
+    qk_norm: bool = False  # as `model.qk_norm`
 
 
 @dataclass(frozen=True)
@@ -142,15 +143,34 @@ def rotary(work: Work, d: int) -> Iterator[Launch]:
                 yield Pass(21 * nd // 10, "rotary")
 
 
-def attention(work: Work, d: int) -> Iterator[Launch]:
-    """With the rotation before it."""
+def turned(work: Work, d: int) -> Iterator[Launch]:
+    """q and k normalised, if they are, and rotated."""
+    if work.qk_norm:
+        for _ in ("q", "k"):
+            yield from norm(work, d)
     yield from rotary(work, d)
+
+
+def attention(work: Work, d: int) -> Iterator[Launch]:
+    """With what comes before it."""
+    yield from turned(work, d)
     yield Attention(work.tokens, work.length, d)
 
 
 def attention_backward(work: Work, d: int) -> Iterator[Launch]:
     yield Attention(work.tokens, work.length, d, backward=True)
     yield from rotary(work, d)
+    if work.qk_norm:
+        for _ in ("q", "k"):
+            yield from head_norm_backward(work, d)
+
+
+def head_norm_backward(work: Work, d: int) -> Iterator[Launch]:
+    """As `norm_backward`, without the residual stream. Not measured on a GPU: a compiled block may
+    do this, and the norm itself, in the rotation's kernel."""
+    nd = work.tokens * d
+    yield Pass(3 * nd, "norms")
+    yield Pass(nd // 20 if work.compiled else 2 * nd, "norms")
 
 
 def gated(work: Work, f: int, silu: bool) -> Iterator[Launch]:

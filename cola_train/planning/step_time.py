@@ -82,7 +82,12 @@ def step_parts(run: Run, chip: Chip) -> tuple[dict[str, float], float]:
     config, constants = run.config, chip.constants
     L = config.model.n_layers
     work = Work(
-        run.tokens, config.train.sequence_length, config.recompute.name, run.fused, run.compiled
+        run.tokens,
+        config.train.sequence_length,
+        config.recompute.name,
+        run.fused,
+        run.compiled,
+        config.model.qk_norm,
     )
     block = block_time(config.method, config.model, work, chip)
     parts = defaultdict(float, {part: L * seconds for part, seconds in block.parts.items()})

@@ -1,5 +1,7 @@
-"""Queries and keys that are normalised: against the equation, through caches, costs."""
+"""Queries and keys that are normalised: against the equation, through caches, costs, kernels."""
 
+from collections import Counter
+from dataclasses import replace
 from itertools import product
 
 import pytest
@@ -12,6 +14,7 @@ from cola_train import costs
 from cola_train.inference.caches import kinds, make_cache
 from cola_train.inference.prepare import prepare
 from cola_train.methods import METHODS
+from cola_train.methods.launches import Pass, Work
 from cola_train.model.attention import rotary_for
 from cola_train.model.context import AttentionContext
 from cola_train.model.padding import remove_padding
@@ -87,3 +90,18 @@ def test_parameters_and_bytes_are_those_counted(method):
         held = sum(weight.numel() for weight in model.parameters())
         assert held == sum(weight.stored.elements for weight in costs.weights(config))
         assert count_block(config).saved_bytes == costs.block_cost(config).saved_bytes(4)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_steps_kernels_are_those_of_the_norms_too(method):
+    """Two more forward, which any recomputation runs again, and two each backward."""
+    config = config_of(method={"name": method})
+    n, d = 64, config.model.d_model
+    for policy in METHODS[method].policies:
+        without = Work(n, 32, policy, fused=False, compiled=False)
+        work = replace(without, qk_norm=True)
+        counts = [Counter(config.method.block_launches(config.model, of)) for of in (work, without)]
+        forward, backward = 2 * n * d, 3 * n * d
+        again = 0 if policy == "none" else 2
+        more = {forward: 2 + again + 2, backward: 2}  # the scale's gradient moves as much as a norm
+        assert counts[0] - counts[1] == {Pass(k, "norms"): of for k, of in more.items()}

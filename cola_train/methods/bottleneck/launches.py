@@ -24,8 +24,8 @@ from cola_train.methods.launches import (
     norm,
     norm_backward,
     residual_add,
-    rotary,
     stacking,
+    turned,
     weight_gradient,
 )
 
@@ -120,7 +120,7 @@ class AutoEncoderBlock:
         yield from norm(self.work, d)
         yield from self.silu(QKV)
         yield from [linear(n, self.ranks[projection], d) for projection in QKV]
-        yield from (rotary if self.keeps_attention else attention)(self.work, d)
+        yield from (turned if self.keeps_attention else attention)(self.work, d)
         yield from self.silu(OUT)
         yield from norm(self.work, d)
         yield from self.silu(GATE_UP)
