@@ -1,6 +1,6 @@
 """One recipe against another at several widths: a table of comparisons that have run.
 
-    python -m benchmarks recipe docs/results/recipe-2m docs/results/recipe-3m
+    python -m benchmarks recipe --folders docs/results/recipe-2m docs/results/recipe-3m
 
 It trains nothing: each folder is one of `cola-compare`, whose ledger has the runs.
 """
@@ -20,7 +20,7 @@ SAME = 0.01  # of the baseline's FLOPs: what counts as equal
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("folders", nargs="+", type=Path, help="comparisons, one for each width")
+    parser.add_argument("--folders", nargs="+", type=Path, required=True, help="one a width")
 
 
 def run(options: argparse.Namespace) -> Report:
