@@ -7,7 +7,7 @@ from itertools import product
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers import meta_model, micro_batches, real_model, values_config
+from helpers import METHOD_NAMES, meta_model, micro_batches, real_model, values_config
 
 from benchmarks.count import count_block
 from cola_train import costs
@@ -82,7 +82,7 @@ def test_every_cache_gives_the_same(method):
             torch.testing.assert_close(torch.cat(parts, dim=1), expected, rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", METHOD_NAMES)
 def test_parameters_and_bytes_are_those_counted(method):
     for policy in METHODS[method].policies:
         config = config_of(method={"name": method}, recompute={"name": policy})
@@ -92,7 +92,7 @@ def test_parameters_and_bytes_are_those_counted(method):
         assert count_block(config).saved_bytes == costs.block_cost(config).saved_bytes(4)
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", METHOD_NAMES)
 def test_a_steps_kernels_are_those_of_the_norms_too(method):
     """Two more forward, which any recomputation runs again, and two each backward."""
     config = config_of(method={"name": method})
