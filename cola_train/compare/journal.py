@@ -1,5 +1,6 @@
 """Where the members of a comparison run, how a run has ended, and which are left. No torch."""
 
+import os
 import time
 from pathlib import Path
 from typing import Any, Protocol
@@ -62,15 +63,15 @@ def line_of(folder: Path, member: Member, end: str, why: str = "") -> dict[str, 
     end: as `ending` says. why: what is known of one that died.
     """
     run_dir = run_folder(folder, member)
-    if end == "failed":
-        said = read_record(run_dir / STATUS).get("message")
-        return failed_line(member, run_dir, said or f"it has failed; see {run_dir}")
-    if end != "done":
-        return failed_line(member, run_dir, why)
-    try:
-        return done_line(member, run_dir)
-    except UserError as error:
-        return failed_line(member, run_dir, f"{error}; remove {run_dir} to run it anew")
+    if end == "done":
+        try:
+            return done_line(member, run_dir)
+        except UserError as error:
+            why = f"{error}; remove {run_dir} to run it anew"
+    elif end == "failed":
+        why = read_record(run_dir / STATUS).get("message") or f"it has failed; see {run_dir}"
+    # from the comparison's folder, which may be moved
+    return failed_line(member, run_dir, why.replace(f"{folder}{os.sep}", ""))
 
 
 def last_words(log: Path) -> str:
