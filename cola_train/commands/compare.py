@@ -37,6 +37,7 @@ from cola_train.config.fields import (
     Range,
     Workers,
     build,
+    known,
 )
 from cola_train.config.schema import Config
 from cola_train.errors import EXIT_DONE, EXIT_FAULT, EXIT_USER_ERROR, TrainingError, UserError
@@ -91,7 +92,7 @@ def compare(values: Mapping[str, Any], problems: list[str]) -> int:
         UserError: the plan is wrong, an arm cannot run, or another process works on it.
         TrainingError: its folder cannot be written any more.
     """
-    options = build(CompareOptions, {k: v for k, v in values.items() if k in OWN}, "", problems)
+    options = build(CompareOptions, known(CompareOptions, values), "", problems)
     if problems:
         raise UserError(*problems)
     folder = Path(options.folder)

@@ -1,13 +1,12 @@
 """Commands that run data through a trained model: options of their own, and those of data."""
 
-import dataclasses
 import sys
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
 from cola_train.commands.groups import OPTIONS
 from cola_train.commands.overrides import given_options
-from cola_train.config.fields import build
+from cola_train.config.fields import build, known
 from cola_train.evaluation.options import OF_THE_MODEL
 
 SHARED = {name: kind for name, kind in OPTIONS.items() if name.partition(".")[0] == "data"}
@@ -20,8 +19,7 @@ def own_and_data(
 ) -> tuple[Own, dict[str, Any]]:
     """The command's options, a dataclass, and what is said of data. What is wrong goes to
     `problems`."""
-    own = {field.name for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
-    options = build(kind, {k: v for k, v in values.items() if k in own}, "", problems)
+    options = build(kind, known(kind, values), "", problems)
     given = given_options(sys.argv[1:])
     problems += [
         f"data.{name}: the model's own is taken, no other fits; leave it out"
