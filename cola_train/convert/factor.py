@@ -131,7 +131,7 @@ class Fit:
         method = config.method
         if not isinstance(method, BottleneckOptions):
             raise UserError(f"method={method.name}: a dense model becomes one of bottlenecks only")
-        if method.folded != method or method.beside:
+        if method.folded != method:
             raise UserError(
                 f"method={method.name}: a dense model becomes bottlenecks without anything beside "
                 "them: leave the other options of the method out"

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from cola_train.data.options import default_cache_dir
@@ -24,7 +23,6 @@ from cola_train.files import temporary_name
 from cola_train.inference.caches import KeyValueCache, KeyValues, blocks_of
 from cola_train.inference.prepare import JoinedAutoEncoderMLP, JoinedAutoEncoders, JoinedLinears
 from cola_train.model.attention import Attention
-from cola_train.model.linear import activation_of
 from cola_train.model.llama import Llama
 from cola_train.model.mlp import MLP
 
@@ -141,9 +139,7 @@ def unavailable(model: Llama) -> str | None:
 def known(module: Any) -> bool:
     if isinstance(module, MLP):
         return known(module.gate_up) and known(module.down)
-    if not isinstance(module, JoinedLinears | JoinedAutoEncoders | JoinedAutoEncoderMLP):
-        return False
-    return activation_of(module.ops) is F.silu
+    return isinstance(module, JoinedLinears | JoinedAutoEncoders | JoinedAutoEncoderMLP)
 
 
 def cpu_flags() -> set[str]:

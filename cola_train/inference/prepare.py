@@ -99,9 +99,9 @@ def ready(module: nn.Module, layout: Layout) -> nn.Module:
     """The module's twin of joined weights; itself where it has none, which is slower."""
     if isinstance(module, Linears):
         return JoinedLinears(module, layout)
-    if type(module) is AutoEncoders:  # others have more than it
+    if isinstance(module, AutoEncoders):
         return JoinedAutoEncoders(module, layout)
-    if type(module) is AutoEncoderMLP:
+    if isinstance(module, AutoEncoderMLP):
         return JoinedAutoEncoderMLP(module, layout)
     if isinstance(module, MLP):
         module.gate_up = ready(module.gate_up, layout)

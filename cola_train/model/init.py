@@ -4,7 +4,6 @@ A module with parameters or buffers of its own has `init(name)`, which returns a
 """
 
 import hashlib
-import math
 from collections.abc import Callable, Container, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -53,19 +52,6 @@ def normal(std: float) -> Fill:
 def uniform(bound: float) -> Fill:
     """U(-bound, bound)."""
     return _drawn(lambda rows, generator: rows.uniform_(-bound, bound, generator=generator))
-
-
-def expanding(fill: Fill, alpha: float) -> Fill:
-    """What `fill` gives of a matrix (m, r), and alpha / sqrt(K) E, K = ceil(m / r): E z puts K
-    copies of z side by side and cuts them to m (DLR, arXiv 2606.28932)."""
-
-    def filled(rows: Rows, key: str) -> None:
-        fill(rows, key)
-        (m, r), n = rows.shape, len(rows.local)
-        row = torch.arange(n, device=rows.local.device)
-        rows.local[row, (rows.first + row) % r] += alpha / math.ceil(m / r) ** 0.5
-
-    return filled
 
 
 def seed_of(key: str) -> int:

@@ -8,14 +8,13 @@ stored with zeros (model/padding.py): inputs and outputs are as wide as that.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from cola_train.model.init import Fill, expanding, normal
+from cola_train.model.init import Fill, normal
 from cola_train.model.padding import PaddedModule
 from cola_train.model.tap import Joined, tap
 
@@ -50,16 +49,6 @@ class Ops(Protocol):
     ) -> Tensor: ...
 
 
-Activation = Callable[[Tensor], Tensor]
-
-
-def activation_of(ops: Ops) -> Activation:
-    """What `ops` put on rank-r vectors where `activation` is true: SiLU, unless they wrap others to
-    put something else there, their `sigma`."""
-    sigma: Activation = getattr(ops, "sigma", F.silu)
-    return sigma
-
-
 class Linears(PaddedModule):
     """Full-rank linears without bias that share their input: y_i = W_i x."""
 
@@ -88,23 +77,6 @@ class Linears(PaddedModule):
         return f"d_in={self.d_in}, d_outs={self.d_outs}"
 
 
-@dataclass(frozen=True)
-class Begin:
-    """How the factors of auto-encoders begin: their std is `auto_encoder_std` times `scale`, and
-    with `dlr` that much of DLR's expansion is added to B (`init.expanding`)."""
-
-    scale: float = 1.0
-    dlr: float | None = None
-
-    def fill(self, name: str, rank: int, d_in: int, d_out: int) -> Fill:
-        """Of the parameter `name`, which ends in _A or _B."""
-        fill = normal(self.scale * auto_encoder_std(rank, d_in, d_out))
-        return expanding(fill, self.dlr) if self.dlr is not None and name.endswith("_B") else fill
-
-
-USUAL = Begin()
-
-
 class AutoEncoders(PaddedModule):
     """CoLA's auto-encoders that share their input: y_i = B_i s(A_i x), s = SiLU or identity.
 
@@ -118,18 +90,18 @@ class AutoEncoders(PaddedModule):
         ranks: Mapping[str, int],
         activation: bool,
         ops: Ops,
-        begin: Begin = USUAL,
+        init_scale: float = 1.0,
     ) -> None:
         """Parameters `<name>_A` (r, d_in) and `<name>_B` (d_out, r) for each projection.
 
-        `ranks` has the r of each projection, and maybe of others. `activation` puts SiLU, or what
-        `ops` have in its place, on the rank-r vectors; without it the layer is plain low rank.
+        `ranks` has the r of each projection, and maybe of others. `activation` puts SiLU on the
+        rank-r vectors; without it the layer is plain low rank.
         """
         super().__init__()
         self.d_in, self.d_outs = d_in, dict(d_outs)
         self.ranks = {name: ranks[name] for name in d_outs}
-        self.activation, self.ops, self.begin = activation, ops, begin
-        self.joined = Joined(self.ranks, activation and activation_of(ops) is F.silu)
+        self.activation, self.ops, self.init_scale = activation, ops, init_scale
+        self.joined = Joined(self.ranks, activation)
         for name, d_out in d_outs.items():
             self.add_weight(f"{name}_A", ranks[name], d_in)
             self.add_weight(f"{name}_B", d_out, ranks[name])
@@ -139,18 +111,14 @@ class AutoEncoders(PaddedModule):
 
         `residual`, (..., d_out), is added to the output of a single projection.
         """
-        z = tap("z", self.latents(x), self.joined)
+        z = tap("z", self.ops.down(x, self.encoders()), self.joined)
         return self.ops.up(z, self.decoders(), residual, self.activation)
-
-    def latents(self, x: Tensor) -> Tensor:
-        """z: (..., d_in) -> (..., sum of r_i), before the activation."""
-        return self.ops.down(x, self.encoders())
 
     def bottlenecks(self, x: Tensor) -> tuple[Tensor, ...]:
         """(..., d_in) -> one s(A_i x), (..., r_i), for each projection, in order: what a cache may
         keep in place of what `expand` makes of it."""
-        z = self.latents(x)
-        s = activation_of(self.ops)(z) if self.activation else z
+        z = self.ops.down(x, self.encoders())
+        s = F.silu(z) if self.activation else z
         return s.split(self.widths(), dim=-1)
 
     def widths(self) -> list[int]:
@@ -180,7 +148,7 @@ class AutoEncoders(PaddedModule):
     def init(self, name: str) -> Fill:
         projection = name.removesuffix("_A").removesuffix("_B")
         rank, d_out = self.ranks[projection], self.d_outs[projection]
-        return self.begin.fill(name, rank, self.d_in, d_out)
+        return normal(self.init_scale * auto_encoder_std(rank, self.d_in, d_out))
 
     def extra_repr(self) -> str:
         return (

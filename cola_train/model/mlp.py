@@ -6,11 +6,10 @@ and r as they are stored.
 
 from collections.abc import Mapping
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from cola_train.model.init import Fill
-from cola_train.model.linear import USUAL, Begin, Ops, Projections, activation_of
+from cola_train.model.init import Fill, normal
+from cola_train.model.linear import Ops, Projections, auto_encoder_std
 from cola_train.model.padding import PaddedModule
 from cola_train.model.tap import Joined, tap
 
@@ -46,19 +45,17 @@ class AutoEncoderMLP(PaddedModule):
         activation: bool,
         gate_silu: bool,
         ops: Ops,
-        begin: Begin = USUAL,
+        init_scale: float = 1.0,
     ) -> None:
-        """`ranks` has those of gate, up and down. `activation` puts SiLU on the rank-r vectors
-        (`activation_of`),
+        """`ranks` has those of gate, up and down. `activation` puts SiLU on the rank-r vectors,
         `gate_silu` on the gate."""
         super().__init__()
         self.d_model, self.d_ff = d_model, d_ff
         self.ranks = {name: ranks[name] for name in ("gate", "up", "down")}
         self.activation, self.gate_silu, self.ops = activation, gate_silu, ops
-        self.begin = begin
-        silu = activation and activation_of(ops) is F.silu
-        self.joined = Joined({name: ranks[name] for name in ("gate", "up")}, silu)
-        self.inner = Joined({"down": ranks["down"]}, silu)
+        self.init_scale = init_scale
+        self.joined = Joined({name: ranks[name] for name in ("gate", "up")}, activation)
+        self.inner = Joined({"down": ranks["down"]}, activation)
         self.gate_A = self.add_weight("gate_A", ranks["gate"], d_model)
         self.gate_B = self.add_weight("gate_B", d_ff, ranks["gate"])
         self.up_A = self.add_weight("up_A", ranks["up"], d_model)
@@ -81,8 +78,7 @@ class AutoEncoderMLP(PaddedModule):
     def init(self, name: str) -> Fill:
         # all three projections join the same two widths
         rank = self.ranks[name.removesuffix("_A").removesuffix("_B")]
-        d_in, d_out = self.d_model, self.d_ff
-        return self.begin.fill(name, rank, d_in, d_out)
+        return normal(self.init_scale * auto_encoder_std(rank, self.d_model, self.d_ff))
 
     def extra_repr(self) -> str:
         return (

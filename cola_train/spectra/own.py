@@ -5,9 +5,10 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from cola_train.model.linear import Ops, activation_of
+from cola_train.model.linear import Ops
 from cola_train.spectra.recorder import Key, Linear, Place, Recorder
 
 LAYER = re.compile(r"layers\.(\d+)\.")
@@ -50,7 +51,7 @@ class WatchedOps:
         for B, z_i, y in zip(weights, zs, ys, strict=True):
             name = self.names[id(B)]
             self.see(name, "z", z_i)
-            self.see(name, "s", activation_of(self.ops)(z_i) if activation else z_i)
+            self.see(name, "s", F.silu(z_i) if activation else z_i)
             self.see(name, "output", y)
         return added(ys, residual)
 
@@ -74,8 +75,7 @@ def added(ys: tuple[Tensor, ...], residual: Tensor | None) -> tuple[Tensor, ...]
 def modules(model: nn.Module) -> Iterator[tuple[int, nn.Module, dict[str, Tensor]]]:
     """Those of the blocks that own weights of projections: block, module, its weights by name."""
     for name, module in model.named_modules():
-        own = module.named_parameters(recurse=False)
-        weights = {of: weight for of, weight in own if weight.dim() == 2}
+        weights = dict(module.named_parameters(recurse=False))
         if (match := LAYER.match(name)) and weights and hasattr(module, "ops"):
             yield int(match[1]), module, weights
 

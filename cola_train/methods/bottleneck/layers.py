@@ -34,6 +34,7 @@ class Bottlenecks(Method):
         assert isinstance(config.method, BottleneckOptions)
         self.ranks = config.method.ranks_of(config.model)
         self.silus = config.method.silus(config.model)
+        self.init_scale = config.method.init_scale
 
     def warm_up(self, config: Config, device: torch.device) -> None:
         if self.kernels == "torch":
@@ -58,7 +59,7 @@ class Bottlenecks(Method):
             warm_up(partial(half_blocks, rows), device)
 
     def projections(self, d_in: int, d_outs: dict[str, int]) -> nn.Module:
-        return AutoEncoders(d_in, d_outs, self.ranks, self.silus.rank_r, self.ops)
+        return AutoEncoders(d_in, d_outs, self.ranks, self.silus.rank_r, self.ops, self.init_scale)
 
     def mlp(self, d_model: int, d_ff: int) -> nn.Module:
-        return AutoEncoderMLP(d_model, d_ff, self.ranks, *self.silus, self.ops)
+        return AutoEncoderMLP(d_model, d_ff, self.ranks, *self.silus, self.ops, self.init_scale)

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from cola_train.config.fields import PositiveInt
+from cola_train.config.fields import PositiveFloat, PositiveInt
 from cola_train.config.groups import PROJECTIONS, ModelConfig, Projection
 from cola_train.config.widths import RankWidth
 from cola_train.methods import launches
@@ -31,6 +31,7 @@ class BottleneckOptions(RankOptions):
 
     # ranks of single projections, as {q:64,down:128}; the others have rank's or rank_ratio's
     ranks: dict[Projection, PositiveInt] = field(default_factory=dict, hash=False)
+    init_scale: PositiveFloat = 1.0  # times the std with which A and B begin
 
     implementation = "cola_train.methods.bottleneck.layers:Bottlenecks"
     policies = ("none", "light", "cola_m", "full")
@@ -41,17 +42,6 @@ class BottleneckOptions(RankOptions):
     @abstractmethod
     def silus(self, model: ModelConfig) -> Silus:
         """Where a model has them."""
-
-    @property
-    def own_sigma(self) -> bool:
-        """Whether what is on rank-r vectors is no SiLU: then no kernel has it, and its output is
-        kept."""
-        return False
-
-    @property
-    def beside(self) -> list[str]:
-        """Options by which a model is not of the type `model_type` alone."""
-        return ["method.sigma"] if self.own_sigma else []
 
     def rank_of(self, model: ModelConfig, projection: str) -> RankWidth:
         if projection in self.ranks:
@@ -68,8 +58,9 @@ class BottleneckOptions(RankOptions):
         return {name: int(rank) for name, rank in self.ranks_of(model).items()}
 
     def identity(self, model: ModelConfig) -> dict[str, Any]:
-        """One rank, or that of each projection."""
-        others = {k: v for k, v in super().identity(model).items() if k != "ranks"}
+        """One rank, or that of each projection; how they began is none of it."""
+        found = super().identity(model)
+        others = {k: v for k, v in found.items() if k not in ("ranks", "init_scale")}
         return {**others, "rank": self.one_rank(model) or self.plain_ranks(model)}
 
     def label(self, model: ModelConfig) -> str:
@@ -130,8 +121,7 @@ class BottleneckOptions(RankOptions):
             # both norms' outputs, q, k, v, attention's output
             saved = kept + 6 * d + 3 * F + unnormed(model)
             if self.silus(model).rank_r:  # torch's ops keep the SiLU too, Triton's make it anew
-                made_anew = fused and not self.own_sigma
-                saved += (0 if middle else both) if made_anew else seven
+                saved += seven if not fused else 0 if middle else both
             saved_fp32 = norms_fp32(model) + attention_fp32(model)
             of_torch = 2 * F + d
             of_triton = 2 * F + d + both

@@ -1,15 +1,12 @@
-"""CoLA's options: where SiLU stands, or what does in its place."""
+"""CoLA's options: where SiLU stands."""
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Literal, cast, get_args
 
-from cola_train.config.fields import NaturalFloat, PositiveFloat
 from cola_train.config.groups import PROJECTIONS, ModelConfig
-from cola_train.errors import UserError
-from cola_train.methods.bottleneck.launches import DOWN, GATE_UP, OUT, QKV, Silus
+from cola_train.methods.bottleneck.launches import Silus
 from cola_train.methods.bottleneck.options import BottleneckOptions
-from cola_train.methods.costs import BlockCost, Weight
 from cola_train.methods.options import Run
 from cola_train.parallel.topology import Topology
 
@@ -23,25 +20,6 @@ class ColaOptions(BottleneckOptions):
     # low_rank: SiLU on the rank-r vectors only; full_rank: on SwiGLU's gate only (plain low-rank
     # layers); both. null: model.activation
     activation: Placement | None = None
-    # what is on the rank-r vectors: silu, relu2 (ReLU squared), gelu; SwiGLU's gate keeps SiLU
-    sigma: Literal["silu", "relu2", "gelu"] = "silu"
-    # alpha: B begins as it does, plus alpha / sqrt(K) times copies of the identity, K of them as
-    # many as make up the width (DLR, arXiv 2606.28932); null: none
-    dlr_init: PositiveFloat | None = None
-    init_scale: PositiveFloat = 1.0  # times the std with which A and B begin
-    # with what number gates begin, one for each projection and block, by which its z = A x of the
-    # block before is added to this one's before the function (LaX, arXiv 2505.21732); null: none
-    lax: NaturalFloat | None = None
-
-    implementation = "cola_train.methods.cola.layers:Cola"
-
-    @property
-    def own_sigma(self) -> bool:
-        return self.sigma != "silu"
-
-    @property
-    def beside(self) -> list[str]:
-        return super().beside + (["method.lax"] if self.lax is not None else [])
 
     def placement(self, model: ModelConfig) -> Placement:
         return self.activation or cast(Placement, model.activation)
@@ -51,25 +29,7 @@ class ColaOptions(BottleneckOptions):
         return Silus(placement != "full_rank", placement != "low_rank")
 
     def identity(self, model: ModelConfig) -> dict[str, Any]:
-        beginnings = ("dlr_init", "init_scale")
-        found = {k: v for k, v in super().identity(model).items() if k not in beginnings}
-        return {**found, "activation": self.placement(model), "lax": self.lax is not None}
-
-    def block_cost(self, model: ModelConfig, length: int, policy: str, fused: bool) -> BlockCost:
-        """With gates each z is kept twice, before and after it is added to. Those of the first
-        block have no effect: all blocks are alike."""
-        cost = super().block_cost(model, length, policy, fused)
-        if self.lax is None:
-            return cost
-        gates = tuple(Weight((len(names),)) for names in (QKV, OUT, (*GATE_UP, *DOWN)))
-        seven = sum(rank.stored for rank in self.ranks_of(model).values())
-        return replace(cost, weights=cost.weights + gates, saved=cost.saved + seven)
-
-    def exported(self, model: ModelConfig) -> dict[str, Any]:
-        """Raises UserError for what no exported model has."""
-        if self.beside:
-            raise UserError(f"{self.beside[0]}: a model that has it cannot be exported")
-        return super().exported(model)
+        return {**super().identity(model), "activation": self.placement(model)}
 
     @classmethod
     def of_exported(cls, fields: Mapping[str, Any]) -> dict[str, Any]:
@@ -87,19 +47,6 @@ class ColaOptions(BottleneckOptions):
         if self.placement(run.model) not in get_args(Placement):
             choices = ", ".join(get_args(Placement))
             yield f"model.activation: must be one of {choices}, got {run.model.activation!r}"
-        elif self.own_sigma and not self.silus(run.model).rank_r:
-            yield (
-                f"method.sigma: {self.sigma} has no effect where the rank-r vectors have no "
-                "function; use method.activation=low_rank or both, or leave it out"
-            )
-        if self.lax is not None:
-            if run.recompute.name != "none":
-                yield (
-                    f"method.lax: recompute={run.recompute.name} would take blocks by themselves; "
-                    "use recompute=none"
-                )
-            if topology.world > 1:
-                yield "method.lax: is for one process; leave it out"
         yield from super().problems(run, topology)
 
 
