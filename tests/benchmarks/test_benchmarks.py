@@ -1,7 +1,9 @@
 """The benchmarks at tiny sizes: figures that agree with each other, and a bigram done by hand."""
 
+import argparse
 import json
 import math
+import re
 from collections.abc import Callable
 from pathlib import Path
 from statistics import median
@@ -12,6 +14,7 @@ import pytest
 import yaml
 from helpers import run_python
 
+from benchmarks import recipe
 from benchmarks.__main__ import main
 from benchmarks.bare_config import MODELS, read_model
 from benchmarks.bigram import Bigram
@@ -194,3 +197,17 @@ def test_bigram_by_hand() -> None:
 def test_mistakes(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(arguments) == EXIT_USER_ERROR
     assert message in capsys.readouterr().err
+
+
+def test_tables_of_recipes_in_the_docs_are_what_their_commands_print(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Made of the ledgers, which are committed beside the page."""
+    root = Path(__file__).parents[2]
+    monkeypatch.chdir(root)
+    page = (root / "docs/results/README.md").read_text()
+    commands = re.findall(r"`python -m benchmarks recipe\s+--folders\s+([^`]+)`", page)
+    assert commands
+    for folders in commands:
+        options = argparse.Namespace(folders=[Path(name) for name in folders.split()])
+        assert recipe.run(options).text in page
