@@ -14,6 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
 from cola_train.config.schema import Config
+from cola_train.inference.prepare import Wrapping
 from cola_train.methods.base import build_method
 from cola_train.model import cpu
 from cola_train.model.attention import rotary_for
@@ -87,7 +88,8 @@ def count_block(
     """
     method = build_method(config, torch.device("cpu"))
     if kernels is not None:
-        method.ops = library(kernels, method.keep_wide)
+        ops = library(kernels, method.keep_wide)
+        method.ops = method.ops.over(ops) if isinstance(method.ops, Wrapping) else ops
     B, T = 1, config.train.sequence_length
     with FakeTensorMode():
         with default_dtype(dtype):
