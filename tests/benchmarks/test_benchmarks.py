@@ -20,7 +20,7 @@ from benchmarks.bare_config import MODELS, read_model
 from benchmarks.bigram import Bigram
 from cola_train import costs
 from cola_train.config.schema import Config
-from cola_train.errors import EXIT_USER_ERROR
+from cola_train.errors import EXIT_USER_ERROR, UserError
 
 SHAPE = ["model.n_layers=1", "model.d_model=64", "model.d_ff=96", "model.n_heads=2",
          "model.vocab_size=300", "data.vocab_size=300", "train.sequence_length=32"]  # fmt: skip
@@ -209,5 +209,16 @@ def test_tables_of_recipes_in_the_docs_are_what_their_commands_print(
     commands = re.findall(r"`python -m benchmarks recipe\s+--folders\s+([^`]+)`", page)
     assert commands
     for folders in commands:
-        options = argparse.Namespace(folders=[Path(name) for name in folders.split()])
+        options = argparse.Namespace(folders=[Path(name) for name in folders.split()], against=None)
         assert recipe.run(options).text in page
+
+
+def test_recipes_are_set_against_any_arm() -> None:
+    folder = Path(__file__).parents[2] / "docs/results/recipe-2m"
+    found = recipe.run(argparse.Namespace(folders=[folder], against="best-full")).figures
+    best, full = (found[arm][folder.name] for arm in ("best", "best-full"))
+    change = 100 * (best["perplexity"] / full["perplexity"] - 1)
+    assert best["percent"] == pytest.approx(change) and full["percent"] is None
+    assert best["low_percent"] < change < best["high_percent"]
+    with pytest.raises(UserError, match=r"against: .* has no arm nobody"):
+        recipe.run(argparse.Namespace(folders=[folder], against="nobody"))
