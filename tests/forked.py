@@ -6,6 +6,7 @@ signals to a process) starts its processes anew, by `helpers.start_python`.
 """
 
 import atexit
+import faulthandler
 import multiprocessing
 import os
 import runpy
@@ -92,6 +93,7 @@ def _run(
     for stream, path in ((sys.stdout, output), (sys.stderr, errors)):
         with path.open("ab") as file:
             os.dup2(file.fileno(), stream.fileno())
+    faulthandler.enable()  # a crash below Python leaves where it was, in `errors`
     code: object = 1
     try:
         if environment["PYTHONPATH"] != os.environ["PYTHONPATH"]:
