@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from cola_train.compare.ledger import append, read_ledger
-from cola_train.compare.measured import done_line, failed_line
+from cola_train.compare.measured import done_line, failed_line, of_member
 from cola_train.compare.members import Member, Members, finished
 from cola_train.errors import EXIT_STOPPED_BY_SIGNAL, UserError
 from cola_train.progress import say
@@ -109,11 +109,24 @@ class Journal:
 
     def enter_done(self, member: Member) -> bool:
         """If its run has ended well and the ledger does not know yet: a command that ran it was
-        killed. Raises as `enter`."""
+        killed; or another member was given the same, as where whole runs choose rates. Raises as
+        `enter`."""
+        if (same := self._given_the_same(member)) is not None:
+            self._enter(member, {**same, **of_member(member)})
+            return True
         if not is_done(run_folder(self.folder, member)):
             return False
         self._enter(member, line_of(self.folder, member, "done"))
         return True
+
+    def _given_the_same(self, member: Member) -> dict[str, Any] | None:
+        """The line of another that has ended well. Not of one that measured its speed, which has
+        no curve."""
+        for line in self.lines.values():
+            ended_well = line["state"] == "done" and line["phase"] != "speed"
+            if ended_well and line["key"] == member.key:
+                return line
+        return None
 
     def enter(self, member: Member, end: str, why: str = "") -> None:
         """A member's run has ended; arguments as of `line_of`.

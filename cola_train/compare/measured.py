@@ -25,7 +25,7 @@ NOT_SETTINGS = ("data.cache_dir", "data.workers", "data.verify", "model.name", "
 
 
 def failed_line(member: Member, folder: Path, why: str) -> dict[str, Any]:
-    return {**_of_member(member), "state": "failed", "why": why, **_where(read_facts(folder))}
+    return {**of_member(member), "state": "failed", "why": why, **_where(read_facts(folder))}
 
 
 def done_line(member: Member, folder: Path) -> dict[str, Any]:
@@ -46,7 +46,7 @@ def done_line(member: Member, folder: Path) -> dict[str, Any]:
         raise UserError(f"{folder / METRICS}: does not reach step {member.steps}")
     last, clock = validations[-1], Clock(steps)
     return {
-        **_of_member(member),
+        **of_member(member),
         "state": "done",
         "why": "",
         "steps": member.steps,
@@ -66,7 +66,7 @@ def done_line(member: Member, folder: Path) -> dict[str, Any]:
         "trained_parameters": costs.parameters(config, trained=True),
         "memory": planned_memory(config, facts),
         "peak_memory_bytes": max(line.get("peak_memory_bytes") or 0 for line in steps),
-        "settings": settings(config) if member.phase == "final" else {},
+        "settings": settings(config) if member.whole else {},
         "threads": facts.get("threads"),
         **_where(facts),
     }
@@ -127,7 +127,8 @@ def read_facts(folder: Path) -> dict[str, Any]:
     return facts if isinstance(facts, dict) else {}
 
 
-def _of_member(member: Member) -> dict[str, Any]:
+def of_member(member: Member) -> dict[str, Any]:
+    """What a line says of whose it is."""
     return {
         "member": member.name, "key": member.key, "arm": member.arm, "phase": member.phase,
         "lr": member.lr, "seed": member.seed, "words": list(member.given),

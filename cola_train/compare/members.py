@@ -30,7 +30,8 @@ ALWAYS = ("tracking=local", "tracking.progress=false", "evaluation.sample_tokens
 class Member:
     """One run.
 
-    given: what makes its result, by the plan. around: what else `cola-train` is told.
+    whole: as long as those that are compared. given: what makes its result, by the plan.
+    around: what else `cola-train` is told.
     """
 
     arm: str
@@ -38,6 +39,7 @@ class Member:
     lr: float | None  # of the grid
     seed: int
     steps: int
+    whole: bool
     flops: float  # of training, in all
     given: tuple[str, ...]
     around: tuple[str, ...]
@@ -133,14 +135,14 @@ class Members:
         return max(1, round(steps * step_seconds(of_base) / step_seconds(of_arm)))
 
     def _member(self, arm: str, phase: Phase, lr: float | None, seed: int, steps: int) -> Member:
-        whole = phase == "final"
+        whole = phase == "final" or (phase == "lr" and self.plan.lr_share == 1)
         every = f"evaluation.every={-(-steps // VALIDATIONS) if whole else 0}"
         around = (*ALWAYS, every, f"checkpoint.every={-(-steps // 4)}")
         given = [*self.plan.common, *self.plan.arms[arm], f"train.steps={steps}", f"seed={seed}"]
         if lr is not None:
             given.append(f"optim.lr={lr:g}")
         flops = steps * self.step_flops[arm]
-        return Member(arm, phase, lr, seed, steps, flops, tuple(given), around)
+        return Member(arm, phase, lr, seed, steps, whole, flops, tuple(given), around)
 
 
 def of_all_arms(plan: Plan, compose: Compose) -> dict[str, Config]:

@@ -20,8 +20,8 @@ CAPTIONS = {
     "figure_one": "After Figure 1 of the CoLA paper, from these runs. Left: what a token costs "
     "against the model's size (marks of the same place stand side by side). Right: the mean as a "
     "line, each seed as a dot.",
-    "rates": "After the short runs, one seed each. A ring marks the learning rate that was chosen, "
-    "a triangle a perplexity beyond the scale, a cross a run that failed.",
+    "rates": "After the runs that choose rates, one seed each. A ring marks the learning rate that "
+    "was chosen, a triangle a perplexity beyond the scale, a cross a run that failed.",
     "memory": "After Figure 3 of the CoLA paper: what each arm stores in training, as planned for "
     "one process.",
 }

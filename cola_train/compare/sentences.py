@@ -34,7 +34,7 @@ def design(summary: Summary) -> Iterator[str]:
         rates = ", ".join(f"{lr:g}" for lr in sorted(plan["lr"]))
         yield (
             f"Each arm's learning rate is the one of {rates} with the lowest validation loss after "
-            f"{100 * plan['lr_share']:g} % of a whole run's steps, with one seed."
+            f"{_horizon(plan['lr_share'])}, with one seed."
         )
     else:
         yield "Learning rates are those that the arms name; none was searched for."
@@ -45,6 +45,10 @@ def design(summary: Summary) -> Iterator[str]:
         )
     if not summary["finished"]:
         yield "This comparison is not finished: figures may change."
+
+
+def _horizon(share: float) -> str:
+    return "a whole run" if share == 1 else f"{100 * share:g} % of a whole run's steps"
 
 
 def _agreement(summary: Summary) -> str:

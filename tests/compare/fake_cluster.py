@@ -47,7 +47,8 @@ def clone(folder: Path) -> Path:
 
 def member(arm: str, phase: Any = "lr", seed: int = 0) -> Member:
     lr = 0.001 if phase == "lr" else None
-    return Member(arm, phase, lr, seed, 10, 1e9, (f"method={arm}", f"seed={seed}"), ("a=b c",))
+    given = (f"method={arm}", f"seed={seed}", f"optim.lr={lr or 0.002}")
+    return Member(arm, phase, lr, seed, 10, phase == "final", 1e9, given, ("a=b c",))
 
 
 class MadeUp:

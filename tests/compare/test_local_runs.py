@@ -9,10 +9,11 @@ import subprocess
 import sys
 import threading
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from fake_cluster import end, member, open_journal
+from fake_cluster import MadeUp, end, member, open_journal
 from helpers import wait_until
 
 from cola_train.compare import journal
@@ -134,6 +135,25 @@ def test_what_had_ended_when_the_command_was_killed_does_not_run_again(tmp_path)
         end(tmp_path, each)
     assert Local(tmp_path, 1, start).run(open_journal(tmp_path)) == 0
     assert len(states(tmp_path)) == 6 and set(states(tmp_path).values()) == {"done"}
+
+
+def test_what_another_member_was_given_does_not_run_again(tmp_path, monkeypatch):
+    """As where whole runs choose rates: the best one is the first seed too."""
+    first = replace(FULL, phase="final", lr=0.002)
+    known = [FULL, COLA, first]
+    monkeypatch.setattr(MadeUp, "known", lambda *_: known)
+    begun = []
+
+    def start(words: Sequence[str], log: Path) -> subprocess.Popen[bytes]:
+        begun.append(log.parent)
+        end(tmp_path, known[len(begun) - 1], *(["done", 0] if len(begun) == 1 else ["failed", 1]))
+        return shell("exit 0")
+
+    assert Local(tmp_path, 1, start).run(open_journal(tmp_path)) == 0
+    assert begun == [run_folder(tmp_path, each) for each in known[:2]]
+    lines = open_journal(tmp_path).lines
+    its_own = {"member": first.name, "phase": "final", "lr": 0.002, "words": list(first.given)}
+    assert lines[first.name] == {**lines[FULL.name], **its_own}
 
 
 def test_where_the_ledger_cannot_be_written_runs_save_and_end(tmp_path, monkeypatch):

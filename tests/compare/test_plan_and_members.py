@@ -158,6 +158,16 @@ def test_short_runs_choose_the_rate_of_the_whole_ones():
     assert {m.arm for m in played(members, none) if m.phase == "final"} == {"full"}
 
 
+def test_whole_runs_can_choose_the_rate_and_are_the_first_seed_then():
+    members = Members(plan(lr=[1e-3, 2e-3], lr_share=1), compose)
+    tried = {m.name: m for m in members.known({})}
+    assert {m.steps for m in tried.values()} == {1000}
+    final = {m.name: m for m in played(members, {"full+lr-0.002": 2.9}) if m.phase == "final"}
+    assert final["full+seed-0"].key == tried["full+lr-0.002"].key
+    assert final["full+seed-0"].words == tried["full+lr-0.002"].words  # its curve too
+    assert final["full+seed-1"].key not in {m.key for m in tried.values()}
+
+
 def test_an_arm_that_is_not_better_enough_is_dropped():
     whole = lambda drop, loss: {  # noqa: E731
         m.arm
