@@ -337,6 +337,7 @@ def facts(config: Config, device: torch.device) -> dict[str, Any]:
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "device": hardware.device_name(device),
+        "precision": hardware.precision_on(device, config.train.precision),
         "compiled": hardware.compiled_on(device, config),
         "torch": torch.__version__,
     }

@@ -68,6 +68,7 @@ def done_line(member: Member, folder: Path) -> dict[str, Any]:
         "peak_memory_bytes": max(line.get("peak_memory_bytes") or 0 for line in steps),
         "settings": settings(config) if member.whole else {},
         "threads": facts.get("threads"),
+        "precision": facts.get("precision"),
         **_where(facts),
     }
 

@@ -9,6 +9,7 @@ Summary = Mapping[str, Any]
 EDGE = "edge"  # learning rates at the grid's end
 DROPPED = "dropped"  # a state of an arm
 OTHER_TEXT = "other text"  # data have changed, or arms have their own
+OTHER_PRECISION = "other precision"  # machines differ
 
 
 def title(summary: Summary) -> str:
@@ -72,7 +73,7 @@ def _drop(drop: float, base: str) -> str:
 
 def findings(summary: Summary) -> Iterator[tuple[str, str]]:
     """(verdict, sentence) for each verdict that some arm has, best news first; then `OTHER_TEXT`,
-    `DROPPED` and `EDGE`."""
+    `OTHER_PRECISION`, `DROPPED` and `EDGE`."""
     base = summary["plan"]["baseline"]
     intros = {
         BETTER: f"Perplexity better than {base}'s, by the 95 % interval over seeds",
@@ -97,6 +98,15 @@ def findings(summary: Summary) -> Iterator[tuple[str, str]]:
             (
                 f"Not all validated on the text of {base} with its tokenizer, so that perplexities "
                 f"cannot be compared: {', '.join(others)}."
+            ),
+        )
+    others = [arm["name"] for arm in summary["arms"] if not arm["same_precision"]]
+    if others:
+        yield (
+            OTHER_PRECISION,
+            (
+                f"By train.precision=auto not all runs were in the precision of {base}'s, as they "
+                f"ran on other machines: {', '.join(others)}."
             ),
         )
     dropped = [arm["name"] for arm in summary["arms"] if arm["state"] == DROPPED]

@@ -83,6 +83,7 @@ def _arm(
         "curve": _curve(finals),
         "settings": finals[0]["settings"] if finals else {},
         "same_text": len(_texts(own) | _texts(runs[plan["baseline"]])) <= 1,
+        "same_precision": len(_precisions(finals) | _precisions(baseline)) <= 1,
     }
 
 
@@ -94,6 +95,12 @@ def _texts(lines: Sequence[Line]) -> set[float]:
     """Tokens by bytes of the validation text, which tell a text or a tokenizer from another."""
     known = [line for line in lines if line["state"] == "done" and line["bits_per_byte"]]
     return {round(line["bits_per_byte"] / line["val_loss"], 6) for line in known}
+
+
+def _precisions(finals: Sequence[Line]) -> set[str]:
+    """That machines have chosen: by `train.precision=auto`."""
+    chosen = [line for line in finals if line["settings"].get("train.precision") == "auto"]
+    return {line["precision"] for line in chosen if line.get("precision")}
 
 
 def _losses(finals: Sequence[Line]) -> dict[int, float]:

@@ -101,6 +101,18 @@ def test_arms_that_were_validated_on_another_text_are_named():
     assert dict(findings(summary(its_plan, lines)))["other text"].endswith(": wild.")
 
 
+def test_arms_that_a_machine_ran_in_another_precision_are_named():
+    its_plan = plan(["plain", "thin", "wild"])
+    lines = finished(its_plan)
+    for each in lines:
+        each["precision"] = "bf16"
+        each["settings"] |= {"train.precision": "auto"} if each["settings"] else {}
+    lines[-1]["precision"] = "fp32"
+    assert dict(findings(summary(its_plan, lines)))["other precision"].endswith(": wild.")
+    lines[-1]["settings"]["train.precision"] = "fp32"  # as was asked
+    assert "other precision" not in dict(findings(summary(its_plan, lines)))
+
+
 def test_states_are_said_while_members_are_missing_or_have_failed():
     its_plan = plan([*NAMES, "high"], drop=-0.1)
     lines = {of["member"]: of for of in finished(its_plan)}
