@@ -26,7 +26,7 @@ from cola_train.compare.plan import (
     write_plan,
 )
 from cola_train.compare.report import write_report
-from cola_train.compare.running import Local
+from cola_train.compare.running import Local, gpus
 from cola_train.compare.slurm import Slurm, read_arrays
 from cola_train.config.checks import CHECKS, OF_THE_CONFIG, load
 from cola_train.config.fields import (
@@ -149,7 +149,7 @@ def runner_of(options: CompareOptions) -> Local | Slurm:
             f"slurm: the jobs {jobs} have runs of {folder}; give slurm=true to go on with them. If "
             f"nothing of them is left in the queue, remove {folder}/slurm"
         )
-    return Local(folder, options.jobs or 1)
+    return Local(folder, options.jobs or 1, gpus=gpus())
 
 
 def refuse_to_change(options: CompareOptions, before: Plan | None, plan: Plan) -> None:

@@ -24,6 +24,7 @@ from cola_train.run.status import ATTEMPT, next_launch, read_record
 
 LOG = "log.txt"  # in a run's folder: what it said
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+VISIBLE = "CUDA_VISIBLE_DEVICES"
 RESTARTS = 3  # of a run that stops though nobody has told this command to
 
 
@@ -36,16 +37,31 @@ class Process(Protocol):
     def send_signal(self, number: int) -> None: ...
 
 
-def start(words: Sequence[str], log: Path) -> Process:
-    """`cola-train WORDS`, which adds what it says to the log."""
+def start(words: Sequence[str], log: Path, gpu: str | None) -> Process:
+    """`cola-train WORDS`, which adds what it says to the log. gpu: the only one it may use; None:
+    the usual ones."""
+    environment = dict(os.environ) if gpu is None else {**os.environ, VISIBLE: gpu}
     with log.open("ab") as file:
         return subprocess.Popen(
             [sys.executable, "-m", "cola_train", *words],
+            env=environment,
             stdin=subprocess.DEVNULL,
             stdout=file,
             stderr=file,
             start_new_session=True,  # a terminal's Ctrl-C comes by way of us
         )
+
+
+def gpus() -> list[str]:
+    """Those that this process may use, as `VISIBLE` names them. Asks the driver's own program:
+    torch takes seconds to import."""
+    if (given := os.environ.get(VISIBLE)) is not None:
+        return given.split(",")
+    ask = ["nvidia-smi", "--query-gpu=uuid", "--format=csv,noheader"]
+    with suppress(OSError, subprocess.SubprocessError):
+        answer = subprocess.run(ask, capture_output=True, text=True, timeout=60, check=True)
+        return answer.stdout.split()
+    return []
 
 
 @dataclass(frozen=True)
@@ -92,21 +108,26 @@ def noted_signals(noted: list[int]) -> Iterator[None]:
 class Going:
     """A member's run.
 
-    launch: the number of its start.
+    launch: the number of its start. gpu: that it was given.
     """
 
     member: Member
     process: Process
     launch: int
+    gpu: str | None = None
 
 
 @dataclass
 class Local:
-    """Runs on this machine, `jobs` at a time, each with its share of the cores."""
+    """Runs on this machine, `jobs` at a time, each with its share of the cores.
+
+    gpus: where there are several, each run has one, the least used.
+    """
 
     folder: Path
     jobs: int
-    start: Callable[[Sequence[str], Path], Process] = start
+    start: Callable[[Sequence[str], Path, str | None], Process] = start
+    gpus: Sequence[str] = ()
     signals: list[int] = field(default_factory=list)  # that have come
     going: list[Going] = field(default_factory=list)
     stops: dict[str, int] = field(default_factory=dict)  # by member: of its own accord
@@ -157,7 +178,14 @@ class Local:
         words = command(self.folder, member)
         if not any(word.lstrip("+").startswith("train.threads=") for word in words):
             words.append(f"train.threads={max(1, (os.cpu_count() or 1) // self.jobs)}")
-        return Going(member, self.start(words, run_dir / LOG), launch)
+        gpu = self._least_used_gpu()
+        return Going(member, self.start(words, run_dir / LOG, gpu), launch, gpu)
+
+    def _least_used_gpu(self) -> str | None:
+        if len(self.gpus) < 2:
+            return None
+        used = [run.gpu for run in self.going]
+        return min(self.gpus, key=used.count)
 
     def _has_ended(self, run: Going) -> bool:
         if run.process.poll() is None:

@@ -16,7 +16,7 @@ import pytest
 from fake_cluster import MadeUp, end, member, open_journal
 from helpers import wait_until
 
-from cola_train.compare import journal
+from cola_train.compare import journal, running
 from cola_train.compare.journal import run_folder
 from cola_train.compare.running import RESTARTS, Local, Orphan
 
@@ -36,7 +36,7 @@ def why(folder: Path, name: str) -> str:
 
 
 def test_a_killed_run_is_named_and_the_rest_go_on(tmp_path):
-    def start(words: Sequence[str], log: Path) -> subprocess.Popen[bytes]:
+    def start(words: Sequence[str], log: Path, _: str | None) -> subprocess.Popen[bytes]:
         if "method=full" in words:
             end(tmp_path, FULL, "running")
             return shell("kill -KILL $$")
@@ -57,7 +57,7 @@ def test_of_an_earlier_start_no_word_counts(tmp_path):
     for each in (FULL, COLA):
         end(tmp_path, each, "stopped", 75)
 
-    def start(words: Sequence[str], log: Path) -> subprocess.Popen[bytes]:
+    def start(words: Sequence[str], log: Path, _: str | None) -> subprocess.Popen[bytes]:
         log.write_text("No module named cola_train\n")
         return shell("exit 1")
 
@@ -68,7 +68,7 @@ def test_of_an_earlier_start_no_word_counts(tmp_path):
 def test_one_that_stops_again_and_again_is_left(tmp_path):
     started = []
 
-    def start(words: Sequence[str], log: Path) -> subprocess.Popen[bytes]:
+    def start(words: Sequence[str], log: Path, _: str | None) -> subprocess.Popen[bytes]:
         each = FULL if "method=full" in words else COLA
         started.append(each.name)
         end(tmp_path, each, "stopped", 75, launch=started.count(each.name))
@@ -84,7 +84,7 @@ def test_ctrl_c_lets_runs_save_and_a_second_one_does_not(tmp_path):
     begun, told = tmp_path / "begun", tmp_path / "told"
     before = signal.getsignal(signal.SIGINT)  # another test of this process may have left its own
 
-    def start(words: Sequence[str], log: Path) -> subprocess.Popen[bytes]:
+    def start(words: Sequence[str], log: Path, _: str | None) -> subprocess.Popen[bytes]:
         if "method=cola" in words:
             return shell("sleep 60")  # in the midst of its imports
         return shell(f"trap 'touch {told}' TERM; touch {begun}; while :; do sleep 0.05; done")
@@ -112,7 +112,7 @@ def test_a_run_left_over_is_waited_for(tmp_path):
     (run_dir / "attempt.json").write_text(json.dumps(claim))
     wait_until(lambda: Orphan.of(run_dir) is not None, "its program has begun")
 
-    def start(words: Sequence[str], log: Path) -> subprocess.Popen[bytes]:
+    def start(words: Sequence[str], log: Path, _: str | None) -> subprocess.Popen[bytes]:
         assert "method=full" not in words
         end(tmp_path, COLA, "failed", 1)
         end(tmp_path, FULL, "failed", 1, launch=3)
@@ -124,7 +124,7 @@ def test_a_run_left_over_is_waited_for(tmp_path):
 
 
 def test_what_had_ended_when_the_command_was_killed_does_not_run_again(tmp_path):
-    def start(words: Sequence[str], log: Path) -> subprocess.Popen[bytes]:
+    def start(words: Sequence[str], log: Path, _: str | None) -> subprocess.Popen[bytes]:
         raise AssertionError(words)
 
     for each in (
@@ -144,7 +144,7 @@ def test_what_another_member_was_given_does_not_run_again(tmp_path, monkeypatch)
     monkeypatch.setattr(MadeUp, "known", lambda *_: known)
     begun = []
 
-    def start(words: Sequence[str], log: Path) -> subprocess.Popen[bytes]:
+    def start(words: Sequence[str], log: Path, _: str | None) -> subprocess.Popen[bytes]:
         begun.append(log.parent)
         end(tmp_path, known[len(begun) - 1], *(["done", 0] if len(begun) == 1 else ["failed", 1]))
         return shell("exit 0")
@@ -156,10 +156,33 @@ def test_what_another_member_was_given_does_not_run_again(tmp_path, monkeypatch)
     assert lines[first.name] == {**lines[FULL.name], **its_own}
 
 
+def test_of_several_gpus_each_run_has_one(tmp_path, monkeypatch):
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    given = []
+    for name, says in (("nvidia-smi", "GPU-a; echo GPU-b"), ("python", "$CUDA_VISIBLE_DEVICES")):
+        (tmp_path / name).write_text(f"#!/bin/sh\necho {says}\n")
+        (tmp_path / name).chmod(0o755)
+
+    def start(words: Sequence[str], log: Path, gpu: str | None) -> subprocess.Popen[bytes]:
+        given.append(gpu)
+        end(tmp_path, FULL if "method=full" in words else COLA, "failed", 1)
+        return shell("sleep 0.3")
+
+    assert Local(tmp_path, 2, start, running.gpus()).run(open_journal(tmp_path)) == 0
+    assert given == ["GPU-a", "GPU-b"]
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
+    log = tmp_path / "log.txt"
+    running.start([], log, "GPU-b")
+    wait_until(lambda: log.read_text() == "GPU-b\n", "the program says its GPU")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3")
+    assert running.gpus() == ["3"]
+
+
 def test_where_the_ledger_cannot_be_written_runs_save_and_end(tmp_path, monkeypatch):
     saved = tmp_path / "saved"
 
-    def start(words: Sequence[str], log: Path) -> subprocess.Popen[bytes]:
+    def start(words: Sequence[str], log: Path, _: str | None) -> subprocess.Popen[bytes]:
         if "method=full" in words:
             end(tmp_path, FULL)
             return shell("exit 0")
