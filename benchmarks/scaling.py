@@ -173,7 +173,7 @@ def save(folder: str, way: str, saves: str) -> list[dict[str, Any]]:
     processes = distributed.world_size()
     config = make_config(
         [*WAYS[way], "model=60m", "data.vocab_size=32000", f"run_dir={folder}"],
-        {"train.precision": "bf16", "train.batch_size": "2", "train.micro_batch_size": "1"},
+        {"train.batch_size": "2", "train.micro_batch_size": "1"},
     )
     engine = build(config, distributed.device())
     batches = random_batches(config)[: 2 // processes]
