@@ -37,7 +37,7 @@ class Fork:
             os.kill(self.pid, number)
 
 
-def start(words: Sequence[str], log: Path) -> Fork:
+def start(words: Sequence[str], log: Path, _: str | None) -> Fork:
     pid = os.fork()
     if pid == 0:
         run(list(words), log)
