@@ -173,15 +173,15 @@ def moments(run: Run) -> Iterator[Moment]:
     of_state = run.weights if stage == 0 else [Weight((shard,))]
     state = FP32 * sum(map(run.optimizer_elements, of_state))
     fixed = {"weights": weight_bytes(run, zero, shard), "optimizer": state if state_here else 0}
-    between = {0: 0, 1: FP32 * P, 2: 0, 3: FP32 * shard if state_here else 0}[stage]
+    between = {0: 0, 1: FP32 * P if mixed else 0, 2: 0, 3: FP32 * shard if state_here else 0}[stage]
     # a GPU's buffer takes what is asked for, a CPU's what is written to it
     filled = min(zero.bucket, P) if run.on_cpu else zero.bucket
     buffer = {0: 0, 1: 0, 2: e * filled, 3: FP32 * filled}[stage]
     # a bucket, or a gradient too large for it, on its way: as fp32, and gloo's copy of it
-    # (stage 0's is of fixed size)
+    # (stage 0's is of fixed size, and is put together in the model's dtype first)
     moved = min(STAGE0_BUCKET if stage == 0 else max(zero.bucket, embedding), P)
     copies = 2 if stage == 3 and run.on_cpu and D > 1 else 1
-    reduced = {0: e + FP32, 1: FP32, 2: FP32, 3: FP32 * copies}[stage] * moved
+    reduced = {0: FP32 + (e if mixed else 0), 1: FP32, 2: FP32, 3: FP32 * copies}[stage] * moved
     kept, step = run.kept_bytes, run.workspace_bytes
 
     def gathered(block_in_use: int | None) -> int:
