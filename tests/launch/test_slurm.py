@@ -118,9 +118,13 @@ def test_time_limit(cluster, tiny, tmp_path, undisturbed):
     """USR1 before the limit: the run saves, goes back to the queue, and ends in its next turn."""
     run_dir = tmp_path / "run"
     common = [*tiny, f"train.steps={STEPS}", "checkpoint.every=0", f"run_dir={run_dir}"]
-    job = cluster.submit(*common, "train.stop_after=300", TIME=1, STOP_SECONDS=10)
+    job = cluster.submit(*common, "train.stop_after=300", TIME=10, STOP_SECONDS=10)
     wait_for_step(run_dir, 10)
     pause(attempt(run_dir)["pid"])
+    # the limit comes now, in 30 to 90 seconds, however long the start took
+    hours, minutes, seconds = map(int, cluster.job(job)["RunTime"].split(":"))
+    limit = 60 * hours + minutes + (seconds + 30) // 60 + 1
+    cluster.run(f"scontrol update JobId={job} TimeLimit={limit}")
     wait_until(lambda: cluster.job(job).get("Restarts") == "1", "a requeue")
     cluster.run(f"scontrol update JobId={job} TimeLimit=10")
     stopped = status(run_dir)

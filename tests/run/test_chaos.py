@@ -106,7 +106,7 @@ def test_ten_kills_in_one_run(tiny, tmp_path, record_property):
     choose.shuffle(targets)
     saving = set(choose.sample(range(10), 4))
     record_property("chaos", f"CHAOS_SEED={seed}")  # in the summary, see conftest.py
-    common = [*tiny, f"train.steps={STEPS}", "engine.timeout_seconds=20", "train.hang_seconds=20"]
+    common = [*tiny, f"train.steps={STEPS}", "engine.timeout_seconds=60", "train.hang_seconds=60"]
     run = DisturbedRun(common, tmp_path / "disturbed", tmp_path / "log")
     try:
         for i, (target, step) in enumerate(zip(targets, steps, strict=True)):
