@@ -244,18 +244,18 @@ def run_python(
     *arguments: str | Path,
     processes: int = 0,
     expect: int | None = 0,
-    seconds: float = 300,
+    seconds: float = 900,
     **options: Any,
 ) -> subprocess.CompletedProcess[str]:
-    """`python ARGUMENTS` to its end, with exit code `expect`; stdout and stderr apart. options: as
-    of `start_python`."""
+    """`python ARGUMENTS` to its end, with exit code `expect`; stdout and stderr apart. seconds: as
+    of `wait_until`. options: as of `start_python`."""
     process = start_python(*arguments, processes=processes, errors=subprocess.PIPE, **options)
     output, errors = finish(process, expect, seconds)
     return subprocess.CompletedProcess(process.args, process.returncode, output, errors)
 
 
 def finish(
-    process: subprocess.Popen[str], expect: int | None = 0, seconds: float = 300
+    process: subprocess.Popen[str], expect: int | None = 0, seconds: float = 900
 ) -> tuple[str, str]:
     """stdout and stderr of a process that must end with exit code `expect`; if it hangs, it ends
     here, with all that it has started."""
@@ -273,7 +273,7 @@ def run_forked(
     *arguments: str | Path,
     processes: int = 0,
     expect: int = 0,
-    seconds: float = 300,
+    seconds: float = 900,
     folder: Path = REPOSITORY,
     together: bool = False,
     **variables: str,

@@ -17,8 +17,7 @@ def worker(modes, place, tiny, tmp_path, processes):
     """Mode -> what engine_worker.py found; see there."""
     common = [*tiny, "train.micro_batch_size=2", f"run_dir={tmp_path / 'run'}"]
     torchrun = processes if processes > 1 else 0  # whose agent costs as much as a worker
-    options = {"processes": torchrun, "seconds": 900}  # they take 100, and 300 on a busy machine
-    return result_of_worker("engine_worker.py", modes, place, *common, **options)
+    return result_of_worker("engine_worker.py", modes, place, *common, processes=torchrun)
 
 
 @pytest.fixture(scope="module")
