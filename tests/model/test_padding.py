@@ -70,7 +70,8 @@ def test_training_does_not_depend_on_padding(variant):
         for module in model.modules():
             if isinstance(module, RMSNorm):
                 module.normalise = rms_norm  # ours for CPUs computes in fp32
-        optimizer = torch.optim.AdamW(model.parameters(), 1e-2, weight_decay=0.1)
+        # a large eps keeps Adam from amplifying the rounding of gradients near zero
+        optimizer = torch.optim.AdamW(model.parameters(), 1e-2, eps=1e-3, weight_decay=0.1)
         losses.append([])
         for step in range(25):
             (batch, *_) = micro_batches(step)
@@ -81,8 +82,7 @@ def test_training_does_not_depend_on_padding(variant):
             optimizer.step()
             optimizer.zero_grad()
             losses[-1].append(loss.item())
-    # rounding, through 25 steps of Adam, which divides by what is small
-    assert losses[0] == pytest.approx(losses[1], rel=0, abs=1e-10)
+    assert losses[0] == pytest.approx(losses[1], rel=0, abs=1e-12)
     assert losses[0][0] - losses[0][-1] != pytest.approx(0, abs=0.01)
     for name, padding in paddings(padded).items():
         stored = padded.get_parameter(name).detach()
