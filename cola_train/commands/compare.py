@@ -149,7 +149,8 @@ def runner_of(options: CompareOptions) -> Local | Slurm:
             f"slurm: the jobs {jobs} have runs of {folder}; give slurm=true to go on with them. If "
             f"nothing of them is left in the queue, remove {folder}/slurm"
         )
-    return Local(folder, options.jobs or 1, gpus=gpus())
+    at_once = options.jobs or 1
+    return Local(folder, at_once, gpus=gpus() if at_once > 1 else ())
 
 
 def refuse_to_change(options: CompareOptions, before: Plan | None, plan: Plan) -> None:

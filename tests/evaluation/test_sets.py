@@ -43,7 +43,7 @@ def test_each_set_has_a_loss_and_the_run_is_as_without(tiny, tmp_path, two_sets,
     sets = json.loads(capsys.readouterr().out)["sets"]
     by_run = {key: loss for key, loss in found[-1].items() if "/" in key}
     by_command = {f"val_loss/{name}": of["loss"] for name, of in sets.items()}
-    assert by_command == pytest.approx(by_run, rel=1e-6)  # it has all cores, the run one: rounding
+    assert by_command == pytest.approx(by_run, rel=1e-6)  # loaded anew: rounding
     # started again from its own file, it only reports
     assert exit_code_of([str(tmp_path / "run" / "config.yaml"), "tracking.wandb=disabled"]) == 0
     assert validations(tmp_path / "run") == found
